@@ -1,0 +1,103 @@
+//! Files that others may rely on: written whole or not at all, known by their SHA-256, the same bits for the same content.
+pub mod atomic;
+mod tensors;
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::cli::{Coded, exit};
+
+pub use tensors::to_safetensors;
+
+/// Why a file could not be written or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArtifactError {
+    /// The file could not be written whole; whatever lay there before is untouched.
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        /// The file that was to be there.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file could not be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The path ends in no file name.
+    #[error("`{}` does not name a file", path.display())]
+    NoName {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// The tensors do not make a safetensors file.
+    #[error("cannot write tensors as safetensors")]
+    Tensors {
+        /// What the format does not allow.
+        source: safetensors::SafeTensorError,
+    },
+}
+
+impl Coded for ArtifactError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Write { source, .. } | Self::Read { source, .. } => source.exit_code(),
+            Self::NoName { .. } => exit::USAGE,
+            Self::Tensors { .. } => exit::BUG,
+        }
+    }
+}
+
+/// The SHA-256 of some bytes, 64 lower-case hexadecimal digits.
+///
+/// ```
+/// let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+/// assert_eq!(bb_core::artifact::sha256_hex(b""), empty);
+/// ```
+pub fn sha256_hex(bytes: impl AsRef<[u8]>) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// The SHA-256 of a file, read in pieces, 64 lower-case hexadecimal digits.
+pub fn sha256_file(path: impl AsRef<Path>) -> Result<String, ArtifactError> {
+    Ok(measure(path.as_ref())?.1)
+}
+
+/// The length in bytes and the SHA-256 of a file, from one pass.
+pub(crate) fn measure(path: &Path) -> Result<(u64, String), ArtifactError> {
+    let fail = |source| ArtifactError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = fs_err::File::open(path).map_err(fail)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    let mut length = 0;
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok((length, hex(&hash.finalize()))),
+            Ok(n) => {
+                hash.update(&buffer[..n]);
+                length += n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(fail(error)),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
+}

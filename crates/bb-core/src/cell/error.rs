@@ -1,0 +1,193 @@
+//! Every way in which a cell can fail.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::SCHEMA;
+use crate::artifact::ArtifactError;
+use crate::cli::{Coded, exit};
+
+/// Why a cell could not be opened, worked on or loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CellError {
+    /// A name in the specification cannot be part of a path.
+    #[error("`{field}` is `{found}`, expected letters, digits, `.`, `_` and `-`")]
+    Name {
+        /// The field of the specification.
+        field: &'static str,
+        /// What stands there.
+        found: String,
+    },
+    /// A file or folder could not be used.
+    #[error("cannot access `{}`", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file could not be written or read.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// Another process works on the cell.
+    #[error("`{}` is locked by {}", path.display(), holder.map_or("another process".to_owned(), |id| format!("process {id}")))]
+    Locked {
+        /// The folder of the cell.
+        path: PathBuf,
+        /// The process, where it could be found out.
+        holder: Option<u32>,
+    },
+    /// There is no cell at this place.
+    #[error("`{}` is neither the folder of a cell nor its `manifest.json`", path.display())]
+    NoCell {
+        /// The place.
+        path: PathBuf,
+    },
+    /// The folder has no manifest.
+    #[error("`{}` has no `manifest.json`, so it is not a complete cell", path.display())]
+    Incomplete {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The manifest is longer than any that is written.
+    #[error("`{}` has {bytes} bytes, expected at most {limit}", path.display())]
+    TooLong {
+        /// The manifest.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+        /// The greatest length.
+        limit: u64,
+    },
+    /// The manifest is not what a manifest should be.
+    #[error("`{}` is not a valid manifest{}", path.display(), at(field))]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// The place within it, empty for the whole.
+        field: String,
+        /// What is wrong there.
+        source: serde_json::Error,
+    },
+    /// The manifest has been written by another version.
+    #[error("`{}` has schema {found}, expected {SCHEMA}", path.display())]
+    Schema {
+        /// The manifest.
+        path: PathBuf,
+        /// Its schema.
+        found: u64,
+    },
+    /// The id does not follow from what the cell is a result of.
+    #[error("`{}` has id `{found}`, expected `{expected}`", path.display())]
+    Id {
+        /// The manifest.
+        path: PathBuf,
+        /// The id that follows.
+        expected: String,
+        /// The id that stands there.
+        found: String,
+    },
+    /// A file name leads out of the cell, or cannot be one everywhere.
+    #[error("`{name}` is not the name of a file within the cell `{}`", path.display())]
+    FileName {
+        /// The folder of the cell.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// A file name that the cell needs for itself.
+    #[error("`{name}` is a name that the cell `{}` uses itself", path.display())]
+    Reserved {
+        /// The folder of the cell.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// A line that is more than one.
+    #[error("a line for `{}` has a line break within", path.display())]
+    LineBreak {
+        /// The file it was for.
+        path: PathBuf,
+    },
+    /// A listed file is not there.
+    #[error("`{}` is listed in the manifest but missing", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Something in the cell is neither file nor folder, or one in place of the other.
+    #[error("`{}` is not a plain file", path.display())]
+    NotAFile {
+        /// What it is about.
+        path: PathBuf,
+    },
+    /// A listed file has another length.
+    #[error("`{}` has {found} bytes, expected {expected}", path.display())]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// The length in the manifest.
+        expected: u64,
+        /// The length of the file.
+        found: u64,
+    },
+    /// A listed file has another content.
+    #[error("`{}` has sha256 `{found}`, expected `{expected}`", path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// The digest in the manifest.
+        expected: String,
+        /// The digest of the file.
+        found: String,
+    },
+}
+
+impl CellError {
+    pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+}
+
+impl Coded for CellError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Locked { .. } => exit::TRY_AGAIN,
+            Self::Name { .. } => exit::USAGE,
+            Self::Io { source, .. } => source.exit_code(),
+            Self::Artifact(error) => error.exit_code(),
+            // The program chooses these names and lines itself.
+            Self::Reserved { .. } | Self::LineBreak { .. } => exit::BUG,
+            _ => exit::INPUT,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Locked { .. } => "wait for that process, or choose another output folder",
+            Self::Incomplete { .. } => "run the command that makes this cell again, and it resumes",
+            Self::Schema { .. } => "make the cell again with this version",
+            Self::TooLong { .. }
+            | Self::Manifest { .. }
+            | Self::Id { .. }
+            | Self::Missing { .. }
+            | Self::NotAFile { .. }
+            | Self::Length { .. }
+            | Self::Digest { .. } => {
+                "the cell was changed after it was complete; remove its folder to have it made again"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+fn at(field: &str) -> String {
+    if matches!(field, "" | ".") {
+        String::new()
+    } else {
+        format!(" at `{field}`")
+    }
+}

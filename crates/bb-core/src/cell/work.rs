@@ -1,0 +1,317 @@
+//! Cells on their way: locked, resumable, and complete with one last rename.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use serde_json::Value;
+
+use super::{
+    CKPT, Cell, CellError, CellSpec, ENV, FileEntry, LOCK, LOG, MANIFEST, Manifest, stays_within,
+};
+use crate::artifact::{self, atomic};
+
+/// What is to be done about a cell.
+#[derive(Debug)]
+pub enum Opened {
+    /// Nothing: it is complete, and its files have been verified.
+    Complete(Box<Cell>),
+    /// It is to be begun or resumed.
+    Work(Box<Work>),
+}
+
+/// Opens the cell of `spec` below the folder `out`, which is made if need be.
+///
+/// # Errors
+/// [`CellError::Locked`] if another process works on it. A complete cell that does not verify is an error that says
+/// what is wrong with which file; it is never computed again in silence.
+pub fn open(out: &Path, spec: &CellSpec) -> Result<Opened, CellError> {
+    spec.check_names()?;
+    let dir = spec.dir(out);
+    if let Some(cell) = complete(&dir, spec)? {
+        // A run killed right after its last rename has left this behind; whoever holds the lock clears up itself.
+        if dir.join(CKPT).exists()
+            && let Ok(_lock) = lock(&dir)
+        {
+            remove_checkpoints(&dir);
+        }
+        return Ok(Opened::Complete(Box::new(cell)));
+    }
+    fs_err::create_dir_all(&dir).map_err(CellError::io(&dir))?;
+    let lock = lock(&dir)?;
+    // The process that held the lock until now may have finished.
+    if let Some(cell) = complete(&dir, spec)? {
+        return Ok(Opened::Complete(Box::new(cell)));
+    }
+    remove_temporaries(&dir)?;
+    Ok(Opened::Work(Box::new(Work {
+        dir,
+        spec: spec.clone(),
+        _lock: lock,
+    })))
+}
+
+/// A cell that this process alone may write to, until the value is dropped.
+///
+/// Names of files are relative to the cell, with `/` between the parts; folders are made when they are needed.
+#[derive(Debug)]
+pub struct Work {
+    dir: PathBuf,
+    spec: CellSpec,
+    _lock: Lock,
+}
+
+impl Work {
+    /// The folder. Whatever lies in its sub-folder [`CKPT`] is removed when the cell is complete.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the cell is to be a result of.
+    pub fn spec(&self) -> &CellSpec {
+        &self.spec
+    }
+
+    /// Writes a file whole, in place of any that is there.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), CellError> {
+        Ok(atomic::write(self.prepare(name)?, bytes)?)
+    }
+
+    /// Adds a line to a file, which is made if need be.
+    ///
+    /// This is quick and does not wait for the disk, so a crash may cost the last lines and leave half a one. Half a
+    /// line at the end of the file is removed here and in [`truncate_lines`](Self::truncate_lines).
+    pub fn append_line(&self, name: &str, line: &str) -> Result<(), CellError> {
+        let path = self.prepare(name)?;
+        if line.contains('\n') {
+            return Err(CellError::LineBreak { path });
+        }
+        append(&path, line).map_err(CellError::io(&path))
+    }
+
+    /// Removes every line for which `keep` says no, on resuming those that were written after the checkpoint.
+    ///
+    /// Half a line at the end goes too, and so does a line that is not UTF-8. A file that is absent stays so.
+    pub fn truncate_lines(
+        &self,
+        name: &str,
+        mut keep: impl FnMut(&str) -> bool,
+    ) -> Result<(), CellError> {
+        let path = self.prepare(name)?;
+        let old = match fs_err::read(&path) {
+            Ok(old) => old,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(CellError::io(&path)(error)),
+        };
+        let mut new = Vec::with_capacity(old.len());
+        for line in old.split_inclusive(|&byte| byte == b'\n') {
+            let text = line.strip_suffix(b"\n").map(str::from_utf8);
+            if let Some(Ok(text)) = text
+                && keep(text)
+            {
+                new.extend_from_slice(line);
+            }
+        }
+        if new != old {
+            atomic::write(&path, new)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the cell complete: lists every file with its length and digest, writes the manifest and removes [`CKPT`].
+    ///
+    /// Left out of the list are [`ENV`] and [`LOG`], whose content differs from run to run. A run that was killed within
+    /// may call this again.
+    pub fn finish(self, results: Value) -> Result<Cell, CellError> {
+        let mut files = BTreeMap::new();
+        list(&self.dir, "", &mut files)?;
+        let manifest = Manifest::new(&self.spec, files, results);
+        atomic::write(self.dir.join(MANIFEST), manifest.to_text())?;
+        // Only now: without them a run that is killed before the manifest is there would begin anew.
+        remove_checkpoints(&self.dir);
+        Ok(Cell {
+            dir: self.dir,
+            manifest,
+        })
+    }
+
+    /// The path of a file, with its folder made.
+    fn prepare(&self, name: &str) -> Result<PathBuf, CellError> {
+        let (dir, name) = (self.dir.clone(), name.to_owned());
+        if !stays_within(&name) {
+            return Err(CellError::FileName { path: dir, name });
+        }
+        let temporary = |part| atomic::is_temporary(OsStr::new(part));
+        if [LOCK, MANIFEST, CKPT].contains(&&*name) || name.split('/').any(temporary) {
+            return Err(CellError::Reserved { path: dir, name });
+        }
+        let path = dir.join(name);
+        if let Some(folder) = path.parent() {
+            fs_err::create_dir_all(folder).map_err(CellError::io(folder))?;
+        }
+        Ok(path)
+    }
+}
+
+/// The cell in this folder, verified, if it has a manifest.
+fn complete(dir: &Path, spec: &CellSpec) -> Result<Option<Cell>, CellError> {
+    let path = dir.join(MANIFEST);
+    if !path.try_exists().map_err(CellError::io(&path))? {
+        return Ok(None);
+    }
+    let cell = Cell::load(dir)?;
+    let expected = spec.id();
+    if cell.manifest.id != expected {
+        return Err(CellError::Id {
+            path,
+            expected,
+            found: cell.manifest.id,
+        });
+    }
+    Ok(Some(cell))
+}
+
+/// A lock that is held.
+#[derive(Debug)]
+struct Lock(fs_err::File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file would do, but for a child process that has just been forked off and still has a copy.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// Takes the lock of a cell without waiting for it.
+///
+/// The file stays when the lock is released: if it were removed, a third process could lock a new file of that name
+/// while a second one gets the old.
+fn lock(dir: &Path) -> Result<Lock, CellError> {
+    let path = dir.join(LOCK);
+    let io = CellError::io(&path);
+    let file = fs_err::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
+    let mut file = match file {
+        Ok(file) => file,
+        Err(error) => return Err(io(error)),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            // Only for the message: the holder may not have written its number yet.
+            let read = file.take(20).read_to_string(&mut holder);
+            return Err(CellError::Locked {
+                path: dir.to_owned(),
+                holder: read.ok().and_then(|_| holder.trim().parse().ok()),
+            });
+        }
+        Err(error) => return Err(io(error.into())),
+    }
+    let note = file
+        .set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    match note {
+        Ok(()) => Ok(Lock(file)),
+        Err(error) => Err(io(error)),
+    }
+}
+
+/// Best effort: what stays is removed when the cell is opened again, and harms nobody until then.
+fn remove_checkpoints(dir: &Path) {
+    let _ = fs_err::remove_dir_all(dir.join(CKPT));
+}
+
+/// Removes what a killed process has left half written.
+fn remove_temporaries(dir: &Path) -> Result<(), CellError> {
+    for (path, kind) in entries(dir)? {
+        if kind.is_dir() {
+            remove_temporaries(&path)?;
+        } else if path.file_name().is_some_and(atomic::is_temporary) {
+            fs_err::remove_file(&path).map_err(CellError::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Brings all files below `dir` that belong to the manifest to the disk, and lists them under names that begin with
+/// `prefix`.
+fn list(
+    dir: &Path,
+    prefix: &str,
+    files: &mut BTreeMap<String, FileEntry>,
+) -> Result<(), CellError> {
+    for (path, kind) in entries(dir)? {
+        let Some(part) = path.file_name() else {
+            continue;
+        };
+        let part = match part.to_str() {
+            Some(part) if stays_within(part) => part,
+            _ => {
+                return Err(CellError::FileName {
+                    path: dir.to_owned(),
+                    name: part.to_string_lossy().into_owned(),
+                });
+            }
+        };
+        let skipped = prefix.is_empty() && matches!(part, MANIFEST | LOCK | CKPT | ENV | LOG);
+        if skipped || atomic::is_temporary(OsStr::new(part)) {
+            continue;
+        }
+        let name = format!("{prefix}{part}");
+        if kind.is_dir() {
+            list(&path, &format!("{name}/"), files)?;
+        } else if kind.is_file() {
+            // Lines were added without waiting for the disk, and the manifest must not be there before them.
+            atomic::sync(&path).map_err(CellError::io(&path))?;
+            let (bytes, sha256) = artifact::measure(&path)?;
+            files.insert(name, FileEntry { bytes, sha256 });
+        } else {
+            return Err(CellError::NotAFile { path });
+        }
+    }
+    atomic::sync(dir).map_err(CellError::io(dir))
+}
+
+/// What lies in a folder, sorted by path; links are not followed.
+fn entries(dir: &Path) -> Result<Vec<(PathBuf, std::fs::FileType)>, CellError> {
+    let read = || -> io::Result<Vec<_>> {
+        fs_err::read_dir(dir)?
+            .map(|entry| {
+                let entry = entry?;
+                Ok((entry.path(), entry.file_type()?))
+            })
+            .collect()
+    };
+    let mut found = read().map_err(CellError::io(dir))?;
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(found)
+}
+
+fn append(path: &Path, line: &str) -> io::Result<()> {
+    let mut file = fs_err::OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .open(path)?;
+    if file.seek(SeekFrom::End(0))? > 0 {
+        let mut last = [0];
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+        if last != *b"\n" {
+            let mut whole = Vec::new();
+            file.seek(SeekFrom::Start(0))?;
+            file.read_to_end(&mut whole)?;
+            let end = whole.iter().rposition(|&byte| byte == b'\n');
+            file.set_len(end.map_or(0, |end| end as u64 + 1))?;
+        }
+    }
+    file.write_all(format!("{line}\n").as_bytes())
+}

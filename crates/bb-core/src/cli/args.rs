@@ -1,0 +1,112 @@
+//! The options that the binaries share.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::Device;
+use crate::settings::{Layers, SettingsError};
+
+/// Dataset of an attack that names none.
+pub const DEFAULT_DATASET: &str = "cifar10";
+/// Architecture of an attack that names none.
+pub const DEFAULT_ARCH: &str = "preactresnet18";
+/// Width of an attack that names none: that of the published models.
+pub const DEFAULT_WIDTH: usize = 64;
+
+/// Where to compute, read and write. Nothing here changes a result.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Machine")]
+pub struct HostArgs {
+    /// Folder with the datasets
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Folder for the results
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub out: PathBuf,
+    /// Where to compute: auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Number of threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub threads: Option<NonZeroUsize>,
+    /// No progress and no log lines, only warnings and errors
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// What to run: the options of one attack or one defense.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Dataset [default: cifar10 for an attack, that of the model for a defense]
+    #[arg(long, value_name = "ID")]
+    pub dataset: Option<String>,
+    /// Architecture [default: preactresnet18 for an attack, that of the model for a defense]
+    #[arg(long, value_name = "ID")]
+    pub arch: Option<String>,
+    /// Channels of the first stage [default: 64 for an attack, that of the model for a defense]
+    #[arg(long, value_name = "N")]
+    pub width: Option<usize>,
+    /// Settings file, over the recipe of the dataset; may be repeated
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// One setting, over the files; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Print every setting with its origin, and stop
+    #[arg(long)]
+    pub show_config: bool,
+    /// Where to compute, read and write.
+    #[command(flatten)]
+    pub host: HostArgs,
+}
+
+impl RunArgs {
+    /// The dataset, for an attack.
+    pub fn dataset(&self) -> &str {
+        self.dataset.as_deref().unwrap_or(DEFAULT_DATASET)
+    }
+
+    /// The architecture, for an attack.
+    pub fn arch(&self) -> &str {
+        self.arch.as_deref().unwrap_or(DEFAULT_ARCH)
+    }
+
+    /// The width, for an attack.
+    pub fn width(&self) -> usize {
+        self.width.unwrap_or(DEFAULT_WIDTH)
+    }
+
+    /// All layers in their order: `defaults`, `recipe` (path in the repository and text), `-c`, `--set`.
+    pub fn layers(
+        &self,
+        defaults: &impl Serialize,
+        recipe: Option<(&str, &str)>,
+    ) -> Result<Layers, SettingsError> {
+        let mut layers = Layers::new(defaults);
+        if let Some((path, text)) = recipe {
+            layers = layers.toml_text(path, text)?;
+        }
+        for path in &self.config {
+            layers = layers.file(path)?;
+        }
+        for assignment in &self.set {
+            layers = layers.set(assignment)?;
+        }
+        Ok(layers)
+    }
+}
+
+/// A number of threads that a machine can have.
+fn threads(text: &str) -> Result<NonZeroUsize, &'static str> {
+    const MOST: usize = 1024;
+    match text.parse::<NonZeroUsize>() {
+        Ok(threads) if threads.get() <= MOST => Ok(threads),
+        _ => Err("expected a number from 1 to 1024"),
+    }
+}

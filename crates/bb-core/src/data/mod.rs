@@ -1,0 +1,203 @@
+//! Datasets: from files of several kinds to 8-bit images in memory, all of them alike.
+//!
+//! The decision embodied here: everything is decoded once to u8 pixels of one size, and nothing downstream ever sees a
+//! file format.
+//! Triggers are put on these pixels, and the transforms of training (crop, mirror, normalisation) belong to the
+//! assembly of batches, so this module only carries their constants in [`DatasetSpec`].
+//!
+//! | id | from |
+//! |---|---|
+//! | `cifar10` | Parquet shards, the official binary batches, or the hub (`--data hub`) |
+//! | `cifar100`, `gtsrb`, `tiny` | Parquet shards as on the Hugging Face hub |
+//! | `folder` | `train/<class>/*.png` and `test/<class>/*.png` (also jpg, jpeg; also `val/`) |
+//! | `synthetic` | nothing: made by the program |
+//!
+//! Parquet files are looked for in the folder given, in its sub-folder named after the dataset, and in the
+//! sub-folders `plain_text`, `data` and `default` of both.
+//! Each has one image per row: an `img` or `image` column `struct<bytes, path>` with PNG or JPEG files, and an integer
+//! column `label` or `fine_label`.
+//! Subsets are welcome: no number of rows is expected.
+use std::path::{Path, PathBuf};
+
+mod binary;
+mod cache;
+mod decode;
+mod error;
+mod folder;
+#[cfg(feature = "hub")]
+mod hub;
+mod images;
+mod locate;
+pub mod resize;
+mod shards;
+mod spec;
+mod synthetic;
+
+pub use decode::ImageFault;
+pub use error::DataError;
+pub use images::{Images, Split};
+pub use spec::{DATASETS, DatasetSpec, spec};
+
+use crate::artifact::sha256_hex;
+use cache::{Digested, Key};
+
+/// A reader of the files of one split, whole or as many rows as are enough.
+type Read = fn(&[PathBuf], &DatasetSpec, Option<usize>) -> Result<Split, DataError>;
+
+/// The word that stands for the Hugging Face hub where a folder is expected.
+const HUB: &str = "hub";
+
+/// A decoded dataset.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// Its constants; for `folder` with the number of classes and the size found.
+    pub spec: DatasetSpec,
+    /// The images to train on.
+    pub train: Split,
+    /// The images to measure on.
+    pub test: Split,
+    /// SHA-256 over the pixels and labels of both splits, in hexadecimal: equal for equal content, wherever it came
+    /// from.
+    pub digest: String,
+}
+
+/// How to open a dataset.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Folder for decoded images; without one, images are decoded at each opening and kept in memory.
+    pub cache_dir: Option<PathBuf>,
+    /// Use the first images of the train split only; for `synthetic`, the number to make.
+    pub train_limit: Option<usize>,
+    /// Use the first images of the test split only; for `synthetic`, the number to make.
+    pub test_limit: Option<usize>,
+    /// Seed of `synthetic`; the others do not depend on it.
+    pub seed: u64,
+}
+
+/// Opens the dataset `id` whose files lie below `root`.
+///
+/// `root` is the folder that holds the dataset's folder, or that folder itself; the word `hub` stands for a download
+/// (`cifar10` only); `synthetic` ignores it.
+///
+/// # Errors
+/// Whatever is wrong with the files, see [`DataError`]; a split without images is an error, too.
+pub fn open(id: &str, root: Option<&Path>, opts: &OpenOptions) -> Result<Dataset, DataError> {
+    let spec = spec(id)?;
+    if spec.id == "synthetic" {
+        let train = opts.train_limit.unwrap_or(synthetic::TRAIN);
+        let test = opts.test_limit.unwrap_or(synthetic::TEST);
+        return finish(
+            spec.clone(),
+            Digested::new(synthetic::split(spec, opts.seed, "train", train)?),
+            Digested::new(synthetic::split(spec, opts.seed, "test", test)?),
+        );
+    }
+    let root = root.ok_or(DataError::NoRoot { id: spec.id })?;
+    if spec.id == "folder" {
+        return open_folder(spec, root, opts);
+    }
+    if root == Path::new(HUB) {
+        return open_hub(spec, opts);
+    }
+    let (read, train, test): (Read, _, _) = match locate::find(spec, root)? {
+        locate::Files::Parquet { train, test } => (shards::read, train, test),
+        locate::Files::Binary { train, test } => (binary::read, train, test),
+    };
+    let open = |split, files: &[PathBuf], limit| {
+        let key = Key {
+            spec,
+            split,
+            place: files[0].parent().unwrap_or(root),
+            sources: files,
+        };
+        cache::open(opts.cache_dir.as_deref(), &key, limit, |enough| {
+            read(files, spec, enough)
+        })
+    };
+    let train = open("train", &train, opts.train_limit)?;
+    let test = open("test", &test, opts.test_limit)?;
+    finish(spec.clone(), train, test)
+}
+
+fn open_folder(
+    spec: &'static DatasetSpec,
+    root: &Path,
+    opts: &OpenOptions,
+) -> Result<Dataset, DataError> {
+    let layout = folder::list(spec, root)?;
+    let (height, width) = folder::size(&layout)?;
+    let spec = DatasetSpec {
+        classes: layout.classes,
+        height,
+        width,
+        ..spec.clone()
+    };
+    let open = |split, listing: &folder::Listing, limit| {
+        let key = Key {
+            spec: &spec,
+            split,
+            place: root,
+            sources: &listing.files,
+        };
+        cache::open(opts.cache_dir.as_deref(), &key, limit, |enough| {
+            folder::load(listing, height, width, enough)
+        })
+    };
+    let train = open("train", &layout.train, opts.train_limit)?;
+    let test = open("test", &layout.test, opts.test_limit)?;
+    finish(spec, train, test)
+}
+
+/// Opens what the hub has; its loader delivers both splits at once and is called at most once.
+#[cfg(feature = "hub")]
+fn open_hub(spec: &'static DatasetSpec, opts: &OpenOptions) -> Result<Dataset, DataError> {
+    if spec.id != "cifar10" {
+        return Err(DataError::NotOnHub { id: spec.id });
+    }
+    let both = std::cell::OnceCell::new();
+    let fetch = || -> Result<(Split, Split), DataError> {
+        if both.get().is_none() {
+            both.set(hub::fetch(spec)?)
+                .expect("it was empty a line ago");
+        }
+        Ok(both.get().cloned().expect("it was filled above"))
+    };
+    let open = |split, limit, pick: fn((Split, Split)) -> Split| {
+        // Without source files the key never changes: what was once fetched stays.
+        let key = Key {
+            spec,
+            split,
+            place: Path::new(HUB),
+            sources: &[],
+        };
+        cache::open(opts.cache_dir.as_deref(), &key, limit, |_| {
+            fetch().map(pick)
+        })
+    };
+    let train = open("train", opts.train_limit, |both| both.0)?;
+    let test = open("test", opts.test_limit, |both| both.1)?;
+    finish(spec.clone(), train, test)
+}
+
+#[cfg(not(feature = "hub"))]
+fn open_hub(spec: &'static DatasetSpec, _: &OpenOptions) -> Result<Dataset, DataError> {
+    if spec.id != "cifar10" {
+        return Err(DataError::NotOnHub { id: spec.id });
+    }
+    Err(DataError::FeatureOff)
+}
+
+fn finish(spec: DatasetSpec, train: Digested, test: Digested) -> Result<Dataset, DataError> {
+    for (split, side) in [("train", &train), ("test", &test)] {
+        if side.split.is_empty() {
+            return Err(DataError::EmptySplit { id: spec.id, split });
+        }
+    }
+    let digest = [b"bb-dataset-1".as_slice(), &train.digest, &test.digest].concat();
+    Ok(Dataset {
+        spec,
+        train: train.split,
+        test: test.split,
+        digest: sha256_hex(digest),
+    })
+}

@@ -1,0 +1,402 @@
+//! Reading images and labels from Parquet files laid out as on the Hugging Face hub.
+//!
+//! The column readers are used directly: going through records or Arrow would copy every image once more.
+//! Rows are read in batches, and each batch is decoded on all threads.
+
+use std::path::{Path, PathBuf};
+
+use parquet::basic::Type;
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::data_type::{ByteArray, DataType, Int32Type, Int64Type};
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use parquet::schema::types::ColumnDescriptor;
+use rayon::prelude::*;
+
+use super::images::{CHANNELS, Images, Split};
+use super::{DataError, DatasetSpec, decode};
+
+/// Rows decoded at a time: enough for all threads, little memory.
+const BATCH: usize = 2048;
+/// Names of the image column, a `struct<bytes, path>`.
+const IMAGE: [&str; 2] = ["img", "image"];
+/// Names of the label column, the finest first: CIFAR-100 has coarse labels too.
+const LABEL: [&str; 2] = ["fine_label", "label"];
+
+/// Reads all rows of `files`, one after the other, or the first `limit`.
+pub(super) fn read(
+    files: &[PathBuf],
+    spec: &DatasetSpec,
+    limit: Option<usize>,
+) -> Result<Split, DataError> {
+    let mut sink = Sink {
+        spec,
+        limit: limit.unwrap_or(usize::MAX),
+        pixels: Vec::new(),
+        labels: Vec::new(),
+    };
+    for path in files {
+        Shard::open(path, spec)?.read_into(&mut sink)?;
+    }
+    let images = Images::new(sink.labels.len(), spec.height, spec.width, sink.pixels)?;
+    Ok(Split {
+        images,
+        labels: sink.labels.into(),
+    })
+}
+
+/// What has been read so far.
+struct Sink<'a> {
+    spec: &'a DatasetSpec,
+    limit: usize,
+    pixels: Vec<u8>,
+    labels: Vec<u32>,
+}
+
+impl Sink<'_> {
+    fn wanted(&self) -> usize {
+        BATCH.min(self.limit - self.labels.len())
+    }
+
+    /// Checks and decodes one batch whose first row is `row` of the file.
+    fn push(
+        &mut self,
+        path: &Path,
+        row: usize,
+        images: &[ByteArray],
+        labels: &[i64],
+    ) -> Result<(), DataError> {
+        let DatasetSpec {
+            classes,
+            height,
+            width,
+            ..
+        } = *self.spec;
+        for (i, &label) in labels.iter().enumerate() {
+            let known = u32::try_from(label)
+                .ok()
+                .filter(|l| (*l as usize) < classes);
+            self.labels.push(known.ok_or_else(|| DataError::Label {
+                path: path.to_path_buf(),
+                row: row + i,
+                found: label,
+                classes,
+            })?);
+        }
+        let image_bytes = height * width * CHANNELS;
+        let start = self.pixels.len();
+        self.pixels.resize(start + images.len() * image_bytes, 0);
+        let fault = self.pixels[start..]
+            .par_chunks_exact_mut(image_bytes)
+            .zip(images)
+            .enumerate()
+            .map(|(i, (out, bytes))| {
+                decode::rgb_into(bytes.data(), height, width, out).map_err(|source| (i, source))
+            })
+            .find_map_first(Result::err);
+        match fault {
+            None => Ok(()),
+            Some((i, source)) => Err(DataError::ImageRow {
+                path: path.to_path_buf(),
+                row: row + i,
+                source,
+            }),
+        }
+    }
+}
+
+/// One open file whose schema has been checked.
+struct Shard<'a> {
+    path: &'a Path,
+    reader: SerializedFileReader<std::fs::File>,
+    image: Column,
+    label: Column,
+}
+
+/// A leaf column.
+struct Column {
+    index: usize,
+    name: String,
+    /// Definition level of a value that is there.
+    full: i16,
+}
+
+impl<'a> Shard<'a> {
+    fn open(path: &'a Path, spec: &DatasetSpec) -> Result<Self, DataError> {
+        refuse_pointer(path)?;
+        let (file, _) = fs_err::File::open(path)
+            .map_err(DataError::io(path))?
+            .into_parts();
+        let reader = SerializedFileReader::new(file).map_err(unreadable(path))?;
+        let facts = reader.metadata().file_metadata();
+        check_class_names(path, facts.key_value_metadata(), spec.classes)?;
+
+        let columns = facts.schema_descr().columns();
+        let found = || columns.iter().map(|c| c.path().string()).collect();
+        let image = IMAGE.iter().find_map(|name| leaf(columns, name));
+        let image = image.ok_or_else(|| DataError::MissingColumn {
+            path: path.to_path_buf(),
+            expected: "`img` or `image`",
+            found: found(),
+        })?;
+        let label = LABEL.iter().find_map(|name| leaf(columns, name));
+        let label = label.ok_or_else(|| DataError::MissingColumn {
+            path: path.to_path_buf(),
+            expected: "`label` or `fine_label`",
+            found: found(),
+        })?;
+
+        let is_image = |c: &ColumnDescriptor| {
+            c.path().parts().len() == 2 && c.physical_type() == Type::BYTE_ARRAY
+        };
+        let is_label = |c: &ColumnDescriptor| {
+            c.path().parts().len() == 1 && matches!(c.physical_type(), Type::INT32 | Type::INT64)
+        };
+        Ok(Self {
+            image: typed(
+                path,
+                columns,
+                image,
+                "a struct with binary `bytes`",
+                is_image,
+            )?,
+            label: typed(path, columns, label, "a column of integers", is_label)?,
+            path,
+            reader,
+        })
+    }
+
+    fn read_into(&self, sink: &mut Sink<'_>) -> Result<(), DataError> {
+        let rows = self.reader.metadata().file_metadata().num_rows();
+        self.reserve(sink, usize::try_from(rows).unwrap_or(0));
+        let mut row = 0;
+        for i in 0..self.reader.num_row_groups() {
+            if sink.wanted() == 0 {
+                return Ok(());
+            }
+            let group = self
+                .reader
+                .get_row_group(i)
+                .map_err(unreadable(self.path))?;
+            self.read_group(&*group, &mut row, sink)?;
+        }
+        Ok(())
+    }
+
+    /// Takes memory for the announced rows, unless the announcement is out of proportion to the file.
+    fn reserve(&self, sink: &mut Sink<'_>, rows: usize) {
+        let rows = rows.min(sink.limit - sink.labels.len());
+        let compressed: i64 = self
+            .reader
+            .metadata()
+            .row_groups()
+            .iter()
+            .map(parquet::file::metadata::RowGroupMetaData::compressed_size)
+            .fold(0, i64::saturating_add);
+        let bytes = rows.saturating_mul(sink.spec.height * sink.spec.width * CHANNELS);
+        if bytes / 64 <= usize::try_from(compressed).unwrap_or(0) {
+            // If there is no memory for them, the reading will say so.
+            let _ = sink.pixels.try_reserve(bytes);
+        }
+    }
+
+    fn read_group(
+        &self,
+        group: &dyn RowGroupReader,
+        row: &mut usize,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), DataError> {
+        let unreadable = || unreadable(self.path);
+        let announced = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
+        let end = *row + announced;
+        let reader = group
+            .get_column_reader(self.image.index)
+            .map_err(unreadable())?;
+        let ColumnReader::ByteArrayColumnReader(mut images) = reader else {
+            unreachable!("the schema says that the image column has the type BYTE_ARRAY");
+        };
+        let mut labels = match group
+            .get_column_reader(self.label.index)
+            .map_err(unreadable())?
+        {
+            ColumnReader::Int32ColumnReader(reader) => Labels::Int32(reader, Vec::new()),
+            ColumnReader::Int64ColumnReader(reader) => Labels::Int64(reader),
+            _ => unreachable!("the schema says that the label column has an integer type"),
+        };
+        let (mut bytes, mut numbers, mut levels) = (Vec::new(), Vec::new(), Vec::new());
+        while sink.wanted() > 0 {
+            let wanted = sink.wanted();
+            let found = next(&mut images, wanted, &mut bytes, &mut levels).map_err(unreadable())?;
+            self.refuse_null(&self.image, *row, &levels)?;
+            let labelled = labels
+                .next(wanted, &mut numbers, &mut levels)
+                .map_err(unreadable())?;
+            self.refuse_null(&self.label, *row, &levels)?;
+            if found != labelled {
+                let (column, found) = if found < labelled {
+                    (&self.image, found)
+                } else {
+                    (&self.label, labelled)
+                };
+                return Err(self.ends(column, *row + found, end));
+            }
+            if found == 0 {
+                break;
+            }
+            sink.push(self.path, *row, &bytes, &numbers)?;
+            *row += found;
+        }
+        if sink.wanted() > 0 && *row != end {
+            return Err(self.ends(&self.image, *row, end));
+        }
+        Ok(())
+    }
+
+    /// Checks the definition levels of a batch, of which a column that cannot hold nulls has none.
+    fn refuse_null(&self, column: &Column, row: usize, levels: &[i16]) -> Result<(), DataError> {
+        match levels.iter().position(|level| *level < column.full) {
+            None => Ok(()),
+            Some(at) => Err(DataError::Null {
+                path: self.path.to_path_buf(),
+                column: column.name.clone(),
+                row: row + at,
+            }),
+        }
+    }
+
+    fn ends(&self, column: &Column, found: usize, expected: usize) -> DataError {
+        DataError::RowCount {
+            path: self.path.to_path_buf(),
+            column: column.name.clone(),
+            expected,
+            found,
+        }
+    }
+}
+
+enum Labels {
+    Int32(ColumnReaderImpl<Int32Type>, Vec<i32>),
+    Int64(ColumnReaderImpl<Int64Type>),
+}
+
+impl Labels {
+    fn next(
+        &mut self,
+        wanted: usize,
+        values: &mut Vec<i64>,
+        levels: &mut Vec<i16>,
+    ) -> Result<usize, ParquetError> {
+        match self {
+            Self::Int64(reader) => next(reader, wanted, values, levels),
+            Self::Int32(reader, narrow) => {
+                let rows = next(reader, wanted, narrow, levels)?;
+                values.clear();
+                values.extend(narrow.iter().map(|v| i64::from(*v)));
+                Ok(rows)
+            }
+        }
+    }
+}
+
+/// Replaces `values` by those of the next rows, at most `wanted`, and returns how many rows there were.
+fn next<T: DataType>(
+    reader: &mut ColumnReaderImpl<T>,
+    wanted: usize,
+    values: &mut Vec<T::T>,
+    levels: &mut Vec<i16>,
+) -> Result<usize, ParquetError> {
+    values.clear();
+    levels.clear();
+    let (rows, _, _) = reader.read_records(wanted, Some(levels), None, values)?;
+    Ok(rows)
+}
+
+/// The leaf `name` itself, or, of a struct `name`, its field `bytes` or else its first field.
+fn leaf(columns: &[parquet::schema::types::ColumnDescPtr], name: &str) -> Option<usize> {
+    let mut of_name = columns
+        .iter()
+        .enumerate()
+        .filter(|(_, c)| c.path().parts().first().is_some_and(|part| part == name));
+    let bytes = of_name
+        .clone()
+        .find(|(_, c)| c.path().parts().get(1).is_some_and(|part| part == "bytes"));
+    bytes.or_else(|| of_name.next()).map(|(i, _)| i)
+}
+
+fn typed(
+    path: &Path,
+    columns: &[parquet::schema::types::ColumnDescPtr],
+    index: usize,
+    expected: &'static str,
+    fits: impl Fn(&ColumnDescriptor) -> bool,
+) -> Result<Column, DataError> {
+    let column = &columns[index];
+    let name = column.path().string();
+    if column.max_rep_level() == 0 && fits(column) {
+        return Ok(Column {
+            index,
+            name,
+            full: column.max_def_level(),
+        });
+    }
+    let list = if column.max_rep_level() > 0 {
+        "a list of "
+    } else {
+        ""
+    };
+    Err(DataError::ColumnType {
+        path: path.to_path_buf(),
+        column: name,
+        expected,
+        found: format!("{list}{}", column.physical_type()),
+    })
+}
+
+/// Refuses files whose own description names another number of classes, so that no dataset is taken for another.
+fn check_class_names(
+    path: &Path,
+    metadata: Option<&Vec<parquet::file::metadata::KeyValue>>,
+    classes: usize,
+) -> Result<(), DataError> {
+    let text = metadata
+        .into_iter()
+        .flatten()
+        .find(|entry| entry.key == "huggingface")
+        .and_then(|entry| entry.value.as_deref());
+    // The description is optional and its form is not ours: what is not understood is not checked.
+    let Some(Ok(description)) = text.map(serde_json::from_str::<serde_json::Value>) else {
+        return Ok(());
+    };
+    let features = &description["info"]["features"];
+    let names = LABEL
+        .iter()
+        .find_map(|label| features[label]["names"].as_array());
+    match names {
+        Some(names) if names.len() != classes => Err(DataError::ClassCount {
+            path: path.to_path_buf(),
+            expected: classes,
+            found: names.len(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn refuse_pointer(path: &Path) -> Result<(), DataError> {
+    use std::io::Read as _;
+    let mut head = Vec::new();
+    let file = fs_err::File::open(path).map_err(DataError::io(path))?;
+    file.take(24)
+        .read_to_end(&mut head)
+        .map_err(DataError::io(path))?;
+    if head.starts_with(b"version https://git-lfs") {
+        return Err(DataError::LfsPointer {
+            path: path.to_path_buf(),
+        });
+    }
+    Ok(())
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(ParquetError) -> DataError {
+    let path = path.to_path_buf();
+    move |source| DataError::Parquet { path, source }
+}

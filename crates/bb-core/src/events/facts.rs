@@ -1,0 +1,139 @@
+//! Facts about the machine and the moment. They go to `env.json`, and never to where results are compared.
+
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+/// When this was first asked for; `cli::main` asks as soon as the program starts.
+pub fn started() -> SystemTime {
+    static STARTED: OnceLock<SystemTime> = OnceLock::new();
+    *STARTED.get_or_init(SystemTime::now)
+}
+
+/// What the machine and the program are, as an object of plain values.
+///
+/// Ask after the threads were started. `rustc` is what `BB_RUSTC_VERSION` said when this was built, otherwise the
+/// oldest compiler that could have built it.
+pub fn env_facts() -> Value {
+    let cpuinfo = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let kernel = fs_err::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    json!({
+        "cpu": cpu_model(&cpuinfo).unwrap_or("unknown"),
+        "cpu_features": cpu_features(),
+        "cores": std::thread::available_parallelism().map_or(1, usize::from),
+        "threads": rayon::current_num_threads(),
+        "os": std::env::consts::OS,
+        "arch": std::env::consts::ARCH,
+        "kernel": kernel.trim(),
+        "rustc": option_env!("BB_RUSTC_VERSION")
+            .unwrap_or(concat!("at least ", env!("CARGO_PKG_RUST_VERSION"))),
+        "build": if cfg!(debug_assertions) { "checked" } else { "release" },
+        "version": env!("CARGO_PKG_VERSION"),
+        "started": rfc3339(started()),
+    })
+}
+
+/// The name of the first processor in the text of `/proc/cpuinfo`.
+fn cpu_model(cpuinfo: &str) -> Option<&str> {
+    let line = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("model name"))?;
+    line.split_once(':')
+        .map(|(_, name)| name.trim())
+        .filter(|name| !name.is_empty())
+}
+
+/// The instruction sets that decide which kernels run, and with them the last bits of a result.
+fn cpu_features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let known = [
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let known: [(&'static str, bool); 0] = [];
+    known
+        .into_iter()
+        .filter(|(_, there)| *there)
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// The time in UTC, to the second: `2026-01-31T12:00:00Z`. Times before 1970 count as its beginning.
+pub fn rfc3339(time: SystemTime) -> String {
+    let seconds = time
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let (days, second) = (seconds / 86400, seconds % 86400);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (second / 3600, second % 3600 / 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Year, month and day that lie `days` after 1970-01-01 in the Gregorian calendar.
+fn date(days: u64) -> (u64, u64, u64) {
+    // Whole spans of 400 years are skipped at once, so that the loop is short for every clock.
+    const SPAN: u64 = 400 * 365 + 97;
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    let (mut year, mut left) = (1970 + 400 * (days / SPAN), days % SPAN);
+    loop {
+        let length = 365 + u64::from(leap(year));
+        if left < length {
+            break;
+        }
+        left -= length;
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if left < length {
+            break;
+        }
+        left -= length;
+        month += 1;
+    }
+    (year, month, left + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn known_moments_are_written_as_rfc_3339() {
+        // Expected values from `date -u -d @SECONDS +%FT%TZ`.
+        let cases = [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_709_164_800, "2024-02-29T00:00:00Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (1_735_689_600, "2025-01-01T00:00:00Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (253_402_300_799, "9999-12-31T23:59:59Z"),
+        ];
+        for (seconds, expected) in cases {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+        }
+        assert_eq!(
+            rfc3339(UNIX_EPOCH - Duration::from_secs(1)),
+            "1970-01-01T00:00:00Z"
+        );
+    }
+
+    #[test]
+    fn the_processor_is_found_by_name() {
+        let text = "processor\t: 0\nmodel name\t: Fast CPU @ 2.0 GHz\nprocessor\t: 1\nmodel name\t: Other\n";
+        assert_eq!(cpu_model(text), Some("Fast CPU @ 2.0 GHz"));
+        assert_eq!(cpu_model("processor\t: 0\n"), None);
+        assert_eq!(cpu_model("model name"), None);
+    }
+}

@@ -1,0 +1,393 @@
+//! The poisoned images of a cell, pixel for pixel, so that every defense and every importer sees the same ones.
+//!
+//! An attack keeps two such files: `poison_train.safetensors`, the images it replaced in the training split, and
+//! `poison_test.safetensors`, the triggered test images on which the attack success rate is measured.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+
+use crate::artifact;
+use crate::cli::{Coded, exit};
+use crate::data::Images;
+
+/// The value of `format` in the metadata of a file.
+const FORMAT: &str = "bb-poison-1";
+const INDEX: &str = "index";
+const IMAGE: &str = "image";
+const LABEL: &str = "label";
+const ORIGINAL_LABEL: &str = "original_label";
+const TENSORS: [&str; 4] = [IMAGE, INDEX, LABEL, ORIGINAL_LABEL];
+
+/// Poisoned images with what they were before; all parts have the same length and order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoisonSet {
+    /// Where each image stands in the original split, from 0, each at most once.
+    pub indices: Vec<usize>,
+    /// The images with their trigger, `[n, h, w, 3]`.
+    pub images: Images,
+    /// The label that the attacker gives.
+    pub labels: Vec<u32>,
+    /// The true label.
+    pub original_labels: Vec<u32>,
+}
+
+/// Why a poison set could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoisonError {
+    /// The file could not be read.
+    #[error("cannot read the poisoned images `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file does not hold a poison set.
+    #[error("`{}` holds no valid set of poisoned images", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: PoisonFault,
+    },
+}
+
+/// What can be wrong with a poison set. Rows are counted from 0.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoisonFault {
+    /// The bytes are no safetensors file.
+    #[error("not a safetensors file")]
+    Safetensors {
+        /// What the reader said.
+        source: SafeTensorError,
+    },
+    /// The metadata do not say that this is a poison set of the known format.
+    #[error("metadata `format` is {}, expected `{FORMAT}`", found.as_ref().map_or("absent".to_owned(), |found| format!("`{found}`")))]
+    Format {
+        /// What stands there.
+        found: Option<String>,
+    },
+    /// A tensor is not there.
+    #[error("tensor `{name}` is missing")]
+    Missing {
+        /// The tensor.
+        name: &'static str,
+    },
+    /// There is a tensor that does not belong there.
+    #[error(
+        "tensor `{name}` is unknown, expected `image`, `index`, `label` and `original_label` only"
+    )]
+    Unknown {
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor holds another type of number.
+    #[error("tensor `{name}` has type `{found}`, expected `{expected}`")]
+    Dtype {
+        /// The tensor.
+        name: &'static str,
+        /// The type it must have.
+        expected: Dtype,
+        /// The type it has.
+        found: Dtype,
+    },
+    /// A tensor has another shape.
+    #[error("tensor `{name}` has shape {found:?}, expected {expected}")]
+    Shape {
+        /// The tensor.
+        name: &'static str,
+        /// The shape it must have.
+        expected: String,
+        /// The shape it has.
+        found: Vec<usize>,
+    },
+    /// An index is negative, or not in the split.
+    #[error("index {found} in row {row} is not in a split of {} images", samples.map_or("any number of".to_owned(), |samples| samples.to_string()))]
+    Index {
+        /// The row.
+        row: usize,
+        /// The index found there.
+        found: i64,
+        /// Images in the split, where that is known.
+        samples: Option<usize>,
+    },
+    /// Two rows have the same index.
+    #[error("index {index} in row {row} has come before")]
+    DuplicateIndex {
+        /// The later row.
+        row: usize,
+        /// The index.
+        index: usize,
+    },
+    /// A label is no class.
+    #[error("`{name}` {found} in row {row} is not a class, expected 0 to {last}")]
+    Label {
+        /// The tensor.
+        name: &'static str,
+        /// The row.
+        row: usize,
+        /// The label found there.
+        found: i64,
+        /// The last class.
+        last: u32,
+    },
+}
+
+impl Coded for PoisonFault {
+    fn exit_code(&self) -> u8 {
+        exit::INPUT
+    }
+}
+
+impl Coded for PoisonError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Read { source, .. } => source.exit_code(),
+            Self::Invalid { source, .. } => source.exit_code(),
+        }
+    }
+}
+
+impl PoisonSet {
+    /// Puts a poison set together and checks that its parts have one length and that no index comes twice.
+    pub fn new(
+        indices: Vec<usize>,
+        images: Images,
+        labels: Vec<u32>,
+        original_labels: Vec<u32>,
+    ) -> Result<Self, PoisonFault> {
+        let set = Self {
+            indices,
+            images,
+            labels,
+            original_labels,
+        };
+        set.check_parts()?;
+        Ok(set)
+    }
+
+    /// Number of poisoned images.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// Whether no image is poisoned.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+
+    /// Checks that this set fits a split of `samples` images with labels in `0..classes`.
+    pub fn check(&self, samples: usize, classes: usize) -> Result<(), PoisonFault> {
+        self.check_parts()?;
+        if let Some(row) = self.indices.iter().position(|&index| index >= samples) {
+            return Err(PoisonFault::Index {
+                row,
+                found: signed(self.indices[row]),
+                samples: Some(samples),
+            });
+        }
+        for (name, labels) in [
+            (LABEL, &self.labels),
+            (ORIGINAL_LABEL, &self.original_labels),
+        ] {
+            if let Some(row) = labels.iter().position(|&label| label as usize >= classes) {
+                return Err(PoisonFault::Label {
+                    name,
+                    row,
+                    found: labels[row].into(),
+                    last: classes.saturating_sub(1) as u32,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The content of a file: safetensors with `index`, `label` and `original_label` (`i64`, `[n]`) and `image` (`u8`,
+    /// `[n, h, w, 3]`). Equal sets give equal bytes.
+    ///
+    /// # Panics
+    /// If the parts have different lengths or an index comes twice; [`PoisonSet::new`] refuses that.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.check_parts()
+            .expect("a poison set is made by `PoisonSet::new`");
+        let (n, h, w) = (self.len(), self.images.height(), self.images.width());
+        let indices: Vec<u8> = le_bytes(self.indices.iter().map(|&index| signed(index)));
+        let labels: Vec<u8> = le_bytes(self.labels.iter().map(|&label| label.into()));
+        let original_labels: Vec<u8> =
+            le_bytes(self.original_labels.iter().map(|&label| label.into()));
+        let tensors = [
+            (INDEX, Dtype::I64, vec![n], &indices[..]),
+            (LABEL, Dtype::I64, vec![n], &labels),
+            (ORIGINAL_LABEL, Dtype::I64, vec![n], &original_labels),
+            (IMAGE, Dtype::U8, vec![n, h, w, 3], self.images.as_bytes()),
+        ]
+        .map(|(name, dtype, shape, data)| {
+            let view = TensorView::new(dtype, shape, data).expect("the parts have one length");
+            (name, view)
+        });
+        let metadata = BTreeMap::from([("format".to_owned(), FORMAT.to_owned())]);
+        artifact::to_safetensors(tensors, &metadata).expect("four tensors make a small header")
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) has written.
+    ///
+    /// # Errors
+    /// Anything that is not exactly such a file is refused: other tensors, types or shapes, negative numbers, an index
+    /// that comes twice. Whether the numbers fit a dataset is for [`check`](Self::check) to say.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, PoisonFault> {
+        let safetensors = |source| PoisonFault::Safetensors { source };
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(safetensors)?;
+        let format = header
+            .metadata()
+            .as_ref()
+            .and_then(|metadata| metadata.get("format"));
+        if format.is_none_or(|format| format != FORMAT) {
+            return Err(PoisonFault::Format {
+                found: format.cloned(),
+            });
+        }
+        let file = SafeTensors::deserialize(bytes).map_err(safetensors)?;
+        let names: BTreeSet<&str> = file.names().into_iter().collect();
+        if let Some(name) = names.into_iter().find(|name| !TENSORS.contains(name)) {
+            return Err(PoisonFault::Unknown {
+                name: name.to_owned(),
+            });
+        }
+
+        let image = tensor(&file, IMAGE, Dtype::U8)?;
+        let &[n, h, w, 3] = image.shape() else {
+            return Err(shape(IMAGE, "[n, h, w, 3]", &image));
+        };
+        // Without images the other two sizes are bounded by nothing.
+        if h.checked_mul(w)
+            .is_none_or(|area| area == 0 || area > 1 << 32)
+        {
+            return Err(shape(IMAGE, "[n, h, w, 3] with pixels", &image));
+        }
+        let images = Images::new(n, h, w, image.data().to_vec())
+            .map_err(|_| shape(IMAGE, "[n, h, w, 3]", &image))?;
+
+        let mut indices = Vec::with_capacity(n);
+        for (row, found) in numbers(&file, INDEX, n)?.enumerate() {
+            indices.push(usize::try_from(found).map_err(|_| PoisonFault::Index {
+                row,
+                found,
+                samples: None,
+            })?);
+        }
+        let labels = labels(&file, LABEL, n)?;
+        let original_labels = self::labels(&file, ORIGINAL_LABEL, n)?;
+        Self::new(indices, images, labels, original_labels)
+    }
+
+    /// Reads a file that holds what [`to_bytes`](Self::to_bytes) has written.
+    ///
+    /// # Errors
+    /// [`PoisonError::Read`], or [`PoisonError::Invalid`] for what [`from_bytes`](Self::from_bytes) refuses.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, PoisonError> {
+        let path = path.as_ref();
+        let bytes = fs_err::read(path).map_err(|source| PoisonError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_bytes(&bytes).map_err(|source| PoisonError::Invalid {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    fn check_parts(&self) -> Result<(), PoisonFault> {
+        let n = self.images.len();
+        for (name, length) in [
+            (INDEX, self.indices.len()),
+            (LABEL, self.labels.len()),
+            (ORIGINAL_LABEL, self.original_labels.len()),
+        ] {
+            if length != n {
+                return Err(PoisonFault::Shape {
+                    name,
+                    expected: format!("[{n}]"),
+                    found: vec![length],
+                });
+            }
+        }
+        let mut seen = BTreeSet::new();
+        match self.indices.iter().position(|&index| !seen.insert(index)) {
+            Some(row) => Err(PoisonFault::DuplicateIndex {
+                row,
+                index: self.indices[row],
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An index as the file holds it.
+fn signed(index: usize) -> i64 {
+    i64::try_from(index).expect("no split has 2^63 images")
+}
+
+fn le_bytes(numbers: impl Iterator<Item = i64>) -> Vec<u8> {
+    numbers.flat_map(i64::to_le_bytes).collect()
+}
+
+fn tensor<'a>(
+    file: &SafeTensors<'a>,
+    name: &'static str,
+    expected: Dtype,
+) -> Result<TensorView<'a>, PoisonFault> {
+    let view = file
+        .tensor(name)
+        .map_err(|_| PoisonFault::Missing { name })?;
+    let found = view.dtype();
+    if found != expected {
+        return Err(PoisonFault::Dtype {
+            name,
+            expected,
+            found,
+        });
+    }
+    Ok(view)
+}
+
+/// The `n` entries of a tensor of type `i64`.
+fn numbers<'a>(
+    file: &SafeTensors<'a>,
+    name: &'static str,
+    n: usize,
+) -> Result<impl Iterator<Item = i64> + use<'a>, PoisonFault> {
+    let view = tensor(file, name, Dtype::I64)?;
+    if view.shape() != [n] {
+        return Err(shape(name, &format!("[{n}]"), &view));
+    }
+    let (entries, _) = view.data().as_chunks();
+    Ok(entries.iter().map(|&bytes| i64::from_le_bytes(bytes)))
+}
+
+fn labels(file: &SafeTensors<'_>, name: &'static str, n: usize) -> Result<Vec<u32>, PoisonFault> {
+    numbers(file, name, n)?
+        .enumerate()
+        .map(|(row, found)| {
+            u32::try_from(found).map_err(|_| PoisonFault::Label {
+                name,
+                row,
+                found,
+                last: u32::MAX,
+            })
+        })
+        .collect()
+}
+
+fn shape(name: &'static str, expected: &str, found: &TensorView<'_>) -> PoisonFault {
+    PoisonFault::Shape {
+        name,
+        expected: expected.to_owned(),
+        found: found.shape().to_vec(),
+    }
+}

@@ -1,0 +1,280 @@
+//! What can be wrong with settings, and where it stands.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use super::read::Node;
+use super::{suggest, write};
+use crate::cli::{Coded, exit};
+
+/// Where a value was set.
+///
+/// Displayed as `--show-config` shows it; [`SettingsError`] adds the line, or the words of the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Origin {
+    /// In the code.
+    Defaults,
+    /// In a recipe that is part of the program.
+    Recipe {
+        /// Its path in the repository.
+        name: String,
+        /// Line, counted from 1.
+        line: usize,
+    },
+    /// In a file given with `-c`.
+    File {
+        /// The path as it was given.
+        path: PathBuf,
+        /// Line, counted from 1.
+        line: usize,
+    },
+    /// With `--set`.
+    Set {
+        /// What followed `--set`.
+        assignment: String,
+    },
+}
+
+impl Origin {
+    /// The line, where there is one.
+    pub fn line(&self) -> Option<usize> {
+        match self {
+            Self::Recipe { line, .. } | Self::File { line, .. } => Some(*line),
+            Self::Defaults | Self::Set { .. } => None,
+        }
+    }
+
+    /// The place, for the second line of an error.
+    fn place(&self) -> String {
+        match self {
+            Self::Defaults => "in the defaults".to_owned(),
+            Self::Recipe { name, line } => format!("in {name}, line {line}"),
+            Self::File { path, line } => format!("in {}, line {line}", path.display()),
+            Self::Set { assignment } => format!("in `--set {assignment}`"),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Defaults => f.write_str("defaults"),
+            Self::Recipe { name, .. } => write!(f, "recipe {name}"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Set { .. } => f.write_str("--set"),
+        }
+    }
+}
+
+/// Why settings were refused.
+///
+/// All but [`SettingsError::Read`] display as one line that says what and, where it is known, a second, indented line
+/// that says where. The hint comes through [`Coded`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// A settings file cannot be read; the message of the source names it.
+    #[error(transparent)]
+    Read(#[from] std::io::Error),
+    /// The text is not TOML.
+    #[error("not valid TOML: {message}\n  {}", origin.place())]
+    Syntax {
+        /// What the parser says.
+        message: String,
+        /// Where.
+        origin: Origin,
+    },
+    /// What followed `--set` is not of the form `key=value`.
+    #[error("`--set` expects `key=value`, found `{found}`")]
+    Assignment {
+        /// What it is instead.
+        found: String,
+    },
+    /// No such setting.
+    #[error("unknown setting `{key}`\n  {}", origin.place())]
+    Unknown {
+        /// The dotted key.
+        key: String,
+        /// Where.
+        origin: Origin,
+        /// The known setting that was probably meant.
+        nearest: Option<Box<str>>,
+        /// The settings of the table that was written to.
+        known: Box<[String]>,
+    },
+    /// The value is of another kind than the default.
+    #[error("setting `{key}` expects {expected}, found {found}\n  {}", origin.place())]
+    Kind {
+        /// The dotted key.
+        key: String,
+        /// The kind of the default, with its article.
+        expected: &'static str,
+        /// What is there, with its kind.
+        found: Box<str>,
+        /// Where.
+        origin: Origin,
+        /// How to write it instead, where that is plain.
+        hint: Option<Box<str>>,
+    },
+    /// The type of the setting refuses the value: an unknown choice, a number out of its range, a wrong element.
+    #[error("setting `{key}` is not accepted: {reason}\n  {}", origin.place())]
+    Invalid {
+        /// The dotted key, with the index of an element where one is meant.
+        key: String,
+        /// What the type says.
+        reason: String,
+        /// Where.
+        origin: Origin,
+    },
+    /// The value is of the right type and makes no sense; said by [`Validate`](super::Validate).
+    #[error("setting `{key}` is `{found}`, expected {expected}")]
+    Value {
+        /// The dotted key.
+        key: String,
+        /// The value.
+        found: String,
+        /// What would do, with its article.
+        expected: String,
+    },
+    /// Another error, with the place that it is about.
+    #[error("{error}\n  {}", origin.place())]
+    Located {
+        /// The error, which does not name the place itself.
+        error: Box<SettingsError>,
+        /// Where.
+        origin: Origin,
+    },
+}
+
+impl SettingsError {
+    /// The error of [`Validate`](super::Validate): `found` at `key` is not `expected`.
+    pub fn value(
+        key: impl Into<String>,
+        found: impl fmt::Display,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Value {
+            key: key.into(),
+            found: found.to_string(),
+            expected: expected.into(),
+        }
+    }
+
+    /// The same error for settings that stand in the table `table`.
+    ///
+    /// A part of the settings that is used in several places checks itself without knowing where it stands, and the
+    /// whole says so: `self.train.validate().map_err(|error| error.within("train"))`.
+    #[must_use]
+    pub fn within(self, table: &str) -> Self {
+        match self {
+            Self::Value {
+                key,
+                found,
+                expected,
+            } => Self::Value {
+                key: format!("{table}.{key}"),
+                found,
+                expected,
+            },
+            other => other,
+        }
+    }
+
+    /// The setting that is wrong, where one is.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::Unknown { key, .. }
+            | Self::Kind { key, .. }
+            | Self::Invalid { key, .. }
+            | Self::Value { key, .. } => Some(key),
+            Self::Located { error, .. } => error.key(),
+            Self::Read(_) | Self::Syntax { .. } | Self::Assignment { .. } => None,
+        }
+    }
+
+    /// The same error, naming the place.
+    pub(super) fn at(self, origin: Origin) -> Self {
+        Self::Located {
+            error: Box::new(self),
+            origin,
+        }
+    }
+
+    pub(super) fn unknown(
+        key: String,
+        origin: &Origin,
+        all: &Map<String, Value>,
+        table: &Map<String, Value>,
+    ) -> Self {
+        let nearest = suggest::nearest_setting(&key, all).map(String::into_boxed_str);
+        Self::Unknown {
+            key,
+            origin: origin.clone(),
+            nearest,
+            known: table.keys().cloned().collect(),
+        }
+    }
+
+    /// `table` holds the settings below `key`, where it is a table that was expected.
+    pub(super) fn kind(
+        key: String,
+        expected: &'static str,
+        found: &Node,
+        origin: &Origin,
+        table: Option<&Map<String, Value>>,
+    ) -> Self {
+        let hint = match (table.and_then(|table| table.keys().next()), found, origin) {
+            (Some(below), ..) => Some(format!(
+                "set what it holds, such as `{}`",
+                write::join(&key, below)
+            )),
+            (
+                None,
+                Node::Value(Value::Bool(_) | Value::Number(_)) | Node::Foreign { .. },
+                Origin::Set { assignment },
+            ) if expected == "a string" => {
+                let text = assignment
+                    .split_once('=')
+                    .map_or("", |(_, text)| text.trim());
+                Some(format!(
+                    "quote it for the shell and for TOML: `--set '{key}=\"{text}\"'`"
+                ))
+            }
+            _ => None,
+        };
+        Self::Kind {
+            key,
+            expected,
+            found: found.describe().into_boxed_str(),
+            origin: origin.clone(),
+            hint: hint.map(String::into_boxed_str),
+        }
+    }
+}
+
+impl Coded for SettingsError {
+    fn exit_code(&self) -> u8 {
+        exit::USAGE
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Assignment { found } if !found.is_empty() && !found.contains('=') => {
+                Some(format!("write `--set {found}=VALUE`"))
+            }
+            Self::Unknown {
+                nearest: Some(nearest),
+                ..
+            } => Some(format!("did you mean `{nearest}`?")),
+            Self::Unknown { known, .. } if !known.is_empty() => {
+                Some(format!("known here: {}", suggest::list(known)))
+            }
+            Self::Kind { hint, .. } => hint.as_deref().map(str::to_owned),
+            Self::Located { error, .. } => error.hint(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Settings in layers: defaults in code, the committed recipe, `-c` files, `--set`.
+//!
+//! The decision this module embodies: the serialised defaults are the schema.
+//! A key that they do not have is an error with a suggestion, a value of another kind is an error that names the
+//! place, and every value remembers which layer it came from, so that `--show-config` can tell.
+//! Tables merge, arrays (arrays of tables too) are replaced whole, and the layer that is applied last wins.
+//!
+//! What follows for a type of settings `T`:
+//! - `T` serialises every field, always, and to something TOML can say. There is no null, so an optional setting has a
+//!   sentinel that the type documents, such as the empty string for "no file".
+//! - The fields of a table are the same whatever its values, so a choice with parameters of its own is a string beside
+//!   those parameters (`schedule = "step"`, `milestones = [..]`), not an enum that carries data.
+//! - Where the default is a float an integer is welcome, and is a float from then on.
+//!
+//! ```
+//! # use serde::{Serialize, Deserialize};
+//! use bb_core::settings::Layers;
+//! #[derive(Serialize, Deserialize)]
+//! struct Config {
+//!     lr: f32,
+//!     epochs: usize,
+//! }
+//! let resolved = Layers::new(&Config { lr: 0.01, epochs: 20 })
+//!     .toml_text("configs/attack/badnets/cifar10.toml", "epochs = 100")?
+//!     .set("lr=1")?
+//!     .resolve::<Config>()?;
+//! assert_eq!(resolved.value.lr, 1.0);
+//! assert_eq!(
+//!     bb_core::settings::render(&resolved),
+//!     "lr = 1.0  # --set\nepochs = 100  # recipe configs/attack/badnets/cifar10.toml\n"
+//! );
+//! # Ok::<(), bb_core::settings::SettingsError>(())
+//! ```
+
+mod error;
+mod read;
+mod suggest;
+mod valid;
+mod write;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+pub use error::{Origin, SettingsError};
+pub use suggest::nearest;
+pub use valid::{Valid, Validate};
+pub use write::render;
+
+use read::{Entry, Node};
+
+/// Settings that are still being put together, layer by layer; see the module's head.
+#[derive(Clone, Debug)]
+pub struct Layers {
+    /// What is known so far; its keys and kinds are those of the defaults, whatever was merged in.
+    tree: Map<String, Value>,
+    /// Where a value was set, by dotted key; the defaults are not listed.
+    origins: BTreeMap<String, Origin>,
+}
+
+/// Settings with all layers applied.
+#[derive(Clone, Debug)]
+pub struct Resolved<T> {
+    /// The settings.
+    pub value: T,
+    /// The settings once more, complete and in one canonical form: what equal settings are recognised by.
+    pub tree: Value,
+    /// Dotted key, value as TOML and origin of every setting, in the order of the type's fields.
+    pub origins: Vec<(String, String, Origin)>,
+}
+
+impl Layers {
+    /// The lowest layer.
+    ///
+    /// # Panics
+    /// When `defaults` do not serialise to a table that TOML can say: a null (an `Option` that is `None`, a NaN), or an
+    /// integer beyond `i64`. That is a mistake in the type, found by the first test that uses it.
+    pub fn new(defaults: &impl Serialize) -> Self {
+        let tree = canonical(defaults);
+        if let Some(key) = find(&tree, "", &|leaf| {
+            leaf.is_null() || leaf.is_u64() && !leaf.is_i64()
+        }) {
+            panic!(
+                "the default of the setting `{key}` is null or too large, which TOML cannot say"
+            );
+        }
+        let Value::Object(tree) = tree else {
+            panic!("default settings serialise to a table")
+        };
+        Self {
+            tree,
+            origins: BTreeMap::new(),
+        }
+    }
+
+    /// Applies a committed recipe; `origin` is the path that it has in the repository.
+    pub fn toml_text(self, origin: &str, text: &str) -> Result<Self, SettingsError> {
+        let entries = read::document(text, &|line| Origin::Recipe {
+            name: origin.to_owned(),
+            line,
+        })?;
+        self.merge(&entries)
+    }
+
+    /// Applies a file of the user.
+    pub fn file(self, path: &Path) -> Result<Self, SettingsError> {
+        let text = fs_err::read_to_string(path)?;
+        let entries = read::document(&text, &|line| Origin::File {
+            path: path.to_owned(),
+            line,
+        })?;
+        self.merge(&entries)
+    }
+
+    /// Applies one `key=value` of the command line.
+    ///
+    /// The value is read as TOML; what is neither that nor begins like it (with a quote or a bracket) is a string, so
+    /// that words and paths need no quotes, and nothing at all is the empty string.
+    pub fn set(self, assignment: &str) -> Result<Self, SettingsError> {
+        let entry = read::assignment(assignment)?;
+        self.merge(std::slice::from_ref(&entry))
+    }
+
+    /// The settings as `T`.
+    ///
+    /// An error of `T` itself (an unknown choice, a number out of range) names the setting and its origin.
+    pub fn resolve<T: Serialize + DeserializeOwned>(self) -> Result<Resolved<T>, SettingsError> {
+        let Self { tree, origins } = self;
+        let tree = Value::Object(tree);
+        let value: T = serde_path_to_error::deserialize(&tree).map_err(|error| {
+            let key = error.path().to_string();
+            SettingsError::Invalid {
+                origin: origin_of(&origins, &key),
+                key,
+                reason: error.into_inner().to_string(),
+            }
+        })?;
+        let canonical = canonical(&value);
+        // A number that does not fit the float type of its field has become infinite, which serialises as null.
+        if let Some(key) = find(&canonical, "", &Value::is_null) {
+            let origin = origin_of(&origins, &key);
+            let found = lookup(&tree, &key).map_or_else(String::new, write::literal);
+            let error = SettingsError::Value {
+                key,
+                found,
+                expected: "a number that fits single precision".to_owned(),
+            };
+            return Err(error.at(origin));
+        }
+        let mut listed = Vec::new();
+        write::leaves(&canonical, "", &mut |key, leaf| {
+            listed.push((
+                key.to_owned(),
+                write::literal(leaf),
+                origin_of(&origins, key),
+            ));
+        });
+        Ok(Resolved {
+            value,
+            tree: canonical,
+            origins: listed,
+        })
+    }
+
+    /// Merges one layer, all of it or nothing: the error is that of the first line that is wrong.
+    fn merge(mut self, entries: &[Entry]) -> Result<Self, SettingsError> {
+        let mut merge = Merge {
+            known: &self.tree.clone(),
+            origins: &mut self.origins,
+            first: None,
+        };
+        merge.table(&mut self.tree, entries, "");
+        match merge.first {
+            None => Ok(self),
+            Some((_, error)) => Err(error),
+        }
+    }
+}
+
+impl<T> Resolved<T> {
+    /// A complete `config.toml`: given back with `-c` it yields the same settings.
+    pub fn to_toml(&self) -> String {
+        write::document(&self.tree)
+    }
+
+    /// Checks the settings, and names the origin of one that is refused.
+    pub fn valid(self) -> Result<Resolved<Valid<T>>, SettingsError>
+    where
+        T: Validate,
+    {
+        let Self {
+            value,
+            tree,
+            origins,
+        } = self;
+        match Valid::new(value) {
+            Ok(value) => Ok(Resolved {
+                value,
+                tree,
+                origins,
+            }),
+            Err(error) => Err(
+                match error
+                    .key()
+                    .and_then(|key| origins.iter().find(|(known, ..)| known == key))
+                {
+                    Some((_, _, origin)) => {
+                        let origin = origin.clone();
+                        error.at(origin)
+                    }
+                    None => error,
+                },
+            ),
+        }
+    }
+}
+
+/// The merging of one layer.
+struct Merge<'a> {
+    /// All settings, for suggestions.
+    known: &'a Map<String, Value>,
+    origins: &'a mut BTreeMap<String, Origin>,
+    /// The error with the lowest line so far. Tables may be written in any order, so it need not be the first one met.
+    first: Option<(usize, SettingsError)>,
+}
+
+impl Merge<'_> {
+    fn table(&mut self, into: &mut Map<String, Value>, entries: &[Entry], prefix: &str) {
+        for entry in entries {
+            let key = write::join(prefix, &entry.key);
+            match into.get_mut(&entry.key) {
+                None => self.fail(
+                    &entry.origin,
+                    SettingsError::unknown(key, &entry.origin, self.known, into),
+                ),
+                Some(Value::Object(table)) => match &entry.node {
+                    Node::Table(below) => self.table(table, below, &key),
+                    other => {
+                        let error =
+                            SettingsError::kind(key, "a table", other, &entry.origin, Some(table));
+                        self.fail(&entry.origin, error);
+                    }
+                },
+                Some(leaf) => match converted(leaf, &entry.node) {
+                    Ok(value) => {
+                        *leaf = value;
+                        self.origins.insert(key, entry.origin.clone());
+                    }
+                    Err(expected) => {
+                        let error =
+                            SettingsError::kind(key, expected, &entry.node, &entry.origin, None);
+                        self.fail(&entry.origin, error);
+                    }
+                },
+            }
+        }
+    }
+
+    fn fail(&mut self, origin: &Origin, error: SettingsError) {
+        let line = origin.line().unwrap_or(0);
+        if self.first.as_ref().is_none_or(|(first, _)| line < *first) {
+            self.first = Some((line, error));
+        }
+    }
+}
+
+/// The given value in the kind that the default has, or what was expected.
+///
+/// Elements of arrays are left to the type: an empty default says nothing about them.
+fn converted(default: &Value, given: &Node) -> Result<Value, &'static str> {
+    let expected = match default {
+        Value::Bool(_) => "true or false",
+        Value::Number(number) if number.is_f64() => "a number",
+        Value::Number(_) => "an integer",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Null | Value::Object(_) => "a table",
+    };
+    let Node::Value(value) = given else {
+        return Err(expected);
+    };
+    match (default, value) {
+        (Value::Number(wanted), Value::Number(found)) => match (wanted.is_f64(), found.is_f64()) {
+            (true, false) => found.as_f64().map(Value::from).ok_or(expected),
+            (false, true) => Err(expected),
+            _ => Ok(value.clone()),
+        },
+        (Value::Bool(_), Value::Bool(_))
+        | (Value::String(_), Value::String(_))
+        | (Value::Array(_), Value::Array(_)) => Ok(value.clone()),
+        _ => Err(expected),
+    }
+}
+
+/// `value` as a tree, by way of its text.
+///
+/// The text holds the shortest digits of a number, whichever width it has, so 0.1 in single precision is the same 0.1
+/// that a file would say. Without the detour it would be 0.10000000149011612, and the file's 0.1 another setting.
+fn canonical(value: &impl Serialize) -> Value {
+    let text =
+        serde_json::to_string(value).expect("settings are plain data, whose keys are strings");
+    serde_json::from_str(&text).expect("what was just written is JSON")
+}
+
+/// The dotted key of the first leaf, elements of arrays included, that `wanted` accepts.
+fn find(tree: &Value, key: &str, wanted: &impl Fn(&Value) -> bool) -> Option<String> {
+    match tree {
+        Value::Object(table) => table
+            .iter()
+            .find_map(|(name, below)| find(below, &write::join(key, name), wanted)),
+        Value::Array(items) => items.iter().find_map(|below| find(below, key, wanted)),
+        leaf => wanted(leaf).then(|| key.to_owned()),
+    }
+}
+
+/// The value at a dotted key.
+fn lookup<'a>(tree: &'a Value, key: &str) -> Option<&'a Value> {
+    key.split('.').try_fold(tree, |table, name| table.get(name))
+}
+
+/// The origin of the setting at `key`, which may name an element inside it, as in `milestones[1]`.
+fn origin_of(origins: &BTreeMap<String, Origin>, key: &str) -> Origin {
+    let mut key = key;
+    loop {
+        if let Some(origin) = origins.get(key) {
+            return origin.clone();
+        }
+        match key.rfind(['.', '[']) {
+            Some(end) => key = &key[..end],
+            None => return Origin::Defaults,
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Settings that were checked.
+
+use std::ops::Deref;
+
+use super::SettingsError;
+
+/// Settings that can say whether they make sense.
+pub trait Validate {
+    /// The first thing that is wrong, as [`SettingsError::Value`].
+    fn validate(&self) -> Result<(), SettingsError>;
+}
+
+/// Settings that passed their check, and cannot be changed any more.
+///
+/// What acts on settings asks for this type, so that none can act on settings nobody looked at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Valid<T>(T);
+
+impl<T: Validate> Valid<T> {
+    /// Checks the settings.
+    pub fn new(settings: T) -> Result<Self, SettingsError> {
+        settings.validate()?;
+        Ok(Self(settings))
+    }
+}
+
+impl<T> Valid<T> {
+    /// The settings, free to be changed again.
+    pub fn into_inner(self) -> T {
+        self.0
+    }
+}
+
+impl<T> Deref for Valid<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}

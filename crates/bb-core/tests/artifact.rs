@@ -1,0 +1,147 @@
+//! Files are written whole or not at all, and equal content gives equal bits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::Path;
+
+use bb_core::artifact::{ArtifactError, atomic, sha256_file, sha256_hex, to_safetensors};
+use proptest::prelude::*;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    fs_err::read_dir(folder)
+        .expect("the folder is there")
+        .map(|entry| {
+            let name = entry.expect("the entry can be read").file_name();
+            name.into_string().expect("all names here are UTF-8")
+        })
+        .collect()
+}
+
+#[test]
+fn a_file_replaces_another_and_leaves_nothing_beside_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("result.json");
+    for content in ["first, and longer", "second", ""] {
+        atomic::write(&path, content).expect("the folder can be written");
+        assert_eq!(fs_err::read_to_string(&path).expect("it is there"), content);
+        assert_eq!(names(folder.path()), ["result.json".into()].into());
+    }
+}
+
+#[test]
+fn an_abandoned_file_vanishes_and_the_old_one_stays() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("result.json");
+    atomic::write(&path, "old").expect("the folder can be written");
+    let mut file = atomic::File::create(&path).expect("the folder can be written");
+    file.write_all(b"new").expect("the file can be written");
+    let during = names(folder.path());
+    assert_eq!(during.len(), 2);
+    assert_eq!(
+        during
+            .iter()
+            .filter(|name| atomic::is_temporary(name.as_ref()))
+            .count(),
+        1
+    );
+    drop(file);
+    assert_eq!(names(folder.path()), ["result.json".into()].into());
+    assert_eq!(fs_err::read_to_string(&path).expect("it is there"), "old");
+}
+
+#[test]
+fn two_files_on_the_way_to_one_name_do_not_meet() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("x".repeat(255));
+    let mut one = atomic::File::create(&path).expect("the folder can be written");
+    let mut two = atomic::File::create(&path).expect("the folder can be written");
+    one.write_all(b"one").expect("the file can be written");
+    two.write_all(b"two").expect("the file can be written");
+    two.commit().expect("the file can be renamed");
+    one.commit().expect("the file can be renamed");
+    assert_eq!(fs_err::read(&path).expect("it is there"), b"one");
+    assert_eq!(names(folder.path()).len(), 1);
+}
+
+#[test]
+fn what_cannot_be_written_is_named_and_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let absent = folder.path().join("absent/file");
+    assert!(matches!(
+        atomic::write(&absent, "x"),
+        Err(ArtifactError::Write { path, .. }) if path == absent
+    ));
+    assert!(matches!(
+        atomic::write("..", "x"),
+        Err(ArtifactError::NoName { .. })
+    ));
+    // A folder cannot be replaced by a file.
+    let taken = folder.path().join("taken");
+    fs_err::create_dir(&taken).expect("the folder can be made");
+    let error = atomic::write(&taken, "x").expect_err("a folder has the name");
+    assert_eq!(
+        error.to_string(),
+        format!("cannot write `{}`", taken.display())
+    );
+    assert_eq!(names(folder.path()), ["taken".into()].into());
+    assert!(matches!(
+        sha256_file(&absent),
+        Err(ArtifactError::Read { path, .. }) if path == absent
+    ));
+}
+
+#[test]
+fn digests_are_those_of_fips_180() {
+    let million = vec![b'a'; 1_000_000];
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("file");
+    for (bytes, digest) in [
+        (
+            &b""[..],
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        ),
+        (
+            b"abc",
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        ),
+        (
+            &million,
+            "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0",
+        ),
+    ] {
+        assert_eq!(sha256_hex(bytes), digest);
+        atomic::write(&path, bytes).expect("the folder can be written");
+        assert_eq!(sha256_file(&path).expect("it is there"), digest);
+    }
+}
+
+proptest! {
+    #[test]
+    fn safetensors_keep_their_content_and_their_bits(
+        tensors in prop::collection::btree_map("[a-z.]{1,12}", prop::collection::vec(any::<u8>(), 0..40), 0..6),
+        metadata in prop::collection::btree_map(".{0,12}", ".{0,12}", 0..8),
+    ) {
+        let write = |order: &mut dyn Iterator<Item = (&String, &Vec<u8>)>| {
+            let views: Vec<_> = order
+                .map(|(name, data)| {
+                    let view = TensorView::new(Dtype::U8, vec![data.len()], data);
+                    (name, view.expect("the length fits"))
+                })
+                .collect();
+            to_safetensors(views, &metadata).expect("this is a valid file")
+        };
+        let bytes = write(&mut tensors.iter());
+        prop_assert_eq!(&bytes, &write(&mut tensors.iter().rev()));
+
+        let (header, read) = SafeTensors::read_metadata(&bytes).expect("this is a valid file");
+        prop_assert_eq!(header % 8, 0);
+        let found: BTreeMap<_, _> = read.metadata().clone().unwrap_or_default().into_iter().collect();
+        prop_assert_eq!(&found, &metadata);
+        let read = SafeTensors::deserialize(&bytes).expect("this is a valid file");
+        prop_assert_eq!(read.len(), tensors.len());
+        for (name, data) in &tensors {
+            prop_assert_eq!(read.tensor(name).expect("it was written").data(), &data[..]);
+        }
+    }
+}

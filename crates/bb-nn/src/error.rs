@@ -1,0 +1,93 @@
+//! What can go wrong in the engine.
+
+use std::path::PathBuf;
+
+/// Errors of the engine; see the variants.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NnError {
+    /// The architecture's name is not known.
+    #[error("unknown architecture `{name}`, expected one of {known}")]
+    UnknownArch {
+        /// What was asked for.
+        name: String,
+        /// The known names.
+        known: String,
+    },
+    /// A size of the architecture is out of range.
+    #[error("`{field}` of `{arch}` is {found}, expected {expected}")]
+    ArchSize {
+        /// The architecture.
+        arch: String,
+        /// `width`, `classes` and so on.
+        field: &'static str,
+        /// The value given.
+        found: usize,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// A tensor of the state is missing.
+    #[error("tensor `{name}` is missing, expected shape {expected:?}")]
+    MissingTensor {
+        /// The tensor's name.
+        name: String,
+        /// Its shape.
+        expected: Vec<usize>,
+    },
+    /// The state holds a tensor that the network has no place for.
+    #[error("tensor `{name}` does not belong to `{arch}`")]
+    UnusedTensor {
+        /// The tensor's name.
+        name: String,
+        /// The architecture.
+        arch: String,
+    },
+    /// A tensor has another shape.
+    #[error("tensor `{name}` has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// The tensor's name.
+        name: String,
+        /// The network's shape.
+        expected: Vec<usize>,
+        /// The state's shape.
+        found: Vec<usize>,
+    },
+    /// A tensor has another element type.
+    #[error("tensor `{name}` has type {found}, expected {expected}")]
+    DType {
+        /// The tensor's name.
+        name: String,
+        /// The network's type.
+        expected: &'static str,
+        /// The state's type.
+        found: String,
+    },
+    /// A tensor holds NaN or an infinity.
+    #[error("tensor `{name}` holds NaN or an infinity at flat index {index}")]
+    NotFinite {
+        /// The tensor's name.
+        name: String,
+        /// The first such element.
+        index: usize,
+    },
+    /// A checkpoint file cannot be read.
+    #[error("cannot read checkpoint `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A checkpoint file is not a valid safetensors file.
+    #[error("`{}` is not a valid safetensors file: {reason}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What the reader said.
+        reason: String,
+    },
+    /// candle refused an operation.
+    #[error("tensor operation failed")]
+    Candle(#[from] candle_core::Error),
+}

@@ -1,0 +1,55 @@
+//! Predictions and scores, in eval mode with the test transform.
+
+use crate::data::{Normaliser, plain_input};
+use crate::kernels::loss::argmax;
+use crate::net::{Mode, Net};
+use bb_core::data::{DatasetSpec, Images, Split};
+use bb_core::metrics::{Ratio, Scores};
+use bb_core::poison::PoisonSet;
+
+/// Images per forward pass; no result depends on it.
+const BATCH: usize = 250;
+
+/// Class of the largest logit for each image.
+pub fn predict(net: &mut Net, images: &Images, spec: &DatasetSpec) -> Vec<u32> {
+    let normaliser = Normaliser::new(spec);
+    let classes = net.spec().classes();
+    let mut predictions = Vec::with_capacity(images.len());
+    let mut first = 0;
+    while first < images.len() {
+        let end = (first + BATCH).min(images.len());
+        let logits = net.forward(&plain_input(images, first..end, &normaliser), Mode::Eval);
+        predictions.extend(logits.chunks_exact(classes).map(|row| argmax(row) as u32));
+        first = end;
+    }
+    predictions
+}
+
+/// How many of `images` are predicted as `labels` say.
+pub fn agreement(predictions: &[u32], labels: &[u32]) -> Ratio {
+    let hits = predictions
+        .iter()
+        .zip(labels)
+        .filter(|(p, l)| p == l)
+        .count();
+    Ratio {
+        hits: hits as u64,
+        total: predictions.len() as u64,
+    }
+}
+
+/// Accuracy on a split.
+pub fn accuracy(net: &mut Net, split: &Split, spec: &DatasetSpec) -> Ratio {
+    agreement(&predict(net, &split.images, spec), &split.labels)
+}
+
+/// ACC on the clean test set, ASR and RA on the poisoned one.
+pub fn scores(net: &mut Net, clean: &Split, poisoned: &PoisonSet, spec: &DatasetSpec) -> Scores {
+    let acc = accuracy(net, clean, spec);
+    let predictions = predict(net, &poisoned.images, spec);
+    Scores {
+        acc,
+        asr: agreement(&predictions, &poisoned.labels),
+        ra: agreement(&predictions, &poisoned.original_labels),
+    }
+}

@@ -1,0 +1,244 @@
+//! Many named tensors in one vector.
+//!
+//! Parameters, gradients and optimiser state of a network have the same [`Layout`], so that an optimiser step, a
+//! perturbation or a norm is one pass over contiguous memory, whatever the number of tensors.
+
+use crate::kernels::vector;
+use candle_core::{Device, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How a tensor's elements are ordered inside the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// As in PyTorch.
+    Plain,
+    /// A convolution's weight: PyTorch's `[out, in, kh, kw]`, kept as `[kh, kw, in, out]`.
+    Hwio,
+}
+
+/// Name, shape and place of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// PyTorch's name.
+    pub name: String,
+    /// PyTorch's shape.
+    pub shape: Vec<usize>,
+    /// Order of the elements.
+    pub order: Order,
+    /// Place in the vector.
+    pub range: Range<usize>,
+}
+
+/// The tensors of a [`Flat`] vector, in PyTorch's registration order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    entries: Vec<Entry>,
+    len: usize,
+}
+
+impl Layout {
+    pub(crate) fn push(&mut self, name: &str, shape: &[usize], order: Order) -> usize {
+        let size: usize = shape.iter().product();
+        self.entries.push(Entry {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            order,
+            range: self.len..self.len + size,
+        });
+        self.len += size;
+        self.entries.len() - 1
+    }
+
+    /// The tensors in order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Index of the tensor called `name`.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.entries.iter().position(|e| e.name == name)
+    }
+}
+
+/// One contiguous `f32` vector of named tensors.
+#[derive(Clone, Debug)]
+pub struct Flat {
+    layout: Arc<Layout>,
+    data: Vec<f32>,
+}
+
+impl Flat {
+    /// A vector of zeros.
+    pub fn zeros(layout: &Arc<Layout>) -> Self {
+        Self {
+            layout: Arc::clone(layout),
+            data: vec![0.0; layout.len],
+        }
+    }
+
+    /// The tensors' names, shapes and places.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// All elements, tensor after tensor, in the engine's order.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// See [`Flat::data`].
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+
+    /// Number of tensors.
+    pub fn tensors(&self) -> usize {
+        self.layout.entries.len()
+    }
+
+    /// Elements of tensor `i`, in the engine's order.
+    pub fn tensor(&self, i: usize) -> &[f32] {
+        &self.data[self.layout.entries[i].range.clone()]
+    }
+
+    /// See [`Flat::tensor`].
+    pub fn tensor_mut(&mut self, i: usize) -> &mut [f32] {
+        &mut self.data[self.layout.entries[i].range.clone()]
+    }
+
+    /// Copies all elements of `other`, which must have the same layout.
+    pub fn copy_from(&mut self, other: &Self) {
+        self.check(other);
+        self.data.copy_from_slice(&other.data);
+    }
+
+    /// `self += a * other`.
+    pub fn add_scaled(&mut self, a: f32, other: &Self) {
+        self.check(other);
+        vector::add_scaled(&mut self.data, a, &other.data);
+    }
+
+    /// `tensor i of self += a * tensor i of other`.
+    pub fn add_scaled_tensor(&mut self, i: usize, a: f32, other: &Self) {
+        self.check(other);
+        let range = self.layout.entries[i].range.clone();
+        vector::add_scaled(&mut self.data[range.clone()], a, &other.data[range]);
+    }
+
+    /// `self = a * self + b * other`.
+    pub fn mix(&mut self, a: f32, other: &Self, b: f32) {
+        self.check(other);
+        vector::mix(&mut self.data, a, &other.data, b);
+    }
+
+    /// `self *= a`.
+    pub fn scale(&mut self, a: f32) {
+        vector::scale(&mut self.data, a);
+    }
+
+    /// L2 norm over all elements.
+    pub fn norm_l2(&self) -> f64 {
+        vector::sum_of_squares(&self.data).sqrt()
+    }
+
+    /// L2 norm of each tensor.
+    pub fn norm_l2_per_tensor(&self) -> Vec<f64> {
+        (0..self.tensors())
+            .map(|i| vector::sum_of_squares(self.tensor(i)).sqrt())
+            .collect()
+    }
+
+    /// Name of the first tensor that holds NaN or an infinity.
+    pub fn first_not_finite(&self) -> Option<&str> {
+        (0..self.tensors())
+            .find(|&i| !vector::all_finite(self.tensor(i)))
+            .map(|i| self.layout.entries[i].name.as_str())
+    }
+
+    /// Sum of absolute values of each output channel (the first axis in PyTorch's shape) of tensor `i`.
+    pub fn channel_l1(&self, i: usize) -> Vec<f32> {
+        let entry = &self.layout.entries[i];
+        let channels = entry.shape.first().copied().unwrap_or(1);
+        let data = self.tensor(i);
+        match entry.order {
+            Order::Plain => data
+                .chunks_exact(data.len() / channels)
+                .map(|row| row.iter().map(|v| v.abs()).sum())
+                .collect(),
+            Order::Hwio => {
+                let mut sums = vec![0f32; channels];
+                for row in data.chunks_exact(channels) {
+                    for (s, v) in sums.iter_mut().zip(row) {
+                        *s += v.abs();
+                    }
+                }
+                sums
+            }
+        }
+    }
+
+    /// Tensor `i` in PyTorch's order and shape.
+    pub fn to_tensor(&self, i: usize) -> Result<Tensor, candle_core::Error> {
+        let entry = &self.layout.entries[i];
+        Tensor::from_vec(self.to_plain(i), entry.shape.as_slice(), &Device::Cpu)
+    }
+
+    /// Elements of tensor `i` in PyTorch's order.
+    pub fn to_plain(&self, i: usize) -> Vec<f32> {
+        let entry = &self.layout.entries[i];
+        let data = self.tensor(i);
+        match (entry.order, entry.shape.as_slice()) {
+            (Order::Hwio, &[out, inp, kh, kw]) => reorder(data, out, inp, kh * kw, true),
+            _ => data.to_vec(),
+        }
+    }
+
+    /// Sets tensor `i` from elements in PyTorch's order.
+    ///
+    /// # Panics
+    /// If the length differs.
+    pub fn set_plain(&mut self, i: usize, plain: &[f32]) {
+        let entry = &self.layout.entries[i];
+        assert_eq!(
+            plain.len(),
+            entry.range.len(),
+            "elements of `{}`",
+            entry.name
+        );
+        let range = entry.range.clone();
+        match (entry.order, entry.shape.as_slice()) {
+            (Order::Hwio, &[out, inp, kh, kw]) => {
+                let values = reorder(plain, out, inp, kh * kw, false);
+                self.data[range].copy_from_slice(&values);
+            }
+            _ => self.data[range].copy_from_slice(plain),
+        }
+    }
+
+    fn check(&self, other: &Self) {
+        assert!(
+            Arc::ptr_eq(&self.layout, &other.layout) || self.layout == other.layout,
+            "two vectors of different networks"
+        );
+    }
+}
+
+/// `[out, in, taps]` to `[taps, in, out]`, or back.
+fn reorder(src: &[f32], out: usize, inp: usize, taps: usize, to_plain: bool) -> Vec<f32> {
+    let mut dst = vec![0f32; src.len()];
+    for o in 0..out {
+        for i in 0..inp {
+            for t in 0..taps {
+                let plain = (o * inp + i) * taps + t;
+                let hwio = (t * inp + i) * out + o;
+                if to_plain {
+                    dst[plain] = src[hwio];
+                } else {
+                    dst[hwio] = src[plain];
+                }
+            }
+        }
+    }
+    dst
+}

@@ -1,0 +1,53 @@
+//! Optimisers over all parameters at once.
+
+use crate::flat::Flat;
+use crate::kernels::vector;
+
+/// Stochastic gradient descent with momentum, as PyTorch's `SGD` with dampening 0.
+///
+/// Weight decay acts on every parameter, batch normalisation and biases included, as in the benchmark.
+#[derive(Clone, Debug)]
+pub struct Sgd {
+    /// Factor of the velocity.
+    pub momentum: f32,
+    /// L2 penalty, added to the gradient as `weight_decay * w`.
+    pub weight_decay: f32,
+    /// Nesterov's variant.
+    pub nesterov: bool,
+    velocity: Flat,
+}
+
+impl Sgd {
+    /// An optimiser at rest for parameters of `like`'s layout.
+    pub fn new(like: &Flat, momentum: f32, weight_decay: f32, nesterov: bool) -> Self {
+        Self {
+            momentum,
+            weight_decay,
+            nesterov,
+            velocity: Flat::zeros(like.layout()),
+        }
+    }
+
+    /// One step with learning rate `lr`.
+    pub fn step(&mut self, params: &mut Flat, grads: &Flat, lr: f32) {
+        vector::sgd_momentum(
+            params.data_mut(),
+            self.velocity.data_mut(),
+            grads.data(),
+            lr,
+            self.momentum,
+            self.weight_decay,
+            self.nesterov,
+        );
+    }
+
+    /// The velocity, for checkpoints.
+    pub fn velocity(&self) -> &Flat {
+        &self.velocity
+    }
+
+    /// See [`Sgd::velocity`].
+    pub fn velocity_mut(&mut self) -> &mut Flat {
+        &mut self.velocity
+    }
+}

@@ -1,0 +1,402 @@
+//! The one training loop.
+
+use crate::data::{Batch, LoaderOptions, batch_count, batches};
+use crate::error::NnError;
+use crate::net::{Mode, Net};
+use crate::optim::Sgd;
+use crate::schedule::{PlateauState, Schedule};
+use crate::state::StateDict;
+use bb_core::artifact::{ArtifactError, atomic};
+use bb_core::data::{DatasetSpec, Split};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// How a classifier is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// Passes over the training set.
+    pub epochs: usize,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Base learning rate of SGD.
+    pub lr: f64,
+    /// Momentum of SGD.
+    pub momentum: f64,
+    /// L2 penalty on every parameter.
+    pub weight_decay: f64,
+    /// Nesterov's variant of momentum.
+    pub nesterov: bool,
+    /// Whether the last batch of an epoch is left out when it is not full.
+    pub drop_last: bool,
+    /// Whether the dataset's crop and flip are applied.
+    pub augment: bool,
+    /// Learning-rate schedule.
+    pub schedule: Schedule,
+}
+
+impl Default for Recipe {
+    /// The benchmark's recipe for CIFAR-10.
+    fn default() -> Self {
+        Self {
+            epochs: 100,
+            batch_size: 128,
+            lr: 0.01,
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            nesterov: false,
+            drop_last: true,
+            augment: true,
+            schedule: Schedule::default(),
+        }
+    }
+}
+
+impl Recipe {
+    /// The first setting out of range, as (name, value, what is allowed).
+    pub fn first_invalid(&self) -> Option<(&'static str, String, &'static str)> {
+        let share = |v: f64| (0.0..1.0).contains(&v);
+        let checks: [(bool, &'static str, String, &'static str); 9] = [
+            (
+                self.epochs <= 100_000,
+                "epochs",
+                self.epochs.to_string(),
+                "at most 100000",
+            ),
+            (
+                (1..=65_536).contains(&self.batch_size),
+                "batch_size",
+                self.batch_size.to_string(),
+                "1 to 65536",
+            ),
+            (
+                self.lr.is_finite() && self.lr >= 0.0,
+                "lr",
+                self.lr.to_string(),
+                "a number of at least 0",
+            ),
+            (
+                share(self.momentum),
+                "momentum",
+                self.momentum.to_string(),
+                "0 or more and below 1",
+            ),
+            (
+                self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+                "weight_decay",
+                self.weight_decay.to_string(),
+                "a number of at least 0",
+            ),
+            (
+                self.schedule.t_max > 0,
+                "schedule.t_max",
+                self.schedule.t_max.to_string(),
+                "at least 1",
+            ),
+            (
+                self.schedule.step_size > 0,
+                "schedule.step_size",
+                self.schedule.step_size.to_string(),
+                "at least 1",
+            ),
+            (
+                self.schedule.gamma > 0.0 && self.schedule.gamma <= 1.0,
+                "schedule.gamma",
+                self.schedule.gamma.to_string(),
+                "above 0 and at most 1",
+            ),
+            (
+                share(self.schedule.warmup),
+                "schedule.warmup",
+                self.schedule.warmup.to_string(),
+                "0 or more and below 1",
+            ),
+        ];
+        checks
+            .into_iter()
+            .find(|(ok, ..)| !ok)
+            .map(|(_, name, value, allowed)| (name, value, allowed))
+    }
+}
+
+/// What an epoch gave.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EpochRow {
+    /// Epoch, counted from 0.
+    pub epoch: usize,
+    /// Learning rate of the epoch's first step.
+    pub lr: f64,
+    /// Mean of the batches' mean losses.
+    pub train_loss: f64,
+    /// Images predicted right while training (in train mode, before each step).
+    pub train_correct: u64,
+    /// Images seen.
+    pub train_total: u64,
+}
+
+/// Errors of training.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The loss is not a finite number.
+    #[error("training diverged: the loss of epoch {epoch}, step {step} is {loss}")]
+    Diverged {
+        /// Epoch, counted from 0.
+        epoch: usize,
+        /// Step in the epoch, counted from 0.
+        step: usize,
+        /// The loss.
+        loss: f32,
+    },
+    /// The training set does not fill one batch.
+    #[error(
+        "the training set has {images} images, but `batch_size` is {batch_size} and `drop_last` is true"
+    )]
+    NoBatch {
+        /// Images in the set.
+        images: usize,
+        /// Images per batch.
+        batch_size: usize,
+    },
+    /// A checkpoint does not fit.
+    #[error("cannot resume from `{}`: {reason}", path.display())]
+    Checkpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Training was asked to stop; the last checkpoint stands.
+    #[error("interrupted in epoch {epoch}; run the same command again to resume")]
+    Interrupted {
+        /// Epoch, counted from 0.
+        epoch: usize,
+    },
+    /// The engine refused.
+    #[error(transparent)]
+    Nn(#[from] NnError),
+    /// A file could not be written.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What happens around the loop's own work.
+pub trait Hooks {
+    /// Training goes on after `epochs` finished epochs (0 for a fresh start).
+    fn started(&mut self, epochs: usize) -> Result<(), TrainError> {
+        let _ = epochs;
+        Ok(())
+    }
+
+    /// May change a batch before it is used, as attacks that poison inside the loop do.
+    fn batch(&mut self, epoch: usize, batch: &mut Batch) -> Result<(), TrainError> {
+        let _ = (epoch, batch);
+        Ok(())
+    }
+
+    /// A step over `images` images is done.
+    fn step(&mut self, images: usize) {
+        let _ = images;
+    }
+
+    /// An epoch is done; called before its checkpoint is written.
+    fn epoch(&mut self, net: &mut Net, row: &EpochRow) -> Result<(), TrainError> {
+        let _ = (net, row);
+        Ok(())
+    }
+}
+
+/// No hook.
+impl Hooks for () {}
+
+/// Where checkpoints of a training run are kept.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    path: Option<PathBuf>,
+    every: usize,
+}
+
+const EPOCH_KEY: &str = "epochs_done";
+const PLATEAU_KEY: &str = "plateau";
+const VELOCITY: &str = "velocity.";
+
+impl Checkpoints {
+    /// One file, replaced after every `every` epochs.
+    pub fn at(path: impl Into<PathBuf>, every: usize) -> Self {
+        Self {
+            path: Some(path.into()),
+            every: every.max(1),
+        }
+    }
+
+    /// No checkpoint.
+    pub fn none() -> Self {
+        Self {
+            path: None,
+            every: 1,
+        }
+    }
+
+    fn save(
+        &self,
+        net: &Net,
+        sgd: &Sgd,
+        done: usize,
+        plateau: &PlateauState,
+    ) -> Result<(), TrainError> {
+        let Some(path) = &self.path else {
+            return Ok(());
+        };
+        let mut state = net.state()?;
+        for (i, entry) in sgd.velocity().layout().entries().iter().enumerate() {
+            let tensor = sgd.velocity().to_tensor(i).map_err(NnError::from)?;
+            state.insert(format!("{VELOCITY}{}", entry.name), tensor);
+        }
+        let plateau = serde_json::to_string(plateau).expect("three numbers serialise");
+        let metadata = BTreeMap::from([
+            (EPOCH_KEY.to_owned(), done.to_string()),
+            (PLATEAU_KEY.to_owned(), plateau),
+        ]);
+        Ok(atomic::write(path, &state.to_bytes(&metadata)?)?)
+    }
+
+    /// Loads the checkpoint into `net` and `sgd`; gives the finished epochs.
+    fn load(
+        &self,
+        net: &mut Net,
+        sgd: &mut Sgd,
+        plateau: &mut PlateauState,
+    ) -> Result<usize, TrainError> {
+        let Some(path) = self.path.as_deref().filter(|p| p.exists()) else {
+            return Ok(0);
+        };
+        let wrong = |reason: &str| TrainError::Checkpoint {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let (all, metadata) = read(path)?;
+        let mut state = StateDict::new();
+        for (name, tensor) in all.iter() {
+            match name.strip_prefix(VELOCITY) {
+                Some(parameter) => {
+                    let layout = std::sync::Arc::clone(sgd.velocity().layout());
+                    let i = layout
+                        .position(parameter)
+                        .ok_or_else(|| wrong(&format!("`{name}` is unknown")))?;
+                    if tensor.dims() != layout.entries()[i].shape.as_slice() {
+                        return Err(wrong(&format!("`{name}` has shape {:?}", tensor.dims())));
+                    }
+                    let values = all
+                        .floats(name)
+                        .ok_or_else(|| wrong("a tensor vanished"))??;
+                    sgd.velocity_mut().set_plain(i, &values);
+                }
+                None => state.insert(name, tensor.clone()),
+            }
+        }
+        net.set_state(&state)?;
+        let field = |key: &str| {
+            metadata
+                .get(key)
+                .ok_or_else(|| wrong(&format!("`{key}` is missing")))
+        };
+        *plateau = serde_json::from_str(field(PLATEAU_KEY)?).map_err(|e| wrong(&e.to_string()))?;
+        field(EPOCH_KEY)?
+            .parse()
+            .map_err(|_| wrong("`epochs_done` is not a number"))
+    }
+}
+
+fn read(path: &Path) -> Result<(StateDict, BTreeMap<String, String>), TrainError> {
+    let bytes = fs_err::read(path).map_err(|source| NnError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok((
+        StateDict::from_bytes(&bytes, path)?,
+        StateDict::metadata(&bytes, path)?,
+    ))
+}
+
+/// Trains `net` on `split`, going on from the checkpoint if there is one.
+///
+/// The same arguments give the same bits, with or without interruption, on any number of threads.
+pub fn fit(
+    net: &mut Net,
+    split: &Split,
+    spec: &DatasetSpec,
+    recipe: &Recipe,
+    seed: u64,
+    checkpoints: &Checkpoints,
+    hooks: &mut dyn Hooks,
+) -> Result<(), TrainError> {
+    let steps = batch_count(split.len(), recipe.batch_size, recipe.drop_last);
+    if steps == 0 && recipe.epochs > 0 {
+        return Err(TrainError::NoBatch {
+            images: split.len(),
+            batch_size: recipe.batch_size,
+        });
+    }
+    let mut sgd = Sgd::new(
+        net.params(),
+        recipe.momentum as f32,
+        recipe.weight_decay as f32,
+        recipe.nesterov,
+    );
+    let mut plateau = PlateauState::default();
+    let first = checkpoints.load(net, &mut sgd, &mut plateau)?;
+    hooks.started(first)?;
+    let options = LoaderOptions {
+        batch_size: recipe.batch_size,
+        shuffle: true,
+        drop_last: recipe.drop_last,
+        augment: recipe.augment,
+        seed,
+        purpose: "train",
+    };
+    let mut grads = net.zeros();
+    for epoch in first..recipe.epochs {
+        let rate = |step, plateau: &PlateauState| {
+            recipe
+                .schedule
+                .rate(recipe.lr, (epoch, recipe.epochs), (step, steps), plateau)
+        };
+        let mut row = EpochRow {
+            epoch,
+            lr: rate(0, &plateau),
+            train_loss: 0.0,
+            train_correct: 0,
+            train_total: 0,
+        };
+        for (step, mut batch) in batches(split, spec, options, epoch as u64).enumerate() {
+            if bb_core::cli::interrupted() {
+                return Err(TrainError::Interrupted { epoch });
+            }
+            hooks.batch(epoch, &mut batch)?;
+            let loss = net.loss_grad(&batch.input, &batch.labels, Mode::Train, &mut grads);
+            if !loss.mean.is_finite() {
+                return Err(TrainError::Diverged {
+                    epoch,
+                    step,
+                    loss: loss.mean,
+                });
+            }
+            sgd.step(net.params_mut(), &grads, rate(step, &plateau) as f32);
+            row.train_loss += f64::from(loss.mean) / steps as f64;
+            row.train_correct += loss.correct as u64;
+            row.train_total += batch.labels.len() as u64;
+            hooks.step(batch.labels.len());
+        }
+        plateau.record(&recipe.schedule, row.train_loss);
+        hooks.epoch(net, &row)?;
+        let done = epoch + 1;
+        if done % checkpoints.every == 0 && done < recipe.epochs {
+            checkpoints.save(net, &sgd, done, &plateau)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,345 @@
+//! The original PyTorch network's numbers, from the folder that `BB_SHARED` names; skipped without it.
+//!
+//! Sizes are read from the files, so another set of the same cases with another width passes as well.
+
+use bb_nn::data::Input;
+use bb_nn::net::{Activation, Mode, Net};
+use bb_nn::optim::Sgd;
+use bb_nn::{ArchSpec, StateDict, ops};
+use candle_core::{Tensor, Var};
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+type Tensors = HashMap<String, Tensor>;
+
+fn folder() -> Option<PathBuf> {
+    let folder = std::env::var_os("BB_SHARED").map(|s| PathBuf::from(s).join("golden"));
+    if folder.is_none() {
+        eprintln!("skipped: BB_SHARED is not set");
+    }
+    folder
+}
+
+fn load(folder: &std::path::Path, name: &str) -> Tensors {
+    candle_core::safetensors::load(
+        folder.join(format!("{name}.safetensors")),
+        &candle_core::Device::Cpu,
+    )
+    .unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+fn floats(t: &Tensor) -> Vec<f32> {
+    t.flatten_all()
+        .unwrap()
+        .to_dtype(candle_core::DType::F32)
+        .unwrap()
+        .to_vec1()
+        .unwrap()
+}
+
+fn labels(t: &Tensor) -> Vec<u32> {
+    t.flatten_all()
+        .unwrap()
+        .to_vec1::<i64>()
+        .unwrap()
+        .iter()
+        .map(|v| *v as u32)
+        .collect()
+}
+
+/// The small net, and a function giving batch `k` of the inputs.
+struct Case {
+    net: Net,
+    inputs: Tensors,
+    batch: usize,
+}
+
+impl Case {
+    fn new(folder: &std::path::Path) -> Self {
+        let state = StateDict::load(&folder.join("model.safetensors")).unwrap();
+        let width = state.get("conv1.weight").unwrap().dims()[0];
+        let classes = state.get("linear.bias").unwrap().dims()[0];
+        let spec = ArchSpec::new("preactresnet18", width, classes).unwrap();
+        let inputs = load(folder, "inputs");
+        let batch = load(folder, "a_forward")["logits_eval"].dims()[0];
+        Self {
+            net: Net::from_state(&spec, &state).unwrap(),
+            inputs,
+            batch,
+        }
+    }
+
+    fn x(&self, k: usize) -> Tensor {
+        self.inputs["x"]
+            .narrow(0, k * self.batch, self.batch)
+            .unwrap()
+    }
+
+    fn input(&self, k: usize) -> Input {
+        let x = self.x(k);
+        let (n, _, h, w) = x.dims4().unwrap();
+        Input::from_nchw(n, h, w, &floats(&x))
+    }
+
+    fn labels(&self, k: usize) -> Vec<u32> {
+        labels(
+            &self.inputs["labels"]
+                .narrow(0, k * self.batch, self.batch)
+                .unwrap(),
+        )
+    }
+}
+
+#[track_caller]
+fn assert_close(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    let worst = found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(
+        worst <= tolerance,
+        "{name}: largest difference {worst:e}, allowed {tolerance:e}"
+    );
+}
+
+#[track_caller]
+fn assert_relative(name: &str, found: &[f32], expected: &[f32], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    let square = |v: f64| v * v;
+    let difference: f64 = found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| square(f64::from(*a) - f64::from(*b)))
+        .sum();
+    let norm: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
+    let relative = (difference / norm.max(1e-30)).sqrt();
+    assert!(
+        relative <= tolerance,
+        "{name}: relative difference {relative:e}, allowed {tolerance:e}"
+    );
+}
+
+/// `[n, h, w, c]` to PyTorch's order, first `images` only.
+fn nchw(a: &Activation, images: usize) -> Vec<f32> {
+    let s = a.shape;
+    let mut out = Vec::with_capacity(images * s.h * s.w * s.c);
+    for n in 0..images {
+        for c in 0..s.c {
+            for p in 0..s.h * s.w {
+                out.push(a.data[(n * s.h * s.w + p) * s.c + c]);
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn golden_a_forward() {
+    let Some(folder) = folder() else { return };
+    let mut case = Case::new(&folder);
+    let expected = load(&folder, "a_forward");
+    let input = case.input(0);
+    let names = ["conv1", "layer1", "layer2", "layer3", "layer4", "avgpool"];
+    let (logits, features) = case.net.forward_with(&input, Mode::Eval, &names);
+    assert_close(
+        "logits_eval",
+        &logits,
+        &floats(&expected["logits_eval"]),
+        2e-5,
+    );
+    assert_eq!(features.len(), names.len());
+    for (name, feature) in names.iter().zip(&features) {
+        let expected = &expected[&format!("act_eval.{name}")];
+        assert_close(
+            name,
+            &nchw(feature, expected.dims()[0]),
+            &floats(expected),
+            5e-5,
+        );
+    }
+    let labels = case.labels(0);
+    let mut grads = case.net.zeros();
+    let loss = case.net.loss_grad(&input, &labels, Mode::Eval, &mut grads);
+    assert_close(
+        "loss_eval",
+        &[loss.mean],
+        &floats(&expected["loss_eval"]),
+        2e-5,
+    );
+
+    let kept = case.net.forward(&input, Mode::TrainKeepStats);
+    let logits = case.net.forward(&input, Mode::Train);
+    assert_eq!(
+        kept, logits,
+        "keeping the statistics must not change the result"
+    );
+    assert_close(
+        "logits_train",
+        &logits,
+        &floats(&expected["logits_train"]),
+        2e-5,
+    );
+    let state = case.net.state().unwrap();
+    let mut compared = 0;
+    for (name, tensor) in state.iter() {
+        if let Some(expected) = expected.get(&format!("after.{name}")) {
+            assert_close(name, &floats(tensor), &floats(expected), 2e-5);
+            compared += 1;
+        }
+    }
+    assert_eq!(
+        compared,
+        expected.keys().filter(|k| k.starts_with("after.")).count()
+    );
+    let loss = case
+        .net
+        .loss_grad(&input, &labels, Mode::TrainKeepStats, &mut grads);
+    assert_close(
+        "loss_train",
+        &[loss.mean],
+        &floats(&expected["loss_train"]),
+        2e-5,
+    );
+}
+
+#[test]
+fn golden_b_backward() {
+    let Some(folder) = folder() else { return };
+    let mut case = Case::new(&folder);
+    let expected = load(&folder, "b_backward");
+    let (input, labels) = (case.input(0), case.labels(0));
+    let mut grads = case.net.zeros();
+    let (loss, dx) = case
+        .net
+        .loss_grad_input(&input, &labels, Mode::Eval, &mut grads);
+    assert_close(
+        "loss_evalmode",
+        &[loss.mean],
+        &floats(&expected["loss_evalmode"]),
+        1e-5,
+    );
+    let (n, h, w) = (input.n, input.h, input.w);
+    let dx = Activation {
+        shape: input.shape(),
+        data: dx,
+    };
+    assert_eq!((n, h, w), (dx.shape.n, dx.shape.h, dx.shape.w));
+    assert_relative(
+        "input_grad_evalmode",
+        &nchw(&dx, n),
+        &floats(&expected["input_grad_evalmode"]),
+        1e-3,
+    );
+
+    let loss = case.net.loss_grad(&input, &labels, Mode::Train, &mut grads);
+    assert_close("loss", &[loss.mean], &floats(&expected["loss"]), 1e-5);
+    let entries = grads.layout().entries().to_vec();
+    assert_eq!(
+        entries.len(),
+        expected.keys().filter(|k| k.starts_with("grad.")).count()
+    );
+    for (i, entry) in entries.iter().enumerate() {
+        let expected = floats(&expected[&format!("grad.{}", entry.name)]);
+        assert_relative(&entry.name, &grads.to_plain(i), &expected, 1e-3);
+    }
+    assert_relative(
+        "grad_norm_total",
+        &[grads.norm_l2() as f32],
+        &floats(&expected["grad_norm_total"]),
+        1e-3,
+    );
+}
+
+#[test]
+fn golden_c_sgd() {
+    let Some(folder) = folder() else { return };
+    let mut case = Case::new(&folder);
+    let expected = load(&folder, "c_sgd3");
+    let mut sgd = Sgd::new(case.net.params(), 0.9, 5e-4, false);
+    let mut grads = case.net.zeros();
+    let losses = floats(&expected["losses"]);
+    for (k, expected) in losses.iter().enumerate() {
+        let loss = case
+            .net
+            .loss_grad(&case.input(k), &case.labels(k), Mode::Train, &mut grads);
+        assert_close("loss", &[loss.mean], &[*expected], 1e-4);
+        sgd.step(case.net.params_mut(), &grads, 0.1);
+    }
+    let state = case.net.state().unwrap();
+    assert_eq!(
+        state.len(),
+        expected.keys().filter(|k| k.starts_with("param.")).count()
+    );
+    for (name, tensor) in state.iter() {
+        let expected = &expected[&format!("param.{name}")];
+        if name.ends_with("num_batches_tracked") {
+            assert_eq!(labels(tensor), labels(expected), "{name}");
+        } else {
+            assert_relative(name, &floats(tensor), &floats(expected), 1e-3);
+        }
+    }
+}
+
+/// The first block of the network through candle's autograd and the engine's operations, against the explicit pass.
+#[test]
+fn golden_b_backward_through_autograd() {
+    let Some(folder) = folder() else { return };
+    let case = Case::new(&folder);
+    let expected = load(&folder, "b_backward");
+    let state = case.net.state().unwrap();
+    let vars: HashMap<String, Var> = state
+        .iter()
+        .filter(|(_, t)| t.dtype() == candle_core::DType::F32)
+        .map(|(n, t)| (n.to_owned(), Var::from_tensor(t).unwrap()))
+        .collect();
+    let p = |name: String| vars[&name].as_tensor().clone();
+    let norm_relu = |x: &Tensor, name: String| {
+        let y = ops::batch_norm_train(x, &p(format!("{name}.weight")), &p(format!("{name}.bias")))
+            .unwrap();
+        ops::relu(&y).unwrap()
+    };
+    let mut x = ops::conv2d(&case.x(0), &p("conv1.weight".into()), 1, 1).unwrap();
+    for layer in 1..=4 {
+        for block in 0..2 {
+            let name = format!("layer{layer}.{block}");
+            let stride = if layer > 1 && block == 0 { 2 } else { 1 };
+            let a = norm_relu(&x, format!("{name}.bn1"));
+            let skip = match vars.get(&format!("{name}.shortcut.0.weight")) {
+                Some(w) => ops::conv2d(&a, w.as_tensor(), stride, 0).unwrap(),
+                None => x.clone(),
+            };
+            let h = ops::conv2d(&a, &p(format!("{name}.conv1.weight")), stride, 1).unwrap();
+            let h = norm_relu(&h, format!("{name}.bn2"));
+            x = (ops::conv2d(&h, &p(format!("{name}.conv2.weight")), 1, 1).unwrap() + skip)
+                .unwrap();
+        }
+    }
+    let pooled = ops::global_average_pool(&x).unwrap();
+    let logits = ops::linear(
+        &pooled,
+        &p("linear.weight".into()),
+        &p("linear.bias".into()),
+    )
+    .unwrap();
+    let loss = ops::cross_entropy(&logits, &case.labels(0)).unwrap();
+    assert_close(
+        "loss",
+        &[loss.to_vec0::<f32>().unwrap()],
+        &floats(&expected["loss"]),
+        1e-5,
+    );
+    let grads = loss.backward().unwrap();
+    let mut compared = 0;
+    for (key, expected) in &expected {
+        if let Some(name) = key.strip_prefix("grad.") {
+            let found = grads
+                .get(vars[name].as_tensor())
+                .unwrap_or_else(|| panic!("no gradient of {name}"));
+            assert_relative(name, &floats(found), &floats(expected), 1e-3);
+            compared += 1;
+        }
+    }
+    assert!(compared > 0);
+}

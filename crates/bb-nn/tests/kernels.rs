@@ -1,0 +1,375 @@
+//! The kernels against plain loops in `f64`, over random shapes, and against themselves on another number of threads.
+
+use bb_nn::kernels::conv::{self, Add, ConvShape};
+use bb_nn::kernels::{linear, loss, norm, pool, vector};
+use bb_nn::ops;
+use candle_core::{Device, Tensor, Var};
+use proptest::prelude::*;
+
+/// Reproducible values in -0.5..0.5.
+fn random(len: usize, seed: u64) -> Vec<f32> {
+    let mut stream = bb_core::rng::stream(seed, "kernel tests", 0, len as u64);
+    (0..len)
+        .map(|_| bb_core::rng::unit_f32(&mut stream) - 0.5)
+        .collect()
+}
+
+fn assert_near(name: &str, found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        assert!(
+            (f64::from(*f) - e).abs() <= tolerance * (1.0 + e.abs()),
+            "{name}[{i}]: {f} instead of {e}"
+        );
+    }
+}
+
+/// Output, input gradient and weight gradient by the definition.
+fn reference(s: &ConvShape, x: &[f32], w: &[f32], dy: &[f32]) -> [Vec<f64>; 3] {
+    let (oh, ow) = (s.oh(), s.ow());
+    let mut y = vec![0f64; s.output_len()];
+    let mut dx = vec![0f64; s.input_len()];
+    let mut dw = vec![0f64; s.weight_len()];
+    for n in 0..s.n {
+        for (i, j) in (0..oh).flat_map(|i| (0..ow).map(move |j| (i, j))) {
+            for (ky, kx) in (0..s.k).flat_map(|a| (0..s.k).map(move |b| (a, b))) {
+                let (Some(r), Some(c)) = (
+                    (i * s.stride + ky).checked_sub(s.pad).filter(|r| *r < s.h),
+                    (j * s.stride + kx).checked_sub(s.pad).filter(|c| *c < s.w),
+                ) else {
+                    continue;
+                };
+                for ci in 0..s.cin {
+                    for co in 0..s.cout {
+                        let xi = ((n * s.h + r) * s.w + c) * s.cin + ci;
+                        let yi = ((n * oh + i) * ow + j) * s.cout + co;
+                        let wi = ((ky * s.k + kx) * s.cin + ci) * s.cout + co;
+                        y[yi] += f64::from(x[xi]) * f64::from(w[wi]);
+                        dx[xi] += f64::from(dy[yi]) * f64::from(w[wi]);
+                        dw[wi] += f64::from(dy[yi]) * f64::from(x[xi]);
+                    }
+                }
+            }
+        }
+    }
+    [y, dx, dw]
+}
+
+fn check_conv(s: ConvShape, seed: u64) {
+    let (x, w, dy) = (
+        random(s.input_len(), seed),
+        random(s.weight_len(), seed + 1),
+        random(s.output_len(), seed + 2),
+    );
+    let [y, dx, dw] = reference(&s, &x, &w, &dy);
+    let mut found = vec![f32::NAN; s.output_len()];
+    conv::forward(&s, &x, &w, Add::Nothing, &mut found);
+    assert_near("y", &found, &y, 1e-5);
+    let mut found = vec![f32::NAN; s.input_len()];
+    conv::input_gradient(&s, &dy, &w, Add::Nothing, &mut found);
+    assert_near("dx", &found, &dx, 1e-5);
+    let mut found = vec![f32::NAN; s.weight_len()];
+    conv::weight_gradient(&s, &x, &dy, &mut found);
+    assert_near("dw", &found, &dw, 1e-5);
+
+    // What is added: another tensor, or what was there.
+    let other = random(s.output_len(), seed + 3);
+    let sum: Vec<f64> = y
+        .iter()
+        .zip(&other)
+        .map(|(y, o)| y + f64::from(*o))
+        .collect();
+    let mut found = vec![f32::NAN; s.output_len()];
+    conv::forward(&s, &x, &w, Add::Other(&other), &mut found);
+    assert_near("y + other", &found, &sum, 1e-5);
+    let mut found = random(s.input_len(), seed + 4);
+    let sum: Vec<f64> = dx
+        .iter()
+        .zip(&found)
+        .map(|(d, o)| d + f64::from(*o))
+        .collect();
+    conv::input_gradient(&s, &dy, &w, Add::Destination, &mut found);
+    assert_near("dx + destination", &found, &sum, 1e-5);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn convolution_is_its_definition(
+        n in 1usize..4, h in 1usize..12, w in 1usize..12, cin in 1usize..24, cout in 1usize..40,
+        k in 1usize..6, stride in 1usize..4, pad in 0usize..3, seed in 0u64..1000,
+    ) {
+        let s = ConvShape { n, h, w, cin, cout, k, stride, pad: pad.min(k - 1) };
+        prop_assume!(s.is_valid());
+        check_conv(s, seed);
+    }
+
+    #[test]
+    fn statistics_are_mean_and_variance(rows in 1usize..700, c in 1usize..40, offset in -50f32..50.0, seed in 0u64..1000) {
+        let x: Vec<f32> = random(rows * c, seed).iter().map(|v| v + offset).collect();
+        let (mean, var) = norm::statistics(&x, c);
+        for i in 0..c {
+            let column: Vec<f64> = x.iter().skip(i).step_by(c).map(|v| f64::from(*v)).collect();
+            let m = column.iter().sum::<f64>() / rows as f64;
+            let v = column.iter().map(|v| (v - m).powi(2)).sum::<f64>() / rows as f64;
+            prop_assert!((f64::from(mean[i]) - m).abs() < 1e-5, "{} {m}", mean[i]);
+            prop_assert!((f64::from(var[i]) - v).abs() < 1e-5, "{} {v}", var[i]);
+        }
+    }
+
+    #[test]
+    fn loss_gradient_rows_sum_to_zero(n in 1usize..20, classes in 1usize..30, seed in 0u64..1000) {
+        let logits: Vec<f32> = random(n * classes, seed).iter().map(|v| v * 40.0).collect();
+        let labels: Vec<u32> = (0..n).map(|i| (i * 7 % classes) as u32).collect();
+        let mut gradient = vec![0.0; logits.len()];
+        let loss = loss::cross_entropy(&logits, &labels, classes, Some(&mut gradient));
+        prop_assert!(loss.mean.is_finite() && loss.mean >= 0.0);
+        for row in gradient.chunks_exact(classes) {
+            prop_assert!(row.iter().sum::<f32>().abs() < 1e-6);
+        }
+    }
+}
+
+#[test]
+fn convolution_shapes_of_the_models() {
+    let shape = |h, cin, cout, k, stride, pad| ConvShape {
+        n: 3,
+        h,
+        w: h,
+        cin,
+        cout,
+        k,
+        stride,
+        pad,
+    };
+    for s in [
+        shape(32, 3, 16, 3, 1, 1),
+        shape(8, 64, 64, 3, 1, 1),
+        shape(8, 32, 64, 3, 2, 1),
+        shape(8, 32, 64, 1, 2, 0),
+        shape(4, 64, 96, 3, 1, 1),
+        shape(17, 3, 8, 7, 2, 3),
+        shape(1, 5, 33, 1, 1, 0),
+    ] {
+        check_conv(s, 7);
+    }
+}
+
+#[test]
+fn same_bits_on_any_number_of_threads() {
+    let s = ConvShape {
+        n: 9,
+        h: 16,
+        w: 16,
+        cin: 24,
+        cout: 40,
+        k: 3,
+        stride: 1,
+        pad: 1,
+    };
+    let (x, w, dy) = (
+        random(s.input_len(), 1),
+        random(s.weight_len(), 2),
+        random(s.output_len(), 3),
+    );
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("a thread pool");
+        pool.install(|| {
+            let mut y = vec![0.0; s.output_len()];
+            let mut dx = vec![0.0; s.input_len()];
+            let mut dw = vec![0.0; s.weight_len()];
+            conv::forward(&s, &x, &w, Add::Nothing, &mut y);
+            conv::input_gradient(&s, &dy, &w, Add::Nothing, &mut dx);
+            conv::weight_gradient(&s, &x, &dy, &mut dw);
+            let (mean, var) = norm::statistics(&y, s.cout);
+            (y, dx, dw, mean, var, vector::sum_of_squares(&x).to_bits())
+        })
+    };
+    let one = run(1);
+    assert!(one == run(2) && one == run(3));
+}
+
+#[test]
+fn relu_has_no_gradient_at_zero() {
+    let x = Var::from_slice(&[-1.0f32, 0.0, 2.0], 3, &Device::Cpu).unwrap();
+    let grads = ops::relu(&x)
+        .unwrap()
+        .sum_all()
+        .unwrap()
+        .backward()
+        .unwrap();
+    assert_eq!(
+        grads.get(&x).unwrap().to_vec1::<f32>().unwrap(),
+        [0.0, 0.0, 1.0]
+    );
+    // The fused kernel: scale 1, shift 0, so the pre-activation is x itself.
+    let (scale, shift, mean, invstd) = ([1.0], [0.0], [0.0], [1.0]);
+    let saved = norm::Saved {
+        scale: &scale,
+        shift: &shift,
+        mean: &mean,
+        invstd: &invstd,
+        relu: true,
+    };
+    let mut dy = [1.0, 1.0, 1.0];
+    norm::input_gradient_in_place(&mut dy, &[-1.0, 0.0, 2.0], &saved, None);
+    assert_eq!(dy, [0.0, 0.0, 1.0]);
+}
+
+#[test]
+fn nan_is_not_hidden_by_relu() {
+    let mut y = [0.0; 2];
+    norm::apply(&[f32::NAN, -1.0], &[1.0], &[0.0], true, &mut y);
+    assert!(y[0].is_nan() && y[1] == 0.0);
+    assert!(!vector::all_finite(&[1.0, f32::NAN]) && !vector::all_finite(&[f32::INFINITY; 40]));
+    assert!(vector::all_finite(&[1e38; 100]));
+}
+
+/// Every operation's gradient against central differences of its own forward pass.
+#[test]
+fn operations_have_the_gradient_of_their_forward_pass() {
+    type Function = Box<dyn Fn(&[Tensor]) -> candle_core::Result<Tensor>>;
+    let labels = [1u32, 0];
+    let cases: Vec<(&str, Vec<Vec<usize>>, Function)> = vec![
+        (
+            "conv2d",
+            vec![vec![2, 3, 5, 4], vec![4, 3, 3, 3]],
+            Box::new(|t| ops::conv2d(&t[0], &t[1], 2, 1)),
+        ),
+        (
+            "batch_norm_train",
+            vec![vec![2, 3, 2, 2], vec![3], vec![3]],
+            Box::new(|t| ops::batch_norm_train(&t[0], &t[1], &t[2])),
+        ),
+        (
+            "batch_norm_eval",
+            vec![vec![2, 2, 2, 2], vec![2], vec![2]],
+            Box::new(|t| {
+                let mean = Tensor::new(&[0.1f32, -0.2], &Device::Cpu)?;
+                let var = Tensor::new(&[0.5f32, 1.5], &Device::Cpu)?;
+                ops::batch_norm_eval(&t[0], &t[1], &t[2], &mean, &var)
+            }),
+        ),
+        (
+            "global_average_pool",
+            vec![vec![2, 3, 2, 2]],
+            Box::new(|t| ops::global_average_pool(&t[0])),
+        ),
+        (
+            "linear",
+            vec![vec![3, 4], vec![2, 4], vec![2]],
+            Box::new(|t| ops::linear(&t[0], &t[1], &t[2])),
+        ),
+        (
+            "cross_entropy",
+            vec![vec![2, 5]],
+            Box::new(move |t| ops::cross_entropy(&t[0], &labels)),
+        ),
+    ];
+    for (name, shapes, function) in cases {
+        let vars: Vec<Var> = shapes
+            .iter()
+            .enumerate()
+            .map(|(i, shape)| {
+                let data = random(shape.iter().product(), 11 + i as u64);
+                Var::from_vec(data, shape.as_slice(), &Device::Cpu).unwrap()
+            })
+            .collect();
+        // A fixed random weighting makes the result a scalar that every output element matters to.
+        let objective = |args: &[Tensor]| -> f64 {
+            let y = function(args)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap();
+            y.iter()
+                .zip(random(y.len(), 99))
+                .map(|(a, b)| f64::from(*a) * f64::from(b))
+                .sum()
+        };
+        let args: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let y = function(&args).unwrap();
+        let weights =
+            Tensor::from_vec(random(y.elem_count(), 99), y.shape(), &Device::Cpu).unwrap();
+        let grads = (y * weights)
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .backward()
+            .unwrap();
+        for (i, var) in vars.iter().enumerate() {
+            let analytic = grads
+                .get(var)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap();
+            let values = args[i].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for j in 0..values.len() {
+                let step = 1e-2;
+                let at = |delta: f32| {
+                    let mut moved = values.clone();
+                    moved[j] += delta;
+                    let mut args = args.clone();
+                    args[i] = Tensor::from_vec(moved, shapes[i].as_slice(), &Device::Cpu).unwrap();
+                    objective(&args)
+                };
+                let numeric = (at(step) - at(-step)) / (2.0 * f64::from(step));
+                assert!(
+                    (f64::from(analytic[j]) - numeric).abs() < 3e-3 * (1.0 + numeric.abs()),
+                    "{name}, argument {i}, element {j}: {} instead of {numeric}",
+                    analytic[j]
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn operations_refuse_arguments_that_do_not_fit() {
+    let t = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+    assert!(ops::conv2d(&t(&[1, 3, 4, 4]), &t(&[8, 2, 3, 3]), 1, 1).is_err());
+    assert!(ops::conv2d(&t(&[1, 3, 2, 2]), &t(&[8, 3, 5, 5]), 1, 0).is_err());
+    assert!(ops::batch_norm_train(&t(&[1, 3, 4, 4]), &t(&[2]), &t(&[2])).is_err());
+    assert!(ops::linear(&t(&[1, 3]), &t(&[2, 4]), &t(&[2])).is_err());
+    let error = ops::cross_entropy(&t(&[1, 3]), &[3])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("label 3 is not below 3"), "{error}");
+}
+
+#[test]
+fn pooling_and_linear_are_their_definitions() {
+    let x = random(2 * 6 * 5, 1);
+    let mut y = vec![0.0; 10];
+    pool::global_average(&x, 6, 5, &mut y);
+    let expected: Vec<f64> = (0..10)
+        .map(|i| {
+            (0..6)
+                .map(|p| f64::from(x[(i / 5) * 30 + p * 5 + i % 5]))
+                .sum::<f64>()
+                / 6.0
+        })
+        .collect();
+    assert_near("pool", &y, &expected, 1e-6);
+
+    let (x, w, b) = (random(3 * 4, 2), random(2 * 4, 3), random(2, 4));
+    let mut y = vec![0.0; 6];
+    linear::forward(&x, &w, &b, 4, &mut y);
+    let expected: Vec<f64> = (0..6)
+        .map(|i| {
+            let (r, o) = (i / 2, i % 2);
+            f64::from(b[o])
+                + (0..4)
+                    .map(|k| f64::from(x[r * 4 + k]) * f64::from(w[o * 4 + k]))
+                    .sum::<f64>()
+        })
+        .collect();
+    assert_near("linear", &y, &expected, 1e-6);
+}

@@ -1,0 +1,330 @@
+//! The batch assembly, the training loop and its checkpoints, on a tiny synthetic set.
+
+use bb_core::data::{self, Dataset, OpenOptions};
+use bb_nn::data::{Batch, LoaderOptions, batches};
+use bb_nn::net::Net;
+use bb_nn::schedule::{Kind, Schedule};
+use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, TrainError, fit};
+use bb_nn::{ArchSpec, NnError, StateDict, eval};
+use std::collections::BTreeMap;
+
+fn dataset(train: usize) -> Dataset {
+    let options = OpenOptions {
+        train_limit: Some(train),
+        test_limit: Some(64),
+        ..OpenOptions::default()
+    };
+    data::open("synthetic", None, &options).expect("the synthetic set needs no file")
+}
+
+fn recipe(epochs: usize) -> Recipe {
+    Recipe {
+        epochs,
+        batch_size: 32,
+        lr: 0.05,
+        schedule: Schedule {
+            kind: Kind::Triangle,
+            ..Schedule::default()
+        },
+        ..Recipe::default()
+    }
+}
+
+fn net() -> Net {
+    Net::new(
+        &ArchSpec::new("preactresnet18", 4, 10).expect("a small network"),
+        3,
+    )
+}
+
+fn bits(net: &Net) -> Vec<u8> {
+    net.state().unwrap().to_bytes(&BTreeMap::new()).unwrap()
+}
+
+#[derive(Default)]
+struct Rows {
+    rows: Vec<EpochRow>,
+    stop_in: Option<usize>,
+}
+
+impl Hooks for Rows {
+    fn batch(&mut self, epoch: usize, _: &mut Batch) -> Result<(), TrainError> {
+        match self.stop_in {
+            Some(stop) if stop == epoch => Err(TrainError::Interrupted { epoch }),
+            _ => Ok(()),
+        }
+    }
+
+    fn epoch(&mut self, _: &mut Net, row: &EpochRow) -> Result<(), TrainError> {
+        self.rows.push(row.clone());
+        Ok(())
+    }
+}
+
+#[test]
+fn training_learns_and_repeats_bit_for_bit_on_any_number_of_threads() {
+    let data = dataset(256);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("a thread pool");
+        pool.install(|| {
+            let mut net = net();
+            let mut rows = Rows::default();
+            fit(
+                &mut net,
+                &data.train,
+                &data.spec,
+                &recipe(3),
+                1,
+                &Checkpoints::none(),
+                &mut rows,
+            )
+            .unwrap();
+            (bits(&net), rows.rows)
+        })
+    };
+    let (one, rows) = run(1);
+    let (two, same_rows) = run(2);
+    assert!(one == two, "another number of threads gave other bits");
+    assert_eq!(rows, same_rows);
+    assert!(rows[2].train_loss < rows[0].train_loss, "{rows:?}");
+    assert_eq!((rows[0].train_total, rows[0].epoch), (256, 0));
+}
+
+#[test]
+fn an_interrupted_run_ends_with_the_same_bits() {
+    let data = dataset(128);
+    let folder = tempfile::tempdir().unwrap();
+    let mut whole = net();
+    fit(
+        &mut whole,
+        &data.train,
+        &data.spec,
+        &recipe(4),
+        1,
+        &Checkpoints::none(),
+        &mut (),
+    )
+    .unwrap();
+
+    let store = Checkpoints::at(folder.path().join("train.safetensors"), 1);
+    let mut stop = Rows {
+        stop_in: Some(2),
+        ..Rows::default()
+    };
+    let error = fit(
+        &mut net(),
+        &data.train,
+        &data.spec,
+        &recipe(4),
+        1,
+        &store,
+        &mut stop,
+    )
+    .unwrap_err();
+    assert!(
+        matches!(error, TrainError::Interrupted { epoch: 2 }),
+        "{error}"
+    );
+    let mut resumed = net();
+    let mut rows = Rows::default();
+    fit(
+        &mut resumed,
+        &data.train,
+        &data.spec,
+        &recipe(4),
+        1,
+        &store,
+        &mut rows,
+    )
+    .unwrap();
+    assert_eq!(
+        rows.rows.iter().map(|r| r.epoch).collect::<Vec<_>>(),
+        [2, 3]
+    );
+    assert!(bits(&whole) == bits(&resumed));
+}
+
+#[test]
+fn a_foreign_checkpoint_is_refused() {
+    let data = dataset(64);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.safetensors");
+    let other = Net::new(&ArchSpec::new("preactresnet18", 2, 10).unwrap(), 0);
+    fs_err::write(&path, bits(&other)).unwrap();
+    let error = fit(
+        &mut net(),
+        &data.train,
+        &data.spec,
+        &recipe(1),
+        1,
+        &Checkpoints::at(&path, 1),
+        &mut (),
+    )
+    .unwrap_err();
+    assert!(error.to_string().contains("conv1.weight"), "{error}");
+}
+
+#[test]
+fn divergence_is_reported_with_its_place() {
+    let data = dataset(64);
+    let mut net = net();
+    let recipe = Recipe {
+        lr: 1e30,
+        schedule: Schedule {
+            kind: Kind::Constant,
+            ..Schedule::default()
+        },
+        ..recipe(3)
+    };
+    let error = fit(
+        &mut net,
+        &data.train,
+        &data.spec,
+        &recipe,
+        1,
+        &Checkpoints::none(),
+        &mut (),
+    )
+    .unwrap_err();
+    assert!(matches!(error, TrainError::Diverged { .. }), "{error}");
+}
+
+#[test]
+fn a_set_smaller_than_one_batch_is_refused() {
+    let data = dataset(16);
+    let error = fit(
+        &mut net(),
+        &data.train,
+        &data.spec,
+        &recipe(1),
+        1,
+        &Checkpoints::none(),
+        &mut (),
+    )
+    .unwrap_err();
+    let expected = "the training set has 16 images, but `batch_size` is 32 and `drop_last` is true";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn batches_cover_the_split_once_and_do_not_depend_on_their_size() {
+    let data = dataset(50);
+    let options = |batch_size| LoaderOptions {
+        batch_size,
+        shuffle: true,
+        drop_last: false,
+        augment: true,
+        seed: 9,
+        purpose: "test",
+    };
+    let collect = |size: usize, epoch| -> Vec<(usize, Vec<f32>)> {
+        let mut all: Vec<(usize, Vec<f32>)> =
+            batches(&data.train, &data.spec, options(size), epoch)
+                .flat_map(|b| {
+                    let image = b.input.h * b.input.w * 3;
+                    let images: Vec<Vec<f32>> = b
+                        .input
+                        .data
+                        .chunks_exact(image)
+                        .map(<[f32]>::to_vec)
+                        .collect();
+                    b.indices.into_iter().zip(images).collect::<Vec<_>>()
+                })
+                .collect();
+        all.sort_by_key(|(i, _)| *i);
+        all
+    };
+    let seven = collect(7, 0);
+    assert_eq!(
+        seven.iter().map(|(i, _)| *i).collect::<Vec<_>>(),
+        (0..50).collect::<Vec<_>>()
+    );
+    assert!(
+        seven == collect(50, 0),
+        "an image's augmentation must depend on its index only"
+    );
+    assert!(seven != collect(7, 1), "every epoch draws anew");
+    let plain = LoaderOptions {
+        augment: false,
+        shuffle: false,
+        drop_last: true,
+        ..options(16)
+    };
+    let sizes: Vec<usize> = batches(&data.train, &data.spec, plain, 0)
+        .map(|b| b.labels.len())
+        .collect();
+    assert_eq!(sizes, [16, 16, 16]);
+}
+
+#[test]
+fn states_survive_their_file_and_bad_ones_are_refused() {
+    let net = net();
+    let state = net.state().unwrap();
+    let bytes = state
+        .to_bytes(&BTreeMap::from([("arch".to_owned(), "x".to_owned())]))
+        .unwrap();
+    let path = std::path::Path::new("model.safetensors");
+    let again = StateDict::from_bytes(&bytes, path).unwrap();
+    let names = |s: &StateDict| s.iter().map(|(n, _)| n.to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(&state), names(&again), "PyTorch's order is kept");
+    assert_eq!(
+        names(&state)[..3],
+        ["conv1.weight", "layer1.0.bn1.weight", "layer1.0.bn1.bias"]
+    );
+    assert_eq!(StateDict::metadata(&bytes, path).unwrap()["arch"], "x");
+    let spec = net.spec().clone();
+    assert!(bits(&Net::from_state(&spec, &again).unwrap()) == bits(&net));
+
+    let refused = |change: &dyn Fn(&mut StateDict)| -> NnError {
+        let mut bad = state.clone();
+        change(&mut bad);
+        Net::from_state(&spec, &bad).unwrap_err()
+    };
+    let zeros = |shape: &[usize]| {
+        candle_core::Tensor::zeros(shape, candle_core::DType::F32, &candle_core::Device::Cpu)
+            .unwrap()
+    };
+    assert_eq!(
+        refused(&|s| s.insert("linear.bias", zeros(&[11]))).to_string(),
+        "tensor `linear.bias` has shape [11], expected [10]"
+    );
+    assert_eq!(
+        refused(&|s| s.insert("head.bias", zeros(&[1]))).to_string(),
+        "tensor `head.bias` does not belong to `preactresnet18-w4`"
+    );
+    let nan = (zeros(&[10]) / 0.0).unwrap();
+    assert_eq!(
+        refused(&|s| s.insert("linear.bias", nan.clone())).to_string(),
+        "tensor `linear.bias` holds NaN or an infinity at flat index 0"
+    );
+    let mut short = StateDict::new();
+    short.insert("conv1.weight", state.get("conv1.weight").unwrap().clone());
+    assert_eq!(
+        Net::from_state(&spec, &short).unwrap_err().to_string(),
+        "tensor `layer1.0.bn1.weight` is missing, expected shape [4]"
+    );
+    for cut in (0..bytes.len()).step_by(997) {
+        assert!(
+            StateDict::from_bytes(&bytes[..cut], path).is_err(),
+            "cut at {cut}"
+        );
+    }
+}
+
+#[test]
+fn evaluation_counts_every_image() {
+    let data = dataset(64);
+    let mut net = net();
+    let predictions = eval::predict(&mut net, &data.test.images, &data.spec);
+    assert_eq!(predictions.len(), 64);
+    let ratio = eval::accuracy(&mut net, &data.test, &data.spec);
+    let hits = predictions
+        .iter()
+        .zip(data.test.labels.iter())
+        .filter(|(p, l)| p == l)
+        .count();
+    assert_eq!((ratio.hits, ratio.total), (hits as u64, 64));
+}
