@@ -1,5 +1,6 @@
 //! What can go wrong in the engine.
 
+use bb_core::cli::{Coded, exit};
 use std::path::PathBuf;
 
 /// Errors of the engine; see the variants.
@@ -90,4 +91,15 @@ pub enum NnError {
     /// candle refused an operation.
     #[error("tensor operation failed")]
     Candle(#[from] candle_core::Error),
+}
+
+impl Coded for NnError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::UnknownArch { .. } | Self::ArchSize { .. } => exit::USAGE,
+            Self::Read { source, .. } => source.exit_code(),
+            Self::Candle(_) => exit::BUG,
+            _ => exit::INPUT,
+        }
+    }
 }

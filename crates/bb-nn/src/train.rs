@@ -7,6 +7,7 @@ use crate::optim::Sgd;
 use crate::schedule::{PlateauState, Schedule};
 use crate::state::StateDict;
 use bb_core::artifact::{ArtifactError, atomic};
+use bb_core::cli::{Coded, check_interrupt, exit};
 use bb_core::data::{DatasetSpec, Split};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -182,6 +183,21 @@ pub enum TrainError {
     /// A hook failed.
     #[error(transparent)]
     Hook(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Coded for TrainError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Diverged { .. } => exit::NUMERICAL,
+            Self::NoBatch { .. } => exit::USAGE,
+            Self::Interrupted { .. } => {
+                check_interrupt().map_or_else(|signal| signal.exit_code(), |()| exit::INTERRUPTED)
+            }
+            Self::Nn(error) => error.exit_code(),
+            Self::Artifact(error) => error.exit_code(),
+            Self::Checkpoint { .. } | Self::Hook(_) => exit::INPUT,
+        }
+    }
 }
 
 /// What happens around the loop's own work.

@@ -2,15 +2,16 @@
 //!
 //! Sizes are read from the files, so another set of the same cases with another width passes as well.
 
+mod common;
+
 use bb_nn::data::Input;
 use bb_nn::net::{Activation, Mode, Net};
 use bb_nn::optim::Sgd;
 use bb_nn::{ArchSpec, StateDict, ops};
 use candle_core::{Tensor, Var};
+use common::{Tensors, assert_close, assert_relative, floats, labels, load};
 use std::collections::HashMap;
 use std::path::PathBuf;
-
-type Tensors = HashMap<String, Tensor>;
 
 fn folder() -> Option<PathBuf> {
     let folder = std::env::var_os("BB_SHARED").map(|s| PathBuf::from(s).join("golden"));
@@ -20,31 +21,8 @@ fn folder() -> Option<PathBuf> {
     folder
 }
 
-fn load(folder: &std::path::Path, name: &str) -> Tensors {
-    candle_core::safetensors::load(
-        folder.join(format!("{name}.safetensors")),
-        &candle_core::Device::Cpu,
-    )
-    .unwrap_or_else(|e| panic!("{name}: {e}"))
-}
-
-fn floats(t: &Tensor) -> Vec<f32> {
-    t.flatten_all()
-        .unwrap()
-        .to_dtype(candle_core::DType::F32)
-        .unwrap()
-        .to_vec1()
-        .unwrap()
-}
-
-fn labels(t: &Tensor) -> Vec<u32> {
-    t.flatten_all()
-        .unwrap()
-        .to_vec1::<i64>()
-        .unwrap()
-        .iter()
-        .map(|v| *v as u32)
-        .collect()
+fn load_case(folder: &std::path::Path, name: &str) -> Tensors {
+    load(&folder.join(format!("{name}.safetensors")))
 }
 
 /// The small net, and a function giving batch `k` of the inputs.
@@ -60,8 +38,8 @@ impl Case {
         let width = state.get("conv1.weight").unwrap().dims()[0];
         let classes = state.get("linear.bias").unwrap().dims()[0];
         let spec = ArchSpec::new("preactresnet18", width, classes).unwrap();
-        let inputs = load(folder, "inputs");
-        let batch = load(folder, "a_forward")["logits_eval"].dims()[0];
+        let inputs = load_case(folder, "inputs");
+        let batch = load_case(folder, "a_forward")["logits_eval"].dims()[0];
         Self {
             net: Net::from_state(&spec, &state).unwrap(),
             inputs,
@@ -90,37 +68,6 @@ impl Case {
     }
 }
 
-#[track_caller]
-fn assert_close(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
-    assert_eq!(found.len(), expected.len(), "{name}");
-    let worst = found
-        .iter()
-        .zip(expected)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
-    assert!(
-        worst <= tolerance,
-        "{name}: largest difference {worst:e}, allowed {tolerance:e}"
-    );
-}
-
-#[track_caller]
-fn assert_relative(name: &str, found: &[f32], expected: &[f32], tolerance: f64) {
-    assert_eq!(found.len(), expected.len(), "{name}");
-    let square = |v: f64| v * v;
-    let difference: f64 = found
-        .iter()
-        .zip(expected)
-        .map(|(a, b)| square(f64::from(*a) - f64::from(*b)))
-        .sum();
-    let norm: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
-    let relative = (difference / norm.max(1e-30)).sqrt();
-    assert!(
-        relative <= tolerance,
-        "{name}: relative difference {relative:e}, allowed {tolerance:e}"
-    );
-}
-
 /// `[n, h, w, c]` to PyTorch's order, first `images` only.
 fn nchw(a: &Activation, images: usize) -> Vec<f32> {
     let s = a.shape;
@@ -139,7 +86,7 @@ fn nchw(a: &Activation, images: usize) -> Vec<f32> {
 fn golden_a_forward() {
     let Some(folder) = folder() else { return };
     let mut case = Case::new(&folder);
-    let expected = load(&folder, "a_forward");
+    let expected = load_case(&folder, "a_forward");
     let input = case.input(0);
     let names = ["conv1", "layer1", "layer2", "layer3", "layer4", "avgpool"];
     let (logits, features) = case.net.forward_with(&input, Mode::Eval, &names);
@@ -208,7 +155,7 @@ fn golden_a_forward() {
 fn golden_b_backward() {
     let Some(folder) = folder() else { return };
     let mut case = Case::new(&folder);
-    let expected = load(&folder, "b_backward");
+    let expected = load_case(&folder, "b_backward");
     let (input, labels) = (case.input(0), case.labels(0));
     let mut grads = case.net.zeros();
     let (loss, dx) = case
@@ -256,7 +203,7 @@ fn golden_b_backward() {
 fn golden_c_sgd() {
     let Some(folder) = folder() else { return };
     let mut case = Case::new(&folder);
-    let expected = load(&folder, "c_sgd3");
+    let expected = load_case(&folder, "c_sgd3");
     let mut sgd = Sgd::new(case.net.params(), 0.9, 5e-4, false);
     let mut grads = case.net.zeros();
     let losses = floats(&expected["losses"]);
@@ -287,7 +234,7 @@ fn golden_c_sgd() {
 fn golden_b_backward_through_autograd() {
     let Some(folder) = folder() else { return };
     let case = Case::new(&folder);
-    let expected = load(&folder, "b_backward");
+    let expected = load_case(&folder, "b_backward");
     let state = case.net.state().unwrap();
     let vars: HashMap<String, Var> = state
         .iter()

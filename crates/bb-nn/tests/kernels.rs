@@ -113,7 +113,8 @@ proptest! {
             let column: Vec<f64> = x.iter().skip(i).step_by(c).map(|v| f64::from(*v)).collect();
             let m = column.iter().sum::<f64>() / rows as f64;
             let v = column.iter().map(|v| (v - m).powi(2)).sum::<f64>() / rows as f64;
-            prop_assert!((f64::from(mean[i]) - m).abs() < 1e-5, "{} {m}", mean[i]);
+            // Blocks are summed in f32, so the error grows with the size of the values.
+            prop_assert!((f64::from(mean[i]) - m).abs() < 1e-6 * (1.0 + m.abs()), "{} {m}", mean[i]);
             prop_assert!((f64::from(var[i]) - v).abs() < 1e-5, "{} {v}", var[i]);
         }
     }

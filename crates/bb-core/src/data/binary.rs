@@ -29,26 +29,25 @@ pub(super) fn read(
     spec: &DatasetSpec,
     limit: Option<usize>,
 ) -> Result<Split, DataError> {
+    let wrong_length = |path: &PathBuf, found: u64| DataError::BinaryLength {
+        path: path.clone(),
+        expected: (ROWS * ROW) as u64,
+        found,
+    };
+    // Checked before anything is read, so that a huge file costs no memory.
+    for path in files {
+        let length = fs_err::metadata(path).map_err(DataError::io(path))?.len();
+        if length != (ROWS * ROW) as u64 {
+            return Err(wrong_length(path, length));
+        }
+    }
     let wanted = limit.unwrap_or(usize::MAX).min(files.len() * ROWS);
     let mut labels = Vec::with_capacity(wanted);
     let mut pixels = Vec::with_capacity(wanted * PLANE * CHANNELS);
-    for path in files {
-        let length = fs_err::metadata(path).map_err(DataError::io(path))?.len();
-        let wrong_length = |found| DataError::BinaryLength {
-            path: path.clone(),
-            expected: (ROWS * ROW) as u64,
-            found,
-        };
-        // Checked before reading, so that a huge file costs no memory, and after, because it may have changed.
-        if length != (ROWS * ROW) as u64 {
-            return Err(wrong_length(length));
-        }
-        if labels.len() == wanted {
-            continue;
-        }
+    for path in files.iter().take(wanted.div_ceil(ROWS)) {
         let bytes = fs_err::read(path).map_err(DataError::io(path))?;
         if bytes.len() != ROWS * ROW {
-            return Err(wrong_length(bytes.len() as u64));
+            return Err(wrong_length(path, bytes.len() as u64)); // it has changed in between
         }
         let rows = bytes.chunks_exact(ROW).take(wanted - labels.len());
         for (row, record) in rows.enumerate() {

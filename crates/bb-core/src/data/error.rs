@@ -1,5 +1,6 @@
 //! Every way in which opening a dataset can fail.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use super::DATASETS;
@@ -81,6 +82,14 @@ pub enum DataError {
         path: PathBuf,
         /// What the reader said.
         source: parquet::errors::ParquetError,
+    },
+    /// The file is damaged in a way that makes its reader panic.
+    #[error("`{}` is damaged: its reader broke down with `{message}`", path.display())]
+    Damaged {
+        /// The file, or `hub`.
+        path: PathBuf,
+        /// What the panic said.
+        message: String,
     },
     /// A column is absent.
     #[error("`{}` has no column {expected}, found {}", path.display(), literals(found))]
@@ -193,14 +202,6 @@ pub enum DataError {
         /// What the downloader said.
         source: Box<candle_core::Error>,
     },
-    /// The downloader met something that it does not handle.
-    #[error("the reader of the Hugging Face hub's `{id}` files broke down: {message}")]
-    HubPanic {
-        /// The dataset.
-        id: &'static str,
-        /// What it said.
-        message: String,
-    },
     /// Only CIFAR-10 comes from the hub.
     #[error("dataset `{id}` cannot be fetched from the hub, only `cifar10` can")]
     NotOnHub {
@@ -290,7 +291,10 @@ impl Coded for DataError {
             Self::Hub { .. } => {
                 "without network, download the Parquet files elsewhere and name their folder with `--data`".to_owned()
             }
-            Self::MissingShard { .. } | Self::BinaryLength { .. } | Self::Parquet { .. } => {
+            Self::MissingShard { .. }
+            | Self::BinaryLength { .. }
+            | Self::Parquet { .. }
+            | Self::Damaged { .. } => {
                 "download the file again".to_owned()
             }
             _ => return None,
@@ -299,6 +303,23 @@ impl Coded for DataError {
 }
 
 impl DataError {
+    /// Runs a reader of untrusted bytes and turns its panic into an error.
+    ///
+    /// The Parquet reader asserts what it should check: one byte changed in a file's table of contents can end in an
+    /// assertion or an overflow. What the reader has left half done is dropped with the error.
+    pub(super) fn guard<T>(path: &Path, read: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
+        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+            let message = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(Self::Damaged {
+                path: path.to_path_buf(),
+                message: message.unwrap_or("no reason given").to_owned(),
+            })
+        })
+    }
+
     pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { path, source }

@@ -3,7 +3,6 @@
 //! candle-datasets hands over tensors of f32 between 0 and 1, from which the original bytes are recovered exactly.
 //! That takes about 1.5 GB for a moment; the decoded cache keeps it to the first time.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -22,15 +21,8 @@ pub(super) fn fetch(spec: &'static DatasetSpec) -> Result<(Split, Split), DataEr
         source: Box::new(source),
     };
     // The loader panics on an image that it cannot decode, which a damaged download has.
-    let loaded = catch_unwind(AssertUnwindSafe(vision::cifar::load)).map_err(|panic| {
-        let message = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied());
-        DataError::HubPanic {
-            id: spec.id,
-            message: message.unwrap_or("no reason given").to_owned(),
-        }
+    let loaded = DataError::guard(Path::new(super::HUB), || {
+        vision::cifar::load().map_err(failed)
     })?;
     let vision::Dataset {
         train_images,
@@ -38,7 +30,7 @@ pub(super) fn fetch(spec: &'static DatasetSpec) -> Result<(Split, Split), DataEr
         test_images,
         test_labels,
         ..
-    } = loaded.map_err(failed)?;
+    } = loaded;
     let train = split(spec, &train_images, &train_labels)?;
     drop(train_images);
     let test = split(spec, &test_images, &test_labels)?;

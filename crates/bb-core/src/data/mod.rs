@@ -7,7 +7,7 @@
 //!
 //! | id | from |
 //! |---|---|
-//! | `cifar10` | Parquet shards, the official binary batches, or the hub (`--data hub`) |
+//! | `cifar10` | Parquet shards, the official binary batches, or the hub (`--data hub`, feature `hub`) |
 //! | `cifar100`, `gtsrb`, `tiny` | Parquet shards as on the Hugging Face hub |
 //! | `folder` | `train/<class>/*.png` and `test/<class>/*.png` (also jpg, jpeg; also `val/`) |
 //! | `synthetic` | nothing: made by the program |

@@ -9,6 +9,7 @@ use parquet::basic::Type;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, DataType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 use rayon::prelude::*;
@@ -36,7 +37,7 @@ pub(super) fn read(
         labels: Vec::new(),
     };
     for path in files {
-        Shard::open(path, spec)?.read_into(&mut sink)?;
+        DataError::guard(path, || Shard::open(path, spec)?.read_into(&mut sink))?;
     }
     let images = Images::new(sink.labels.len(), spec.height, spec.width, sink.pixels)?;
     Ok(Split {
@@ -128,6 +129,8 @@ impl<'a> Shard<'a> {
             .map_err(DataError::io(path))?
             .into_parts();
         let reader = SerializedFileReader::new(file).map_err(unreadable(path))?;
+        let length = fs_err::metadata(path).map_err(DataError::io(path))?.len();
+        check_places(reader.metadata(), length).map_err(unreadable(path))?;
         let facts = reader.metadata().file_metadata();
         check_class_names(path, facts.key_value_metadata(), spec.classes)?;
 
@@ -379,6 +382,39 @@ fn check_class_names(
         }),
         _ => Ok(()),
     }
+}
+
+/// Checks that the table of contents points into the file; the reader takes that for granted.
+fn check_places(contents: &ParquetMetaData, length: u64) -> Result<(), ParquetError> {
+    let implausible = |what: &str, found: i64| {
+        ParquetError::General(format!("the table of contents has a {what} of {found}"))
+    };
+    for group in contents.row_groups() {
+        if group.num_rows() < 0 {
+            return Err(implausible("number of rows", group.num_rows()));
+        }
+        for column in group.columns() {
+            let start = column
+                .dictionary_page_offset()
+                .unwrap_or(column.data_page_offset());
+            let size = column.compressed_size();
+            for (what, found) in [
+                ("page offset", start),
+                ("page offset", column.data_page_offset()),
+                ("compressed size", size),
+                ("number of values", column.num_values()),
+            ] {
+                if found < 0 {
+                    return Err(implausible(what, found));
+                }
+            }
+            let end = start.checked_add(size);
+            if end.is_none_or(|end| end.unsigned_abs() > length) {
+                return Err(implausible("compressed size", size));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn refuse_pointer(path: &Path) -> Result<(), DataError> {

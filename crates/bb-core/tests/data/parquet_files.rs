@@ -360,7 +360,7 @@ fn a_truncated_file_is_refused_at_each_37th_byte() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     /// Damage may go unseen (a name, a statistic) but never breaks the program.
     #[test]
@@ -369,7 +369,7 @@ proptest! {
         let mut bytes = GOOD.clone();
         for (at, value) in &changes {
             // The table of contents at the end is where damage hurts most.
-            let tail = bytes.len().min(900);
+            let tail = if changes.len() == 3 { bytes.len() } else { 900 };
             let at = bytes.len() - 1 - at.index(tail);
             bytes[at] = *value;
         }

@@ -1,0 +1,107 @@
+//! The command line of `bb-attack`.
+
+use bb_core::cli::{self, Failure, RunArgs};
+use clap::{Parser, Subcommand};
+use serde_json::{Map, Value, json};
+
+use crate::harness::{AttackRequest, run};
+use crate::method::{AnyAttack, Given};
+use crate::registry::{self, ATTACKS};
+
+/// Train image classifiers with a backdoor
+///
+/// The result is a folder with the network, the poisoned images, the settings and the measurements.
+/// One line of JSON on standard output says where it is and what was measured.
+#[derive(Parser, Debug)]
+#[command(name = "bb-attack", version, disable_help_subcommand = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Attack to run; `bb-attack list` lists them
+    #[arg(value_name = "METHOD", required = true)]
+    method: Option<String>,
+    /// Train on the first N images of the dataset only
+    #[arg(long, value_name = "N")]
+    train_limit: Option<usize>,
+    /// Measure on the first N images of the dataset only
+    #[arg(long, value_name = "N")]
+    test_limit: Option<usize>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// List the attacks
+    List,
+    /// Print the documentation and the default settings of an attack
+    Show {
+        /// The attack
+        method: String,
+    },
+}
+
+/// Does what the command line asks for.
+pub fn main(args: &Args) -> Result<(), Failure> {
+    match (&args.command, &args.method) {
+        (Some(Command::List), _) => cli::print(&list()),
+        (Some(Command::Show { method }), _) => {
+            let attack = registry::find(method)?;
+            // A folder of images has no recipe of its own, so these are the defaults.
+            let settings = attack.resolve("folder", &Given::default())?.to_toml();
+            cli::print(&attack.info().page(&settings))
+        }
+        (None, Some(method)) => attack(method, args),
+        (None, None) => {
+            Err(Failure::usage("no attack was named").hint("`bb-attack list` lists them"))
+        }
+    }
+}
+
+/// One line per attack: name, what it does, paper.
+fn list() -> String {
+    let width = ATTACKS
+        .iter()
+        .map(|attack| attack.info().id.len())
+        .max()
+        .unwrap_or(0);
+    let line = |attack: &&dyn AnyAttack| {
+        let info = attack.info();
+        format!("{:width$}  {} ({})\n", info.id, info.summary, info.paper)
+    };
+    ATTACKS.iter().map(line).collect()
+}
+
+fn attack(method: &str, args: &Args) -> Result<(), Failure> {
+    let options = &args.run;
+    let given = Given {
+        files: options.config.clone(),
+        set: options.set.clone(),
+    };
+    if options.show_config {
+        let ready = registry::find(method)?.resolve(options.dataset(), &given)?;
+        return cli::print(&ready.show());
+    }
+    // There is no other device in this build.
+    options.host.device.resolve(None)?;
+    cli::init_threads(options.host.threads)?;
+    let cell = run(&AttackRequest {
+        method: method.to_owned(),
+        dataset: options.dataset().to_owned(),
+        data: options.host.data.clone(),
+        train_limit: args.train_limit,
+        test_limit: args.test_limit,
+        arch: options.arch().to_owned(),
+        width: options.width(),
+        given,
+        seed: options.seed,
+        out: options.host.out.clone(),
+        quiet: options.host.quiet,
+    })?;
+    let mut line = Map::from_iter([("cell".to_owned(), json!(cell.dir))]);
+    if let Value::Object(results) = &cell.manifest.results {
+        line.extend(results.clone());
+    }
+    cli::print(&format!("{}\n", Value::Object(line)))
+}

@@ -1,0 +1,157 @@
+//! Everything that can go wrong in an attack, and which exit code it has.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bb_core::artifact::ArtifactError;
+use bb_core::cell::CellError;
+use bb_core::cli::{CliError, Coded, exit};
+use bb_core::data::DataError;
+use bb_core::method::UnknownMethod;
+use bb_core::poison::PoisonFault;
+use bb_core::settings::SettingsError;
+use bb_nn::NnError;
+use bb_nn::train::TrainError;
+
+use crate::labels::LabelError;
+use crate::picture::PictureError;
+use crate::poison_index::PoisonIndexError;
+
+/// An attack that cannot be prepared or trained.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttackError {
+    /// No attack has this name.
+    #[error(transparent)]
+    UnknownMethod(#[from] UnknownMethod),
+    /// The dataset cannot be opened, or images of it cannot be put together.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A setting is unknown, of the wrong type or out of range.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A label setting does not fit the dataset.
+    #[error(transparent)]
+    Label(#[from] LabelError),
+    /// The images to poison cannot be chosen.
+    #[error(transparent)]
+    PoisonIndex(#[from] PoisonIndexError),
+    /// The poisoned images do not fit together or do not fit the dataset.
+    #[error("the poisoned images are not valid")]
+    Poison(#[from] PoisonFault),
+    /// A trigger picture cannot be read.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+    /// The patch is larger than what it is drawn on.
+    #[error(
+        "`trigger.size` {size} with `trigger.margin` {margin} does not fit in {height} x {width} pixels, \
+         expected a sum of at most {}",
+        height.min(width)
+    )]
+    PatchTooLarge {
+        /// Side of the patch.
+        size: usize,
+        /// Distance from the edges.
+        margin: usize,
+        /// Height of what it is drawn on.
+        height: usize,
+        /// Width of what it is drawn on.
+        width: usize,
+    },
+    /// A picture that paints nothing, because black pixels are left alone.
+    #[error("trigger picture `{}` is black at the dataset's size, expected at least one value above 0", path.display())]
+    BlackTrigger {
+        /// The picture.
+        path: PathBuf,
+    },
+    /// The network cannot be built or written.
+    #[error(transparent)]
+    Nn(#[from] NnError),
+    /// Training failed or was interrupted.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// A part of the checkpoint cannot be read or written.
+    #[error("cannot use checkpoint `{}`", path.display())]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The rows of the epochs before the checkpoint are not all there.
+    #[error("`{}` has {found} rows, expected {expected} or more to go on from the checkpoint", path.display())]
+    MetricsLost {
+        /// The file.
+        path: PathBuf,
+        /// Rows found.
+        found: usize,
+        /// Epochs that the checkpoint has behind it.
+        expected: usize,
+    },
+    /// The log cannot be written.
+    #[error("cannot write the log in `{}`", dir.display())]
+    Log {
+        /// The folder of the cell.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The result folder cannot be opened, written or completed.
+    #[error(transparent)]
+    Cell(#[from] CellError),
+    /// A file cannot be hashed or written.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// The machine cannot do what was asked.
+    #[error(transparent)]
+    Machine(#[from] CliError),
+}
+
+impl AttackError {
+    /// A log in `dir` that cannot be written.
+    pub(crate) fn log(dir: &Path) -> impl FnOnce(io::Error) -> Self {
+        let dir = dir.to_owned();
+        move |source| Self::Log { dir, source }
+    }
+}
+
+impl Coded for AttackError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::UnknownMethod(error) => error.exit_code(),
+            Self::Data(error) => error.exit_code(),
+            Self::Settings(error) => error.exit_code(),
+            Self::Label(_) | Self::PoisonIndex(_) | Self::PatchTooLarge { .. } => exit::USAGE,
+            Self::Poison(_) => exit::BUG,
+            Self::Picture(_) | Self::BlackTrigger { .. } | Self::MetricsLost { .. } => exit::INPUT,
+            // What is written is the result of the training, and not what somebody gave.
+            Self::Nn(NnError::NotFinite { .. }) => exit::NUMERICAL,
+            Self::Nn(error) => error.exit_code(),
+            Self::Train(error) => error.exit_code(),
+            Self::Checkpoint { source, .. } | Self::Log { source, .. } => source.exit_code(),
+            Self::Cell(error) => error.exit_code(),
+            Self::Artifact(error) => error.exit_code(),
+            Self::Machine(error) => error.exit_code(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownMethod(error) => error.hint(),
+            Self::Data(error) => error.hint(),
+            Self::Settings(error) => error.hint(),
+            Self::Train(TrainError::Diverged { .. }) => Some("lower `train.lr`".to_owned()),
+            Self::Train(TrainError::NoBatch { .. }) => {
+                Some("lower `train.batch_size`, or set `train.drop_last=false`".to_owned())
+            }
+            Self::Train(TrainError::Checkpoint { .. })
+            | Self::Checkpoint { .. }
+            | Self::MetricsLost { .. } => {
+                Some("remove the folder of the cell to begin anew".to_owned())
+            }
+            Self::Cell(error) => error.hint(),
+            Self::Machine(error) => error.hint(),
+            _ => None,
+        }
+    }
+}

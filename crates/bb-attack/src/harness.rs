@@ -1,0 +1,625 @@
+//! Runs one attack from the data to the finished cell.
+//!
+//! What lies in the cell of an attack:
+//!
+//! | file | content |
+//! |---|---|
+//! | `model.safetensors` | the trained network, PyTorch's names; metadata: architecture, width, classes, dataset, method |
+//! | `poison_train.safetensors`, `poison_test.safetensors` | the poisoned images, see [`PoisonSet`] |
+//! | `config.toml` | the complete settings |
+//! | `metrics.jsonl` | one row per epoch, see [`MetricsRow`] |
+//! | `trigger.png` and the like | files of the attack's own |
+//! | `env.json`, `log.jsonl` | machine and times; not part of the result |
+//!
+//! An interrupted run goes on from the checkpoint of its last whole epoch and ends with the same bits.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use bb_core::artifact::{self, atomic};
+use bb_core::cell::{self, CKPT, Cell, CellSpec, ENV, Kind, LOG, Opened, Work};
+use bb_core::cli::catch_interrupts;
+use bb_core::data::{Dataset, OpenOptions};
+use bb_core::events::{Log, Progress, env_facts};
+use bb_core::metrics::{Ratio, Scores};
+use bb_core::poison::PoisonSet;
+use bb_nn::data::{Batch, batch_count};
+use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, TrainError, fit};
+use bb_nn::{ArchSpec, Net, eval};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::error::AttackError;
+use crate::method::{AnyAttack, Ctx, Finished, Given, Poisoned, Ready, TrainHook};
+use crate::{registry, static_attack, stealth};
+
+/// Name of the trained network in a cell.
+pub const MODEL: &str = "model.safetensors";
+/// Name of the poisoned training images in a cell.
+pub const POISON_TRAIN: &str = "poison_train.safetensors";
+/// Name of the poisoned test images in a cell.
+pub const POISON_TEST: &str = "poison_test.safetensors";
+/// Name of the settings in a cell.
+pub const CONFIG: &str = "config.toml";
+/// Name of the rows per epoch in a cell.
+pub const METRICS: &str = "metrics.jsonl";
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct AttackRequest {
+    /// Name of the attack.
+    pub method: String,
+    /// Name of the dataset.
+    pub dataset: String,
+    /// Folder with the datasets; not needed for `synthetic`.
+    pub data: Option<PathBuf>,
+    /// Train on the first images only.
+    pub train_limit: Option<usize>,
+    /// Measure on the first images only.
+    pub test_limit: Option<usize>,
+    /// Name of the architecture.
+    pub arch: String,
+    /// Channels of its first stage.
+    pub width: usize,
+    /// Settings on top of the defaults and the committed recipe.
+    pub given: Given,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Folder for the results.
+    pub out: PathBuf,
+    /// No progress and no log lines on standard error.
+    pub quiet: bool,
+}
+
+/// A row of `metrics.jsonl`. All shares are fractions from 0 to 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsRow {
+    /// Epoch, counted from 0.
+    pub epoch: usize,
+    /// Learning rate of the epoch's first step.
+    pub lr: f64,
+    /// Mean training loss.
+    pub train_loss: f64,
+    /// Share of the training images predicted as labelled, in train mode, before each step.
+    pub train_acc: Option<f64>,
+    /// Accuracy on the clean test images; absent in an epoch that was not measured, as are the next two.
+    pub acc: Option<f64>,
+    /// Share of the poisoned test images predicted as the attacker wants.
+    pub asr: Option<f64>,
+    /// Share of the poisoned test images predicted as what they truly show.
+    pub ra: Option<f64>,
+}
+
+/// Runs an attack of the [`registry`], or finds that its cell is complete already.
+///
+/// # Errors
+/// Whatever is wrong with the request, the data or the machine. An interruption (Ctrl-C, a termination signal) is
+/// [`TrainError::Interrupted`]; the same request then goes on from the last checkpoint.
+pub fn run(request: &AttackRequest) -> Result<Cell, AttackError> {
+    run_with(registry::find(&request.method)?, request)
+}
+
+/// Runs the given attack, which need not be in the registry; [`AttackRequest::method`] is not looked at.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(attack: &dyn AnyAttack, request: &AttackRequest) -> Result<Cell, AttackError> {
+    let inputs = Inputs::open(attack, request)?;
+    let work = match cell::open(&request.out, &inputs.cell_spec(attack, request)?)? {
+        Opened::Complete(cell) => {
+            let text = format!("complete already: {}", cell.dir.display());
+            Log::new(request.quiet)
+                .info("complete", &text, &Value::Null)
+                .map_err(AttackError::log(&cell.dir))?;
+            return Ok(*cell);
+        }
+        Opened::Work(work) => work,
+    };
+    let Inputs {
+        ready,
+        dataset,
+        arch,
+    } = &inputs;
+    Run {
+        attack,
+        ready: &**ready,
+        request,
+        dataset,
+        arch,
+    }
+    .train(*work)
+}
+
+/// The cell that [`run`] would leave, so that it can be looked for; opens the data, and writes nothing but their cache.
+///
+/// # Errors
+/// As [`run`] for a request that is wrong.
+pub fn plan(request: &AttackRequest) -> Result<CellSpec, AttackError> {
+    let attack = registry::find(&request.method)?;
+    Inputs::open(attack, request)?.cell_spec(attack, request)
+}
+
+/// What a run begins from.
+struct Inputs {
+    ready: Box<dyn Ready>,
+    dataset: Dataset,
+    arch: ArchSpec,
+}
+
+impl Inputs {
+    fn open(attack: &dyn AnyAttack, request: &AttackRequest) -> Result<Self, AttackError> {
+        let ready = attack.resolve(&request.dataset, &request.given)?;
+        let options = OpenOptions {
+            cache_dir: Some(request.out.join("cache")),
+            train_limit: request.train_limit,
+            test_limit: request.test_limit,
+            // The synthetic data stay the same whatever the run's seed, as those of any other dataset do.
+            seed: 0,
+        };
+        let dataset = bb_core::data::open(&request.dataset, request.data.as_deref(), &options)?;
+        let arch = ArchSpec::new(&request.arch, request.width, dataset.spec.classes)?;
+        Ok(Self {
+            ready,
+            dataset,
+            arch,
+        })
+    }
+
+    fn cell_spec(
+        &self,
+        attack: &dyn AnyAttack,
+        request: &AttackRequest,
+    ) -> Result<CellSpec, AttackError> {
+        let given = GivenData {
+            id: &request.dataset,
+            train_limit: request.train_limit,
+            test_limit: request.test_limit,
+            dataset: &self.dataset,
+        };
+        cell_spec(attack, &*self.ready, &given, &self.arch, request.seed)
+    }
+}
+
+/// The data of a run, as asked for and as opened.
+#[derive(Clone, Copy, Debug)]
+pub struct GivenData<'a> {
+    /// Name of the dataset.
+    pub id: &'a str,
+    /// Only the first training images.
+    pub train_limit: Option<usize>,
+    /// Only the first test images.
+    pub test_limit: Option<usize>,
+    /// The dataset with these limits.
+    pub dataset: &'a Dataset,
+}
+
+/// What the cell of a run follows from.
+///
+/// Beside the attack's own settings it has the tables `data` and `model`: what a reader of the cell needs to open
+/// the same data and to build the same network.
+pub fn cell_spec(
+    attack: &dyn AnyAttack,
+    ready: &dyn Ready,
+    data: &GivenData<'_>,
+    arch: &ArchSpec,
+    seed: u64,
+) -> Result<CellSpec, AttackError> {
+    let mut inputs = BTreeMap::from([("dataset".to_owned(), data.dataset.digest.clone())]);
+    for (setting, path) in ready.files() {
+        inputs.insert(setting.to_owned(), artifact::sha256_file(path)?);
+    }
+    let mut settings = ready.tree().clone();
+    settings["data"] = json!({
+        "dataset": data.id,
+        "train_limit": data.train_limit,
+        "test_limit": data.test_limit,
+    });
+    settings["model"] =
+        json!({ "arch": arch.name(), "width": arch.width(), "classes": arch.classes() });
+    Ok(CellSpec {
+        kind: Kind::Attack,
+        method: attack.info().id.to_owned(),
+        dataset: data.id.to_owned(),
+        arch: arch.label(),
+        settings,
+        inputs,
+        seed,
+    })
+}
+
+/// A run with all its inputs at hand.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    attack: &'a dyn AnyAttack,
+    ready: &'a dyn Ready,
+    request: &'a AttackRequest,
+    dataset: &'a Dataset,
+    arch: &'a ArchSpec,
+}
+
+impl Run<'_> {
+    fn train(self, work: Work) -> Result<Cell, AttackError> {
+        let dir = work.dir().to_owned();
+        let log = Log::open(&dir.join(LOG), self.request.quiet).map_err(AttackError::log(&dir))?;
+        work.write(CONFIG, self.ready.to_toml().as_bytes())?;
+        work.write(ENV, env_facts().to_string().as_bytes())?;
+
+        let ctx = Ctx {
+            dataset: self.dataset,
+            arch: self.arch,
+            seed: self.request.seed,
+        };
+        let Poisoned {
+            train,
+            test,
+            artefacts,
+            mut hook,
+        } = self.ready.prepare(&ctx)?;
+        let mut sets = Finished {
+            train,
+            test,
+            artefacts,
+        };
+        self.check(&sets)?;
+        write_sets(&work, &sets)?;
+        let say = format!(
+            "{} on {}, {}: {} of {} training images poisoned, {} poisoned test images",
+            self.attack.info().title,
+            self.dataset.spec.title,
+            self.arch.label(),
+            sets.train.len(),
+            self.dataset.train.len(),
+            sets.test.len(),
+        );
+        log.info("prepared", &say, &Value::Null)
+            .map_err(AttackError::log(&dir))?;
+
+        // A hook poisons the batches itself, so that the images it starts from are the clean ones.
+        let split = match &hook {
+            Some(_) => self.dataset.train.clone(),
+            None => static_attack::mixed(&self.dataset.train, &sets.train)?,
+        };
+        let mut net = Net::new(self.arch, self.request.seed);
+        let started = Instant::now();
+        let (row, measured) = {
+            let mut loop_part = LoopPart::new(self, &work, &log, &sets.test, hook.as_deref_mut())?;
+            self.fit(&mut net, &split, &work, &mut loop_part)?;
+            if let Some(progress) = loop_part.progress.take() {
+                progress.finish();
+            }
+            (loop_part.last_row, loop_part.measured)
+        };
+        let scores = match hook {
+            None => measured,
+            Some(mut hook) => {
+                sets = hook.finish(&mut net)?;
+                self.check(&sets)?;
+                write_sets(&work, &sets)?;
+                // The sets may have changed after the last epoch was measured.
+                None
+            }
+        };
+        let (spec, test) = (&self.dataset.spec, &self.dataset.test);
+        let scores = scores.unwrap_or_else(|| eval::scores(&mut net, test, &sets.test, spec));
+        work.write(MODEL, &net.state()?.to_bytes(&self.metadata())?)?;
+
+        let seconds = started.elapsed().as_secs_f64();
+        let say = format!("{}; {seconds:.0} s", percentages(&scores));
+        log.info("trained", &say, &json!({ "seconds": seconds }))
+            .map_err(AttackError::log(&dir))?;
+        Ok(work.finish(self.results(&scores, row.as_ref(), &sets))?)
+    }
+
+    fn fit(
+        self,
+        net: &mut Net,
+        split: &bb_core::data::Split,
+        work: &Work,
+        hooks: &mut LoopPart<'_>,
+    ) -> Result<(), AttackError> {
+        let folder = work.dir().join(CKPT);
+        fs_err::create_dir_all(&folder).map_err(|source| AttackError::Checkpoint {
+            path: folder.clone(),
+            source,
+        })?;
+        let checkpoints = Checkpoints::at(folder.join("train.safetensors"), 1);
+        // From here on a signal ends the run between two batches.
+        catch_interrupts()?;
+        let recipe = self.ready.recipe();
+        fit(
+            net,
+            split,
+            &self.dataset.spec,
+            recipe,
+            self.request.seed,
+            &checkpoints,
+            hooks,
+        )
+        .map_err(unwrapped)
+    }
+
+    /// The poisoned images fit the data.
+    fn check(self, sets: &Finished) -> Result<(), AttackError> {
+        let classes = self.dataset.spec.classes;
+        sets.train.check(self.dataset.train.len(), classes)?;
+        sets.test.check(self.dataset.test.len(), classes)?;
+        Ok(())
+    }
+
+    /// What the file of the network says about it.
+    fn metadata(self) -> BTreeMap<String, String> {
+        [
+            ("arch", self.arch.name().to_owned()),
+            ("width", self.arch.width().to_string()),
+            ("classes", self.arch.classes().to_string()),
+            ("dataset", self.request.dataset.clone()),
+            ("method", self.attack.info().id.to_owned()),
+            ("seed", self.request.seed.to_string()),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+    }
+
+    /// The results in the manifest.
+    fn results(self, scores: &Scores, row: Option<&EpochRow>, sets: &Finished) -> Value {
+        json!({
+            "acc": scores.acc,
+            "asr": scores.asr,
+            "ra": scores.ra,
+            "train": row.map(|row| json!({
+                "epochs": row.epoch + 1,
+                "loss": row.train_loss,
+                "acc": train_acc(row),
+            })),
+            "poison": { "train": sets.train.len(), "test": sets.test.len() },
+            "stealth": stealth::measure(&self.dataset.test.images, &sets.test),
+        })
+    }
+}
+
+/// The harness's part in the training loop: rows, progress, and the attack's own hook.
+struct LoopPart<'a> {
+    run: Run<'a>,
+    work: &'a Work,
+    log: &'a Log,
+    test: &'a PoisonSet,
+    hook: Option<&'a mut (dyn TrainHook + 'static)>,
+    /// All rows so far, as they stand in the file.
+    rows: String,
+    progress: Option<Progress>,
+    last_row: Option<EpochRow>,
+    /// The scores after the epoch trained last, if they were measured.
+    measured: Option<Scores>,
+}
+
+impl<'a> LoopPart<'a> {
+    fn new(
+        run: Run<'a>,
+        work: &'a Work,
+        log: &'a Log,
+        test: &'a PoisonSet,
+        hook: Option<&'a mut (dyn TrainHook + 'static)>,
+    ) -> Result<Self, AttackError> {
+        let path = work.dir().join(METRICS);
+        let rows = match fs_err::read_to_string(&path) {
+            Ok(rows) => rows,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(AttackError::Checkpoint { path, source }),
+        };
+        let (progress, last_row, measured) = (None, None, None);
+        Ok(Self {
+            run,
+            work,
+            log,
+            test,
+            hook,
+            rows,
+            progress,
+            last_row,
+            measured,
+        })
+    }
+
+    fn recipe(&self) -> &'a Recipe {
+        self.run.ready.recipe()
+    }
+
+    /// Images that an epoch trains on.
+    fn images_per_epoch(&self) -> u64 {
+        let (len, recipe) = (self.run.dataset.train.len(), self.recipe());
+        let whole = batch_count(len, recipe.batch_size, true) * recipe.batch_size;
+        (if recipe.drop_last { whole } else { len }) as u64
+    }
+
+    fn hook_state(&self, epochs: usize) -> PathBuf {
+        self.work
+            .dir()
+            .join(CKPT)
+            .join(format!("hook-{epochs}.bin"))
+    }
+
+    /// Goes back to the state after `epochs` epochs.
+    fn resume(&mut self, epochs: usize) -> Result<(), AttackError> {
+        // A row is written before the checkpoint of its epoch, so there may be one too many but none too few.
+        let mut kept = 0;
+        for row in self.rows.split_inclusive('\n').take(epochs) {
+            kept += row.len();
+        }
+        let found = self.rows[..kept].lines().count();
+        if found != epochs {
+            let path = self.work.dir().join(METRICS);
+            return Err(AttackError::MetricsLost {
+                path,
+                found,
+                expected: epochs,
+            });
+        }
+        self.rows.truncate(kept);
+        if epochs > 0 {
+            let path = self.hook_state(epochs);
+            if let Some(hook) = self.hook.as_deref_mut() {
+                let state = fs_err::read(&path).map_err(|source| AttackError::Checkpoint {
+                    path: path.clone(),
+                    source,
+                })?;
+                hook.load(&state)?;
+            }
+            let say = format!("resumed after {epochs} epochs");
+            self.info("resumed", &say, &json!({ "epochs": epochs }))?;
+        }
+        let (total, quiet) = (self.recipe().epochs as u64, self.run.request.quiet);
+        let per_epoch = self.images_per_epoch();
+        let progress = Progress::new("training", "images", total * per_epoch, quiet);
+        self.progress = Some(progress.resumed_at(epochs as u64 * per_epoch));
+        Ok(())
+    }
+
+    fn end_epoch(&mut self, net: &mut Net, row: &EpochRow) -> Result<(), AttackError> {
+        let done = row.epoch + 1;
+        let every = self.run.ready.eval_every();
+        let due = every > 0 && done.is_multiple_of(every);
+        self.measured = None;
+        if due || done == self.recipe().epochs {
+            self.measured = Some(self.measure(net)?);
+        }
+        self.write_row(row)?;
+        if let Some(hook) = self.hook.as_deref_mut() {
+            let state = hook.save();
+            atomic::write(self.hook_state(done), state)?;
+            // The checkpoint of this epoch is not written yet, so the state before is still needed.
+            if done >= 2 {
+                // A state that stays too long does no harm, and all of them go when the cell is complete.
+                let _ = fs_err::remove_file(self.hook_state(done - 2));
+            }
+        }
+        self.last_row = Some(row.clone());
+        Ok(())
+    }
+
+    fn measure(&mut self, net: &mut Net) -> Result<Scores, AttackError> {
+        let dataset = self.run.dataset;
+        let own = match self.hook.as_deref_mut() {
+            Some(hook) => hook.test_set()?,
+            None => None,
+        };
+        Ok(eval::scores(
+            net,
+            &dataset.test,
+            own.as_ref().unwrap_or(self.test),
+            &dataset.spec,
+        ))
+    }
+
+    fn write_row(&mut self, row: &EpochRow) -> Result<(), AttackError> {
+        let share =
+            |pick: fn(&Scores) -> Ratio| self.measured.as_ref().and_then(|s| pick(s).value());
+        let entry = MetricsRow {
+            epoch: row.epoch,
+            lr: row.lr,
+            train_loss: row.train_loss,
+            train_acc: train_acc(row),
+            acc: share(|scores| scores.acc),
+            asr: share(|scores| scores.asr),
+            ra: share(|scores| scores.ra),
+        };
+        let line = serde_json::to_string(&entry).expect("a row of numbers is valid JSON");
+        self.rows.push_str(&line);
+        self.rows.push('\n');
+        self.work.write(METRICS, self.rows.as_bytes())?;
+
+        let (done, total) = (row.epoch + 1, self.recipe().epochs);
+        let mut say = format!("epoch {done} of {total}: loss {:.4}", row.train_loss);
+        if let Some(scores) = &self.measured {
+            say = format!("{say}, {}", percentages(scores));
+        }
+        if let Some(progress) = &self.progress {
+            progress.note(&format!(
+                "epoch {done} of {total}, loss {:.3}",
+                row.train_loss
+            ));
+        }
+        self.info("epoch", &say, &entry)
+    }
+
+    fn info(&self, event: &str, text: &str, data: &impl Serialize) -> Result<(), AttackError> {
+        self.log
+            .info(event, text, data)
+            .map_err(AttackError::log(self.work.dir()))
+    }
+}
+
+impl Hooks for LoopPart<'_> {
+    fn started(&mut self, epochs: usize) -> Result<(), TrainError> {
+        self.resume(epochs).map_err(wrapped)
+    }
+
+    fn batch(&mut self, epoch: usize, batch: &mut Batch) -> Result<(), TrainError> {
+        if let Some(hook) = self.hook.as_deref_mut() {
+            hook.batch(epoch, batch);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, images: usize) {
+        if let Some(progress) = &self.progress {
+            progress.add(images as u64);
+        }
+    }
+
+    fn epoch(&mut self, net: &mut Net, row: &EpochRow) -> Result<(), TrainError> {
+        self.end_epoch(net, row).map_err(wrapped)
+    }
+}
+
+/// Writes the poisoned images and the files of the attack's own.
+fn write_sets(work: &Work, sets: &Finished) -> Result<(), AttackError> {
+    work.write(POISON_TRAIN, &sets.train.to_bytes())?;
+    work.write(POISON_TEST, &sets.test.to_bytes())?;
+    for (name, bytes) in &sets.artefacts {
+        work.write(name, bytes)?;
+    }
+    Ok(())
+}
+
+/// Our error on its way through the training loop.
+fn wrapped(error: AttackError) -> TrainError {
+    TrainError::Hook(Box::new(error))
+}
+
+/// Our error, back from the training loop.
+fn unwrapped(error: TrainError) -> AttackError {
+    match error {
+        TrainError::Hook(inner) => match inner.downcast() {
+            Ok(ours) => *ours,
+            Err(other) => AttackError::Train(TrainError::Hook(other)),
+        },
+        other => AttackError::Train(other),
+    }
+}
+
+/// Share of the images of an epoch that were predicted as labelled.
+fn train_acc(row: &EpochRow) -> Option<f64> {
+    Ratio {
+        hits: row.train_correct,
+        total: row.train_total,
+    }
+    .value()
+}
+
+/// The scores for people.
+fn percentages(scores: &Scores) -> String {
+    let percent = |ratio: Ratio| {
+        ratio
+            .percent()
+            .map_or_else(|| "none".to_owned(), |percent| format!("{percent:.2} %"))
+    };
+    format!(
+        "ACC {}, ASR {}, RA {}",
+        percent(scores.acc),
+        percent(scores.asr),
+        percent(scores.ra)
+    )
+}

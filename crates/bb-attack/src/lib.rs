@@ -1,0 +1,29 @@
+//! Backdoor attacks on image classifiers.
+//!
+//! The decision this crate embodies: an attack is a value that turns clean data into poisoned data (and, if it must,
+//! joins the training loop through a hook), and everything else, from reading the data to the finished result folder,
+//! is one harness. So an attack is a pure function on 8-bit images plus its settings, and what a defense later reads
+//! are exactly the pixels that the training read.
+//!
+//! - [`registry`] lists the attacks, [`method`] is the trait they implement.
+//! - [`badnets`], [`blended`]: one folder per attack.
+//! - [`labels`], [`poison_index`], [`static_attack`], [`picture`], [`stealth`]: what several attacks share.
+//! - [`harness`] runs an attack and leaves a complete cell; [`cli`] is the command line around it.
+
+pub mod badnets;
+pub mod blended;
+pub mod cli;
+pub mod error;
+pub mod harness;
+pub mod labels;
+pub mod method;
+pub mod picture;
+pub mod poison_index;
+pub mod recipes;
+pub mod registry;
+pub mod settings;
+pub mod static_attack;
+pub mod stealth;
+
+pub use error::AttackError;
+pub use harness::{AttackRequest, run};

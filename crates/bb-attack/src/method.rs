@@ -1,0 +1,199 @@
+//! The trait that every attack implements, and its form without types for the registry.
+
+use std::marker::PhantomData;
+use std::path::PathBuf;
+
+use bb_core::data::Dataset;
+use bb_core::method::MethodInfo;
+use bb_core::poison::PoisonSet;
+use bb_core::settings::{Layers, Origin, Resolved, Valid, Validate, render};
+use bb_nn::data::Batch;
+use bb_nn::train::Recipe;
+use bb_nn::{ArchSpec, Net};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::AttackError;
+use crate::recipes;
+
+/// An attack: a way to poison a training set, and if need be the training itself.
+pub trait Attack: 'static {
+    /// Name, paper and documentation.
+    const INFO: MethodInfo;
+    /// The settings. Their default is the reference's choice.
+    type Config: Serialize + DeserializeOwned + Default + Validate + 'static;
+
+    /// The training recipe in the settings.
+    fn recipe(cfg: &Self::Config) -> &Recipe;
+
+    /// Measure after every n-th epoch; 0 measures only after the last.
+    fn eval_every(cfg: &Self::Config) -> usize;
+
+    /// Files that the settings name, as (setting, path). Their contents become part of the cell's identity.
+    fn files(cfg: &Self::Config) -> Vec<(&'static str, PathBuf)>;
+
+    /// Poisons the data, and builds the hook of an attack that shapes the training too.
+    fn prepare(cfg: &Valid<Self::Config>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError>;
+}
+
+/// What an attack is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Ctx<'a> {
+    /// The clean data.
+    pub dataset: &'a Dataset,
+    /// The network that will be trained.
+    pub arch: &'a ArchSpec,
+    /// The seed of the run.
+    pub seed: u64,
+}
+
+/// What an attack hands back.
+pub struct Poisoned {
+    /// Poisoned training images. Without a [`TrainHook`] they replace the clean ones before training.
+    pub train: PoisonSet,
+    /// Poisoned test images, none of which has its attacked label as true label.
+    pub test: PoisonSet,
+    /// Further files for the cell: name and content.
+    pub artefacts: Vec<(String, Vec<u8>)>,
+    /// What an attack on the training itself does along the way.
+    ///
+    /// With a hook the training split stays clean and the hook changes the batches; `train` is then only a record of
+    /// which pixels the attack stands for, and [`TrainHook::finish`] has the last word on both sets.
+    pub hook: Option<Box<dyn TrainHook>>,
+}
+
+/// An attack's part in the training loop, for attacks that are more than poisoned data (warping with noise, learnt triggers).
+pub trait TrainHook {
+    /// Changes a batch (normalised, augmented) and its labels before the step that it is for.
+    fn batch(&mut self, epoch: usize, batch: &mut Batch);
+
+    /// The poisoned test set as the trigger is now; `None` if the one made before training still holds.
+    fn test_set(&mut self) -> Result<Option<PoisonSet>, AttackError>;
+
+    /// Bytes that bring the hook back to its present state, kept with the checkpoint of the network.
+    fn save(&self) -> Vec<u8>;
+
+    /// Goes back to a saved state.
+    fn load(&mut self, state: &[u8]) -> Result<(), AttackError>;
+
+    /// The sets and files that belong in the cell, once the network is trained.
+    fn finish(&mut self, net: &mut Net) -> Result<Finished, AttackError>;
+}
+
+/// What a [`TrainHook`] leaves when training is over.
+pub struct Finished {
+    /// Poisoned training images.
+    pub train: PoisonSet,
+    /// Poisoned test images.
+    pub test: PoisonSet,
+    /// Further files for the cell: name and content.
+    pub artefacts: Vec<(String, Vec<u8>)>,
+}
+
+/// Where the settings of a run come from, beside the defaults and the committed recipe of the dataset.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// Settings files, the last one wins.
+    pub files: Vec<PathBuf>,
+    /// Single settings, `key=value`; they win over the files.
+    pub set: Vec<String>,
+}
+
+/// An attack whose settings type is hidden, so that attacks of all kinds fit in one list.
+pub trait AnyAttack: Sync {
+    /// Name, paper and documentation.
+    fn info(&self) -> &'static MethodInfo;
+
+    /// Merges defaults, the committed recipe of `dataset` (if there is one) and what the user gave, and checks it.
+    fn resolve(&self, dataset: &str, given: &Given) -> Result<Box<dyn Ready>, AttackError>;
+}
+
+/// An attack with checked settings.
+pub trait Ready {
+    /// The complete settings.
+    fn tree(&self) -> &serde_json::Value;
+
+    /// Every setting with its value and where it came from.
+    fn origins(&self) -> &[(String, String, Origin)];
+
+    /// The complete settings as a file that gives the same settings again.
+    fn to_toml(&self) -> String;
+
+    /// The settings with their origins, for people.
+    fn show(&self) -> String;
+
+    /// The training recipe.
+    fn recipe(&self) -> &Recipe;
+
+    /// Measure after every n-th epoch; 0 measures only after the last.
+    fn eval_every(&self) -> usize;
+
+    /// Files that the settings name.
+    fn files(&self) -> Vec<(&'static str, PathBuf)>;
+
+    /// Poisons the data, see [`Attack::prepare`].
+    fn prepare(&self, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError>;
+}
+
+/// Hides the type of an attack's settings.
+pub const fn erase<A: Attack>() -> &'static dyn AnyAttack {
+    &Erased::<A>(PhantomData)
+}
+
+struct Erased<A>(PhantomData<fn() -> A>);
+
+impl<A: Attack> AnyAttack for Erased<A> {
+    fn info(&self) -> &'static MethodInfo {
+        const { &A::INFO }
+    }
+
+    fn resolve(&self, dataset: &str, given: &Given) -> Result<Box<dyn Ready>, AttackError> {
+        let mut layers = Layers::new(&A::Config::default());
+        if let Some(recipe) = recipes::find(A::INFO.id, dataset) {
+            layers = layers.toml_text(recipe.path, recipe.text)?;
+        }
+        for path in &given.files {
+            layers = layers.file(path)?;
+        }
+        for assignment in &given.set {
+            layers = layers.set(assignment)?;
+        }
+        Ok(Box::new(Checked::<A>(layers.resolve()?.valid()?)))
+    }
+}
+
+struct Checked<A: Attack>(Resolved<Valid<A::Config>>);
+
+impl<A: Attack> Ready for Checked<A> {
+    fn tree(&self) -> &serde_json::Value {
+        &self.0.tree
+    }
+
+    fn origins(&self) -> &[(String, String, Origin)] {
+        &self.0.origins
+    }
+
+    fn to_toml(&self) -> String {
+        self.0.to_toml()
+    }
+
+    fn show(&self) -> String {
+        render(&self.0)
+    }
+
+    fn recipe(&self) -> &Recipe {
+        A::recipe(&self.0.value)
+    }
+
+    fn eval_every(&self) -> usize {
+        A::eval_every(&self.0.value)
+    }
+
+    fn files(&self) -> Vec<(&'static str, PathBuf)> {
+        A::files(&self.0.value)
+    }
+
+    fn prepare(&self, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
+        A::prepare(&self.0.value, ctx)
+    }
+}

@@ -1,0 +1,171 @@
+//! Pictures that become triggers: reading a user's file, and writing what was used as PNG.
+
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use bb_core::data::resize::pil_bilinear;
+use image::{ImageFormat, ImageReader, Limits};
+
+/// Longest side of a picture that is accepted, in pixels.
+pub const MAX_SIDE: u32 = 8192;
+/// Largest amount of memory that decoding a picture may take, in bytes.
+const MAX_ALLOC: u64 = 512 << 20;
+
+/// An RGB picture, layout `[height, width, 3]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    height: usize,
+    width: usize,
+    pixels: Vec<u8>,
+}
+
+/// A picture that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PictureError {
+    /// The file cannot be opened or read.
+    #[error("cannot read picture `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The bytes are no PNG or JPEG file, or a broken or too large one.
+    #[error("cannot decode picture `{}`, expected a PNG or JPEG file of at most {MAX_SIDE} x {MAX_SIDE} pixels", path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder said.
+        source: image::ImageError,
+    },
+}
+
+impl Picture {
+    /// A picture of `height * width * 3` bytes.
+    ///
+    /// # Panics
+    /// If the length of `pixels` is another one, or a side is zero.
+    pub fn new(height: usize, width: usize, pixels: Vec<u8>) -> Self {
+        assert!(height > 0 && width > 0, "a picture has at least one pixel");
+        assert_eq!(pixels.len(), height * width * 3, "length of an RGB picture");
+        Self {
+            height,
+            width,
+            pixels,
+        }
+    }
+
+    /// Reads a PNG or JPEG file and turns it into 8-bit RGB; transparency is dropped, grey becomes three equal channels.
+    pub fn read(path: &Path) -> Result<Self, PictureError> {
+        let bytes = fs_err::read(path).map_err(|source| PictureError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::decode(&bytes).map_err(|source| PictureError::Decode {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, image::ImageError> {
+        let mut limits = Limits::default();
+        limits.max_image_width = Some(MAX_SIDE);
+        limits.max_image_height = Some(MAX_SIDE);
+        limits.max_alloc = Some(MAX_ALLOC);
+        let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+        reader.limits(limits);
+        let rgb = reader.decode()?.into_rgb8();
+        Ok(Self {
+            height: rgb.height() as usize,
+            width: rgb.width() as usize,
+            pixels: rgb.into_raw(),
+        })
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The bytes, layout `[height, width, 3]`.
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
+    }
+
+    /// The picture squashed to `height` x `width` as Pillow's bilinear filter does it; the aspect ratio is not kept.
+    #[must_use]
+    pub fn resized(&self, height: usize, width: usize) -> Self {
+        Self::new(
+            height,
+            width,
+            pil_bilinear(&self.pixels, self.height, self.width, height, width),
+        )
+    }
+
+    /// The picture as the bytes of a PNG file.
+    pub fn to_png(&self) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image::write_buffer_with_format(
+            &mut bytes,
+            &self.pixels,
+            self.width as u32,
+            self.height as u32,
+            image::ColorType::Rgb8,
+            ImageFormat::Png,
+        )
+        .expect("encoding an RGB image of checked size into memory cannot fail");
+        bytes.into_inner()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn png_is_read_back_as_it_was_written() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("t.png");
+        let picture = Picture::new(2, 3, (0..18).map(|v| v * 13).collect());
+        fs_err::write(&path, picture.to_png()).expect("a writable folder");
+        assert_eq!(Picture::read(&path).expect("our own PNG"), picture);
+    }
+
+    #[test]
+    fn broken_files_are_one_clear_error() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("t.png");
+        let error = Picture::read(&path).expect_err("no such file").to_string();
+        assert!(error.starts_with("cannot read picture `"), "{error}");
+        let whole = Picture::new(9, 9, vec![7; 243]).to_png();
+        // A truncation may leave all pixels in place (only the end marker is lost), so the last bytes are spared.
+        for end in (0..whole.len() - 16).step_by(7) {
+            fs_err::write(&path, &whole[..end]).expect("a writable folder");
+            let error = Picture::read(&path).expect_err("truncated").to_string();
+            assert!(
+                error.contains("expected a PNG or JPEG file of at most 8192 x 8192 pixels"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_picture_that_claims_to_be_huge_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("t.png");
+        let mut bytes = Picture::new(1, 1, vec![0; 3]).to_png();
+        // Width of the IHDR chunk; its checksum is then wrong too, so either check may speak.
+        bytes[16..20].copy_from_slice(&0x7fff_ffffu32.to_be_bytes());
+        fs_err::write(&path, &bytes).expect("a writable folder");
+        assert!(matches!(
+            Picture::read(&path),
+            Err(PictureError::Decode { .. })
+        ));
+    }
+}

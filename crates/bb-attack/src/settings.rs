@@ -1,0 +1,49 @@
+//! Checks that the settings of several attacks share.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+
+use bb_core::settings::SettingsError;
+use bb_nn::train::Recipe;
+
+/// An error naming `key` unless `ok`.
+pub fn check(
+    key: &str,
+    found: impl Display,
+    expected: &str,
+    ok: bool,
+) -> Result<(), SettingsError> {
+    if ok {
+        return Ok(());
+    }
+    Err(SettingsError::value(key, found, expected))
+}
+
+/// Checks the share of the training set that is poisoned.
+pub fn check_ratio(ratio: f64) -> Result<(), SettingsError> {
+    check(
+        "ratio",
+        ratio,
+        "a share above 0 and at most 1",
+        ratio > 0.0 && ratio <= 1.0,
+    )
+}
+
+/// The file that a setting names; a setting that is the empty string names none.
+pub fn optional_file(key: &'static str, path: &str) -> Vec<(&'static str, PathBuf)> {
+    if path.is_empty() {
+        Vec::new()
+    } else {
+        vec![(key, PathBuf::from(path))]
+    }
+}
+
+/// Checks the table `[train]`.
+pub fn check_train(recipe: &Recipe) -> Result<(), SettingsError> {
+    match recipe.first_invalid() {
+        None => Ok(()),
+        Some((key, found, expected)) => {
+            Err(SettingsError::value(key, found, expected).within("train"))
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The flow of every attack that poisons the data once, before training: BadNets, Blended and their kin.
+//!
+//! The trigger works on 8-bit images and comes before the augmentation, so what is stored in the cell is exactly what
+//! training reads.
+
+use bb_core::data::{Images, Split};
+use bb_core::poison::PoisonSet;
+
+use crate::error::AttackError;
+use crate::labels::LabelMap;
+use crate::method::{Ctx, Poisoned};
+use crate::poison_index;
+
+/// Chooses the images, puts the triggers on them (in place, layout `[h, w, 3]`) and relabels them.
+pub fn poison(
+    ctx: &Ctx<'_>,
+    map: &LabelMap,
+    ratio: f64,
+    train_trigger: impl Fn(&mut [u8]),
+    test_trigger: impl Fn(&mut [u8]),
+) -> Result<Poisoned, AttackError> {
+    let (train, test) = (&ctx.dataset.train, &ctx.dataset.test);
+    let train_indices = poison_index::train(&train.labels, map, ratio, ctx.seed)?;
+    let test_indices = poison_index::test(&test.labels, map)?;
+    Ok(Poisoned {
+        train: triggered(train, train_indices, map, train_trigger)?,
+        test: triggered(test, test_indices, map, test_trigger)?,
+        artefacts: Vec::new(),
+        hook: None,
+    })
+}
+
+/// Copies the chosen images and puts the trigger on each.
+fn triggered(
+    split: &Split,
+    indices: Vec<usize>,
+    map: &LabelMap,
+    trigger: impl Fn(&mut [u8]),
+) -> Result<PoisonSet, AttackError> {
+    let (height, width) = (split.images.height(), split.images.width());
+    let mut pixels = Vec::with_capacity(indices.len() * height * width * 3);
+    for &i in &indices {
+        let start = pixels.len();
+        pixels.extend_from_slice(split.images.image(i));
+        trigger(&mut pixels[start..]);
+    }
+    let original_labels: Vec<u32> = indices.iter().map(|&i| split.labels[i]).collect();
+    let labels = original_labels.iter().map(|&y| map.attacked(y)).collect();
+    let images = Images::new(indices.len(), height, width, pixels)?;
+    Ok(PoisonSet::new(indices, images, labels, original_labels)?)
+}
+
+/// The training split with the poisoned images and labels in their places.
+///
+/// Holds a copy of all pixels, because training reads images in random order from one block.
+pub fn mixed(split: &Split, poison: &PoisonSet) -> Result<Split, AttackError> {
+    let (height, width) = (split.images.height(), split.images.width());
+    let mut pixels = split.images.as_bytes().to_vec();
+    let mut labels = split.labels.to_vec();
+    let size = height * width * 3;
+    for (k, &i) in poison.indices.iter().enumerate() {
+        pixels[i * size..(i + 1) * size].copy_from_slice(poison.images.image(k));
+        labels[i] = poison.labels[k];
+    }
+    Ok(Split {
+        images: Images::new(split.len(), height, width, pixels)?,
+        labels: labels.into(),
+    })
+}

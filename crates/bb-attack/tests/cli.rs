@@ -1,0 +1,254 @@
+//! The program from outside: output, exit codes, and runs that are killed.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bb-attack"));
+    command.args(args).env("NO_COLOR", "1").stdin(Stdio::null());
+    command
+}
+
+fn output(args: &[&str]) -> (Output, String, String) {
+    let output = program(args).output().expect("the program starts");
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    (output, stdout, stderr)
+}
+
+/// A run on little data that takes a few epochs.
+fn small<'a>(out: &'a str, epochs: &'a str) -> Vec<&'a str> {
+    let mut args = vec![
+        "badnets",
+        "--dataset",
+        "synthetic",
+        "--width",
+        "4",
+        "--out",
+        out,
+    ];
+    args.extend([
+        "--train-limit",
+        "192",
+        "--test-limit",
+        "60",
+        "--set",
+        epochs,
+    ]);
+    args.extend(["--set", "train.batch_size=64", "--threads", "2"]);
+    args
+}
+
+fn path(folder: &Path) -> &str {
+    folder.to_str().expect("a temporary folder in UTF-8")
+}
+
+#[test]
+fn list_names_every_attack() {
+    let (output, stdout, stderr) = output(&["list"]);
+    assert!(output.status.success(), "{stderr}");
+    let names: Vec<&str> = stdout
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    let known: Vec<&str> = bb_attack::registry::ATTACKS
+        .iter()
+        .map(|a| a.info().id)
+        .collect();
+    assert_eq!(names, known);
+}
+
+#[test]
+fn show_prints_the_head_comment_and_the_settings() {
+    let (output, stdout, stderr) = output(&["show", "badnets"]);
+    assert!(output.status.success(), "{stderr}");
+    assert!(
+        stdout.starts_with("# BadNets: a patch in the corner\n"),
+        "{stdout}"
+    );
+    assert!(stdout.contains("## Threat model\n"), "{stdout}");
+    assert!(stdout.contains("position = \"lower-right\"\n"), "{stdout}");
+}
+
+#[test]
+fn show_config_tells_where_each_setting_comes_from() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("mine.toml");
+    fs_err::write(&file, "[train]\nlr = 0.5\n").expect("a writable folder");
+    let file = path(&file);
+    let args = [
+        "badnets",
+        "--dataset",
+        "gtsrb",
+        "-c",
+        file,
+        "--set",
+        "target=2",
+        "--show-config",
+    ];
+    let (output, stdout, stderr) = output(&args);
+    assert!(output.status.success(), "{stderr}");
+    for line in [
+        "target = 2  # --set".to_owned(),
+        "train.epochs = 50  # recipe configs/attack/badnets/gtsrb.toml".to_owned(),
+        format!("train.lr = 0.5  # {file}:2"),
+        "trigger.size = 3  # defaults".to_owned(),
+    ] {
+        assert!(stdout.lines().any(|l| l == line), "{stdout}\nlacks {line}");
+    }
+}
+
+#[test]
+fn mistakes_are_told_once_with_their_exit_code() {
+    let check = |args: &[&str], code: i32, expect: &str| {
+        let (output, stdout, stderr) = output(args);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert_eq!(stdout, "");
+        assert_eq!(stderr, expect);
+    };
+    check(
+        &["badnet"],
+        2,
+        "error: unknown attack `badnet`, known are `badnets`, `blended`\nhint: did you mean `badnets`?\n",
+    );
+    check(
+        &["badnets", "--set", "train.learning_rate=1"],
+        2,
+        "error: unknown setting `train.learning_rate`\n  in `--set train.learning_rate=1`\n\
+         hint: did you mean `train.lr`?\n",
+    );
+    check(
+        &["badnets", "--dataset", "synthetic", "--device", "cuda:0"],
+        2,
+        "error: device `cuda:0` is not available: this build runs on the CPU only\n\
+         hint: run with `--device cpu`\n",
+    );
+    let (output, _, stderr) = output(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr.contains("<METHOD>"), "{stderr}");
+}
+
+#[test]
+fn a_run_prints_one_line_of_json_and_is_found_complete_the_second_time() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let args = small(path(folder.path()), "train.epochs=1");
+    let (first, line, stderr) = output(&args);
+    assert!(first.status.success(), "{stderr}");
+    assert_eq!(line.matches('\n').count(), 1, "{line}");
+    let results: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    assert!(
+        results["acc"]["total"] == 60 && results["cell"].is_string(),
+        "{line}"
+    );
+    let (second, again, stderr) = output(&args);
+    assert!(second.status.success(), "{stderr}");
+    assert_eq!(again, line);
+    assert!(stderr.contains("complete already"), "{stderr}");
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let (one, two) = (folder(), folder());
+    for (out, threads) in [(&one, "1"), (&two, "2")] {
+        let mut args = small(path(out.path()), "train.epochs=2");
+        *args.last_mut().expect("the threads come last") = threads;
+        let (done, _, stderr) = output(&args);
+        assert!(done.status.success(), "{stderr}");
+    }
+    assert_eq!(manifest(one.path()), manifest(two.path()));
+}
+
+/// The only cell below a folder.
+fn cell(out: &Path) -> Option<std::path::PathBuf> {
+    let folder = out.join("attack/badnets/synthetic-preactresnet18-w4");
+    let mut cells = fs_err::read_dir(folder).ok()?;
+    cells.next()?.ok().map(|entry| entry.path())
+}
+
+/// The manifest of the only cell below a folder.
+fn manifest(out: &Path) -> String {
+    let cell = cell(out).expect("a cell");
+    fs_err::read_to_string(cell.join("manifest.json")).expect("a manifest")
+}
+
+/// Starts a run and waits until it has `rows` rows.
+fn started(args: &[&str], out: &Path, rows: usize) -> std::process::Child {
+    let mut child = program(args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let begun = Instant::now();
+    loop {
+        let metrics = cell(out).map(|cell| cell.join("metrics.jsonl"));
+        let text = metrics
+            .and_then(|path| fs_err::read_to_string(path).ok())
+            .unwrap_or_default();
+        if text.lines().count() >= rows || child.try_wait().expect("our child").is_some() {
+            return child;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "the run does not get on"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_bits_and_a_locked_one_is_left_alone() {
+    let (whole, broken) = (folder(), folder());
+    let epochs = "train.epochs=8";
+    let (done, expected, stderr) = output(&small(path(whole.path()), epochs));
+    assert!(done.status.success(), "{stderr}");
+    let args = small(path(broken.path()), epochs);
+    let mut checkpoint = false;
+    for rows in [1, 4] {
+        let mut child = started(&args, broken.path(), rows);
+        let (other, _, stderr) = output(&args);
+        // A run that was quicker than this test is complete, and one that goes on holds the lock.
+        if child.try_wait().expect("our child").is_none() {
+            assert_eq!(other.status.code(), Some(75), "{stderr}");
+        }
+        child.kill().expect("our child");
+        let status = child.wait().expect("our child");
+        // A row is written right before the checkpoint of its epoch, so the second one was there.
+        checkpoint = status.code().is_none() && rows > 1;
+    }
+    let (done, line, stderr) = output(&args);
+    assert!(done.status.success(), "{stderr}");
+    assert_eq!(manifest(broken.path()), manifest(whole.path()));
+    let log = cell(broken.path()).expect("a cell").join("log.jsonl");
+    let log = fs_err::read_to_string(log).expect("a log");
+    assert!(log.contains("\"resumed\"") || !checkpoint, "{log}");
+    let without_cell = |line: &str| {
+        let mut results: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        results["cell"].take();
+        results
+    };
+    assert_eq!(without_cell(&line), without_cell(&expected));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_terminated_run_says_so_and_resumes() {
+    let out = folder();
+    let args = small(path(out.path()), "train.epochs=12");
+    let mut child = started(&args, out.path(), 2);
+    let killed = Command::new("kill")
+        .arg(child.id().to_string())
+        .status()
+        .expect("kill");
+    let status = child.wait().expect("our child");
+    if killed.success() {
+        // The run may have ended by itself just before.
+        assert!(matches!(status.code(), Some(143 | 0)), "{status}");
+    }
+    let (done, _, stderr) = output(&args);
+    assert!(done.status.success(), "{stderr}");
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}

@@ -1,0 +1,86 @@
+//! The triggers against outputs of the original code.
+//!
+//! Sizes are read from the file, so another set of the same cases serves as well.
+
+use std::path::PathBuf;
+
+use bb_attack::{badnets, blended};
+use safetensors::{Dtype, SafeTensors};
+
+#[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
+/// Folder of the goldens; `None` (and a note) if it is not there.
+fn golden() -> Option<PathBuf> {
+    let shared = std::env::var_os("BB_SHARED");
+    if shared.is_none() {
+        eprintln!("skipped: BB_SHARED is not set");
+    }
+    shared.map(|folder| PathBuf::from(folder).join("golden"))
+}
+
+/// The bytes and the shape of a u8 tensor.
+fn u8s<'a>(file: &SafeTensors<'a>, name: &str) -> (&'a [u8], Vec<usize>) {
+    let tensor = file.tensor(name).expect("a tensor of the goldens");
+    assert_eq!(tensor.dtype(), Dtype::U8, "{name}");
+    (tensor.data(), tensor.shape().to_vec())
+}
+
+/// The values of an f32 tensor.
+fn f32s(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+    let tensor = file.tensor(name).expect("a tensor of the goldens");
+    assert_eq!(tensor.dtype(), Dtype::F32, "{name}");
+    let bytes = tensor.data().chunks_exact(4);
+    bytes
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
+}
+
+/// Applies a trigger to every image of `in_u8` and compares with a stored output, exactly.
+fn check(file: &SafeTensors<'_>, output: &str, apply: impl Fn(&mut [u8])) {
+    let (images, shape) = u8s(file, "in_u8");
+    let (expect, expect_shape) = u8s(file, output);
+    assert_eq!(shape, expect_shape);
+    let mut got = images.to_vec();
+    let size: usize = shape[1..].iter().product();
+    for image in got.chunks_exact_mut(size) {
+        apply(image);
+    }
+    let differing = got.iter().zip(expect).filter(|(a, b)| a != b).count();
+    assert_eq!(differing, 0, "values of {output} that differ");
+}
+
+#[test]
+fn golden_badnets() {
+    let Some(folder) = golden() else { return };
+    let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let (trigger, shape) = u8s(&file, "badnet.trigger");
+    check(&file, "badnet.out_u8", |image| {
+        badnets::trigger::apply(image, trigger);
+    });
+    // The patch that is drawn by default is the bench's file, at the size of the goldens.
+    let drawn = badnets::picture(
+        &badnets::config::BadNetsConfig::default(),
+        shape[0],
+        shape[1],
+    )
+    .expect("the default patch fits");
+    assert_eq!(drawn.pixels(), trigger);
+}
+
+#[test]
+fn golden_blended() {
+    let Some(folder) = golden() else { return };
+    let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let trigger = f32s(&file, "blended.trigger_resized_f32");
+    check(&file, "blended.out_u8", |image| {
+        blended::trigger::apply(image, &trigger, 0.2);
+    });
+    if file.names().contains(&"blended.source_u8") {
+        let (source, size) = u8s(&file, "blended.source_u8");
+        let (_, shape) = u8s(&file, "in_u8");
+        let picture = bb_attack::picture::Picture::new(size[0], size[1], source.to_vec());
+        let resized = picture.resized(shape[1], shape[2]);
+        assert_eq!(blended::trigger::widen(resized.pixels()), trigger);
+    }
+}

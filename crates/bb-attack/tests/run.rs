@@ -1,0 +1,472 @@
+//! Whole runs on a little synthetic data: the same bits twice, resuming, hooks, and one clear error for what is wrong.
+
+use std::cell::Cell as StdCell;
+use std::path::{Path, PathBuf};
+
+use bb_attack::harness::{
+    AttackRequest, CONFIG, METRICS, MODEL, MetricsRow, POISON_TEST, POISON_TRAIN, run, run_with,
+};
+use bb_attack::labels::LabelMap;
+use bb_attack::method::{Attack, Ctx, Finished, Given, Poisoned, TrainHook, erase};
+use bb_attack::registry::ATTACKS;
+use bb_attack::{AttackError, static_attack};
+use bb_core::cell::Cell;
+use bb_core::cli::{Coded, exit};
+use bb_core::data::{Dataset, OpenOptions};
+use bb_core::method::{MethodInfo, Needs, Status};
+use bb_core::metrics::Scores;
+use bb_core::poison::PoisonSet;
+use bb_core::settings::{SettingsError, Valid, Validate};
+use bb_nn::data::Batch;
+use bb_nn::train::Recipe;
+use bb_nn::{ArchSpec, Net, StateDict, eval};
+use serde::{Deserialize, Serialize};
+
+const TRAIN: usize = 192;
+const TEST: usize = 80;
+
+fn request(method: &str, out: &Path, set: &[&str]) -> AttackRequest {
+    let small = ["train.epochs=2", "train.batch_size=64", "train.lr=0.05"];
+    AttackRequest {
+        method: method.to_owned(),
+        dataset: "synthetic".to_owned(),
+        data: None,
+        train_limit: Some(TRAIN),
+        test_limit: Some(TEST),
+        arch: "preactresnet18".to_owned(),
+        width: 4,
+        given: Given {
+            files: Vec::new(),
+            set: small
+                .iter()
+                .chain(set)
+                .map(|&text| text.to_owned())
+                .collect(),
+        },
+        seed: 7,
+        out: out.to_owned(),
+        quiet: true,
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn data() -> Dataset {
+    let (train_limit, test_limit) = (Some(TRAIN), Some(TEST));
+    let options = OpenOptions {
+        train_limit,
+        test_limit,
+        ..OpenOptions::default()
+    };
+    bb_core::data::open("synthetic", None, &options).expect("made by the program")
+}
+
+fn rows(cell: &Cell) -> Vec<MetricsRow> {
+    let text = fs_err::read_to_string(cell.file(METRICS)).expect("rows");
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("a row"))
+        .collect()
+}
+
+#[test]
+fn every_attack_leaves_a_complete_cell_with_the_same_bits_twice() {
+    for attack in ATTACKS {
+        let (one, two) = (folder(), folder());
+        let id = attack.info().id;
+        let first = run(&request(id, one.path(), &[])).expect("a run");
+        let second = run(&request(id, two.path(), &[])).expect("a run");
+        assert_eq!(first.manifest, second.manifest, "{id}");
+        for name in [
+            MODEL,
+            POISON_TRAIN,
+            POISON_TEST,
+            CONFIG,
+            METRICS,
+            "trigger.png",
+        ] {
+            assert!(first.manifest.files.contains_key(name), "{id}: {name}");
+        }
+        assert!(!first.file("ckpt").exists());
+        let rows = rows(&first);
+        assert_eq!(rows.len(), 2);
+        assert!(
+            rows.iter()
+                .all(|row| row.train_loss.is_finite() && row.asr.is_some())
+        );
+
+        let plan = bb_attack::harness::plan(&request(id, two.path(), &[])).expect("a plan");
+        assert_eq!(plan.dir(two.path()), second.dir);
+
+        // The third time there is nothing to do.
+        let again = run(&request(id, two.path(), &[])).expect("a complete cell");
+        assert_eq!(again.manifest, second.manifest);
+    }
+}
+
+#[test]
+fn the_scores_are_those_of_the_stored_network_on_the_stored_images() {
+    let out = folder();
+    let cell = run(&request("blended", out.path(), &[])).expect("a run");
+    let dataset = data();
+    assert_eq!(cell.manifest.inputs["dataset"], dataset.digest);
+    let arch = ArchSpec::new("preactresnet18", 4, 10).expect("a small network");
+    let state = StateDict::load(&cell.file(MODEL)).expect("the network");
+    let mut net = Net::from_state(&arch, &state).expect("a state of this architecture");
+    let poison = PoisonSet::load(cell.file(POISON_TEST)).expect("the images");
+    let scores = eval::scores(&mut net, &dataset.test, &poison, &dataset.spec);
+    let results = &cell.manifest.results;
+    let stored: Scores = serde_json::from_value(serde_json::json!({
+        "acc": results["acc"], "asr": results["asr"], "ra": results["ra"],
+    }))
+    .expect("scores");
+    assert_eq!(stored, scores);
+    let last = rows(&cell).pop().expect("two rows");
+    assert_eq!(last.acc, scores.acc.value());
+    assert_eq!(last.ra, scores.ra.value());
+    assert!(
+        results["stealth"]["psnr"]
+            .as_f64()
+            .is_some_and(|psnr| psnr > 10.0)
+    );
+}
+
+#[test]
+fn the_poisoned_images_follow_the_settings() {
+    let check = |set: &[&str], attacked: &dyn Fn(u32) -> u32, test_classes_without: Option<u32>| {
+        let out = folder();
+        let set: Vec<&str> = set
+            .iter()
+            .copied()
+            .chain(["train.epochs=0", "trigger.margin=0"])
+            .collect();
+        let cell = run(&request("badnets", out.path(), &set)).expect("a run");
+        let dataset = data();
+        let train = PoisonSet::load(cell.file(POISON_TRAIN)).expect("images");
+        let test = PoisonSet::load(cell.file(POISON_TEST)).expect("images");
+        assert_eq!(train.len(), 19, "a tenth of {TRAIN}");
+        for (split, poison) in [(&dataset.train, &train), (&dataset.test, &test)] {
+            for (k, &i) in poison.indices.iter().enumerate() {
+                assert_eq!(poison.original_labels[k], split.labels[i]);
+                assert_eq!(poison.labels[k], attacked(split.labels[i]));
+                // The patch sits in the last three rows and columns, and nothing else changes.
+                let (before, after) = (split.images.image(i), poison.images.image(k));
+                for (at, (&a, &b)) in before.iter().zip(after).enumerate() {
+                    let patch = at / 3 / 32 >= 29 && at / 3 % 32 >= 29;
+                    assert_eq!(b, if patch { 255 } else { a });
+                }
+            }
+        }
+        let kept = |y: u32| Some(y) != test_classes_without;
+        let expected = dataset.test.labels.iter().filter(|&&y| kept(y)).count();
+        assert_eq!(test.len(), expected);
+        assert!(test.original_labels.iter().all(|&y| kept(y)));
+    };
+    check(&[], &|_| 0, Some(0));
+    check(&["target=3"], &|_| 3, Some(3));
+    check(&["label=all2all", "shift=2"], &|y| (y + 2) % 10, None);
+}
+
+#[test]
+fn another_setting_seed_or_input_is_another_cell() {
+    let out = folder();
+    let mut ids = Vec::new();
+    let mut add = |request: &AttackRequest| {
+        ids.push(run(request).expect("a run").manifest.id);
+    };
+    let base = request("badnets", out.path(), &["train.epochs=0"]);
+    add(&base);
+    add(&AttackRequest {
+        seed: 8,
+        ..base.clone()
+    });
+    add(&AttackRequest {
+        width: 5,
+        ..base.clone()
+    });
+    add(&AttackRequest {
+        test_limit: Some(TEST - 1),
+        ..base.clone()
+    });
+    add(&request(
+        "badnets",
+        out.path(),
+        &["train.epochs=0", "trigger.value=254"],
+    ));
+    let picture = out.path().join("t.png");
+    for level in [200, 201] {
+        let bytes = bb_attack::picture::Picture::new(4, 4, vec![level; 48]).to_png();
+        fs_err::write(&picture, bytes).expect("a writable folder");
+        let file = format!("trigger.file={}", picture.display());
+        add(&request("badnets", out.path(), &["train.epochs=0", &file]));
+    }
+    let unique: std::collections::BTreeSet<&String> = ids.iter().collect();
+    assert_eq!(unique.len(), 7);
+}
+
+#[test]
+fn epochs_that_are_not_measured_say_so() {
+    let out = folder();
+    let set = ["eval_every=2", "train.epochs=3"];
+    let cell = run(&request("badnets", out.path(), &set)).expect("a run");
+    let measured: Vec<bool> = rows(&cell).iter().map(|row| row.acc.is_some()).collect();
+    assert_eq!(measured, [false, true, true]);
+}
+
+#[test]
+fn what_cannot_be_run_is_one_clear_error() {
+    let out = folder();
+    let check = |change: &dyn Fn(&mut AttackRequest), code: u8, expect: &str| {
+        let mut request = request("badnets", out.path(), &[]);
+        change(&mut request);
+        let error = run(&request).expect_err("a wrong request");
+        assert!(
+            error.to_string().contains(expect),
+            "{error}\nlacks {expect}"
+        );
+        assert_eq!(error.exit_code(), code, "{error}");
+    };
+    let set = |text: &'static str| move |r: &mut AttackRequest| r.given.set.push(text.to_owned());
+    check(
+        &|r| r.method = "badnet".into(),
+        exit::USAGE,
+        "unknown attack `badnet`",
+    );
+    check(
+        &|r| r.dataset = "cifar".into(),
+        exit::USAGE,
+        "unknown dataset `cifar`",
+    );
+    check(
+        &|r| r.dataset = "cifar10".into(),
+        exit::USAGE,
+        "no data folder was given",
+    );
+    check(
+        &|r| r.arch = "resnet".into(),
+        exit::USAGE,
+        "unknown architecture `resnet`",
+    );
+    check(&|r| r.width = 0, exit::USAGE, "`width`");
+    check(
+        &|r| r.seed = 1 << 32,
+        exit::USAGE,
+        "expected a seed below 4294967296",
+    );
+    check(
+        &set("ratio=0"),
+        exit::USAGE,
+        "`ratio` is `0`, expected a share above 0 and at most 1",
+    );
+    check(
+        &set("ratio=0.001"),
+        exit::USAGE,
+        "selects no image, expected at least one",
+    );
+    check(
+        &set("target=10"),
+        exit::USAGE,
+        "`target` is 10, expected a class of 0..=9",
+    );
+    check(&set("label=all2some"), exit::USAGE, "`label`");
+    check(
+        &set("trigger.value=0"),
+        exit::USAGE,
+        "`trigger.value` is `0`",
+    );
+    check(&set("trigger.size=0"), exit::USAGE, "`trigger.size` is `0`");
+    check(
+        &set("trigger.size=33"),
+        exit::USAGE,
+        "does not fit in 32 x 32 pixels",
+    );
+    check(
+        &set("trigger.colour=1"),
+        exit::USAGE,
+        "unknown setting `trigger.colour`",
+    );
+    check(
+        &set("train.batch_size=0"),
+        exit::USAGE,
+        "`train.batch_size` is `0`",
+    );
+    check(
+        &set("train.batch_size=1000"),
+        exit::USAGE,
+        "`batch_size` is 1000",
+    );
+    check(
+        &set("trigger.file=/no/such.png"),
+        exit::INPUT,
+        "cannot read `/no/such.png`",
+    );
+    let black = out.path().join("black.png");
+    let bytes = bb_attack::picture::Picture::new(4, 4, vec![0; 48]).to_png();
+    fs_err::write(&black, bytes).expect("a writable folder");
+    let file = format!("trigger.file={}", black.display());
+    check(&|r| r.given.set.push(file.clone()), exit::INPUT, "is black");
+    fs_err::write(&black, b"GIF89a").expect("a writable folder");
+    check(
+        &|r| r.given.set.push(file.clone()),
+        exit::INPUT,
+        "cannot decode picture",
+    );
+    check(&set("train.lr=1e30"), exit::NUMERICAL, "training diverged");
+}
+
+thread_local! {
+    /// Where the toy attack fails: after so many batches.
+    static FAIL_AFTER: StdCell<usize> = const { StdCell::new(usize::MAX) };
+}
+
+/// An attack on the training loop: the brightness of its trigger drifts with every batch.
+struct Drift;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DriftConfig {
+    train: Recipe,
+}
+
+impl Default for DriftConfig {
+    fn default() -> Self {
+        Self {
+            train: Recipe {
+                epochs: 4,
+                batch_size: 64,
+                lr: 0.05,
+                ..Recipe::default()
+            },
+        }
+    }
+}
+
+impl Validate for DriftConfig {
+    fn validate(&self) -> Result<(), SettingsError> {
+        Ok(())
+    }
+}
+
+struct DriftHook {
+    dataset: Dataset,
+    map: LabelMap,
+    batches: u64,
+}
+
+impl DriftHook {
+    fn sets(&self) -> Result<Poisoned, AttackError> {
+        let arch = ArchSpec::new("preactresnet18", 4, 10)?;
+        let ctx = Ctx {
+            dataset: &self.dataset,
+            arch: &arch,
+            seed: 0,
+        };
+        let level = self.batches as u8;
+        let paint = |image: &mut [u8]| image[..30].fill(level);
+        static_attack::poison(&ctx, &self.map, 0.1, paint, paint)
+    }
+}
+
+impl TrainHook for DriftHook {
+    fn batch(&mut self, _: usize, batch: &mut Batch) {
+        self.batches += 1;
+        if self.batches as usize > FAIL_AFTER.get() {
+            // Not a number stops the training loop, as a crash would.
+            batch.input.data.fill(f32::NAN);
+            return;
+        }
+        let size = batch.input.data.len() / batch.input.n;
+        batch.input.data[..size].fill(self.batches as f32 / 10.0);
+        batch.labels[0] = 0;
+    }
+
+    fn test_set(&mut self) -> Result<Option<PoisonSet>, AttackError> {
+        Ok(Some(self.sets()?.test))
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.batches.to_le_bytes().to_vec()
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<(), AttackError> {
+        self.batches = u64::from_le_bytes(state.try_into().expect("eight bytes were saved"));
+        Ok(())
+    }
+
+    fn finish(&mut self, _: &mut Net) -> Result<Finished, AttackError> {
+        let Poisoned { train, test, .. } = self.sets()?;
+        Ok(Finished {
+            train,
+            test,
+            artefacts: vec![("drift.txt".to_owned(), b"done".to_vec())],
+        })
+    }
+}
+
+impl Attack for Drift {
+    const INFO: MethodInfo = MethodInfo {
+        id: "drift",
+        title: "Drift",
+        paper: "none",
+        needs: Needs::Nothing,
+        status: Status::Experimental,
+        summary: "a toy",
+        docs: "",
+    };
+    type Config = DriftConfig;
+
+    fn recipe(cfg: &DriftConfig) -> &Recipe {
+        &cfg.train
+    }
+
+    fn eval_every(_: &DriftConfig) -> usize {
+        1
+    }
+
+    fn files(_: &DriftConfig) -> Vec<(&'static str, PathBuf)> {
+        Vec::new()
+    }
+
+    fn prepare(_: &Valid<DriftConfig>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
+        let map = LabelMap::AllToOne { target: 0 };
+        let hook = DriftHook {
+            dataset: ctx.dataset.clone(),
+            map,
+            batches: 0,
+        };
+        let sets = hook.sets()?;
+        Ok(Poisoned {
+            hook: Some(Box::new(hook)),
+            ..sets
+        })
+    }
+}
+
+#[test]
+fn an_interrupted_run_with_a_hook_ends_with_the_same_bits() {
+    let toy = |out: &Path| {
+        let mut request = request("drift", out, &[]);
+        request.given.set.clear();
+        run_with(erase::<Drift>(), &request)
+    };
+    let (whole, broken) = (folder(), folder());
+    FAIL_AFTER.set(usize::MAX);
+    let expected = toy(whole.path()).expect("a run");
+    assert!(expected.manifest.files.contains_key("drift.txt"));
+
+    // Three batches an epoch: stopped in the first epoch (no checkpoint yet), in the third, and in the last.
+    for batches in [1, 7, 11] {
+        FAIL_AFTER.set(batches);
+        let error = toy(broken.path()).expect_err("stopped");
+        assert!(
+            error.to_string().starts_with("training diverged"),
+            "{error}"
+        );
+    }
+    FAIL_AFTER.set(usize::MAX);
+    let resumed = toy(broken.path()).expect("the rest of the run");
+    assert_eq!(resumed.manifest, expected.manifest);
+    let log = fs_err::read_to_string(resumed.file("log.jsonl")).expect("a log");
+    assert_eq!(log.matches("\"resumed\"").count(), 2);
+}

@@ -1,0 +1,205 @@
+//! The program `bb-defense`, and the same for crates that bring defenses of their own.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bb_core::cell::Cell;
+use bb_core::cli::{self, Failure, RunArgs, init_threads, print};
+use bb_core::method::MethodInfo;
+use clap::Parser;
+use serde_json::{Map, Value, json};
+
+use crate::error::DefenseError;
+use crate::harness::{DefenseRequest, SuspectCell, open_suspect, run};
+use crate::method::{AnyDefense, Given};
+use crate::registry;
+
+/// Repair backdoored image classifiers
+///
+/// The result is a folder with the repaired network, the settings and the measurements.
+/// One line of JSON on standard output says where it is and what was measured.
+#[derive(Parser, Debug)]
+#[command(
+    name = "bb-defense",
+    version,
+    about,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true,
+    arg_required_else_help = true
+)]
+struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The defense; `bb-defense list` names them
+    #[arg(required = true, value_name = "METHOD")]
+    method: Option<String>,
+    /// Folder or manifest of the attack's result, which holds the suspect model
+    #[arg(long, required = true, value_name = "CELL")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// List the defenses
+    List,
+    /// Explain a defense and its settings
+    Show {
+        /// The defense
+        method: String,
+    },
+}
+
+/// The whole of a binary's `main`: this crate's defenses, and `extra` ones.
+///
+/// ```no_run
+/// // In another crate: `bb_defense::cli::main_with(&[&Foo])`.
+/// bb_defense::cli::main_with(&[]);
+/// ```
+pub fn main_with(extra: &'static [&'static dyn AnyDefense]) -> ExitCode {
+    cli::main(|| execute(Args::parse(), extra))
+}
+
+fn execute(args: Args, extra: &'static [&'static dyn AnyDefense]) -> Result<(), Failure> {
+    match args.command {
+        Some(Command::List) => return print(&list(extra)),
+        Some(Command::Show { method }) => return print(&show(registry::find(&method, extra)?)?),
+        None => {}
+    }
+    let (Some(method), Some(model)) = (args.method, args.model) else {
+        return Err(Failure::usage("a defense and `--model` are needed"));
+    };
+    let defense = registry::find(&method, extra)?;
+    let given = Given {
+        files: args.run.config.clone(),
+        set: args.run.set.clone(),
+    };
+    let suspect = open_suspect(&model)?;
+    check_options(&args.run, &suspect)?;
+    if args.run.show_config {
+        return print(
+            &defense
+                .resolve(&suspect.cell.manifest.dataset, &given)?
+                .render(),
+        );
+    }
+    // No device but the CPU yet, and a request for another one must not be ignored.
+    args.run.host.device.resolve(None)?;
+    init_threads(args.run.host.threads)?;
+    let cell = run(&DefenseRequest {
+        defense,
+        model,
+        data: args.run.host.data.clone(),
+        given,
+        seed: args.run.seed,
+        out: args.run.host.out.clone(),
+        cache: Some(args.run.host.out.join("cache")),
+        quiet: args.run.host.quiet,
+    })?;
+    print(&report(&cell))
+}
+
+/// An option that names what the suspect model already fixes must name the same.
+fn check_options(run: &RunArgs, suspect: &SuspectCell) -> Result<(), DefenseError> {
+    let pairs = [
+        (
+            "dataset",
+            run.dataset.clone(),
+            suspect.cell.manifest.dataset.clone(),
+        ),
+        ("arch", run.arch.clone(), suspect.arch.clone()),
+        (
+            "width",
+            run.width.map(|width| width.to_string()),
+            suspect.width.to_string(),
+        ),
+    ];
+    for (option, found, expected) in pairs {
+        if let Some(found) = found.filter(|found| *found != expected) {
+            return Err(DefenseError::OtherModel {
+                option,
+                found,
+                expected,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The result as one line of JSON: where it is, and what the manifest says was found.
+fn report(cell: &Cell) -> String {
+    let mut line = Map::from_iter([("cell".to_owned(), json!(cell.dir))]);
+    if let Value::Object(results) = &cell.manifest.results {
+        line.extend(results.clone());
+    }
+    format!("{}\n", Value::Object(line))
+}
+
+fn list(extra: &'static [&'static dyn AnyDefense]) -> String {
+    let infos: Vec<&MethodInfo> = registry::all(extra)
+        .iter()
+        .map(|defense| defense.info())
+        .collect();
+    let width = infos.iter().map(|info| info.id.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for info in infos {
+        writeln!(
+            text,
+            "{:width$}  {} ({})",
+            info.id,
+            info.summary,
+            info.needs.describe()
+        )
+        .expect("strings take all");
+    }
+    text
+}
+
+/// The head comment of a method, with its default settings.
+fn show(defense: &dyn AnyDefense) -> Result<String, DefenseError> {
+    // No dataset has an empty name, so these are the defaults of the code.
+    let defaults = defense.resolve("", &Given::default())?;
+    Ok(defense.info().page(&defaults.to_toml()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_word_is_a_method_or_a_command() {
+        let parse = |words: &[&str]| Args::try_parse_from([&["bb-defense"], words].concat());
+        let args =
+            parse(&["tsbd", "--model", "m", "--set", "sweep=true", "--seed", "3"]).expect("a run");
+        assert!(args.command.is_none());
+        assert_eq!(
+            (args.method.as_deref(), args.run.seed, args.run.set.len()),
+            (Some("tsbd"), 3, 1)
+        );
+        assert!(matches!(
+            parse(&["list"]).expect("a command").command,
+            Some(Command::List)
+        ));
+        assert!(matches!(
+            parse(&["show", "tsbd"]).expect("a command").command,
+            Some(Command::Show { .. })
+        ));
+        for wrong in [
+            &["tsbd"][..],
+            &["--model", "m"],
+            &["list", "--model", "m"],
+            &["show"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

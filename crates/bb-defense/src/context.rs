@@ -1,0 +1,480 @@
+//! What a method may tell the harness, and the little that comes back.
+//!
+//! The decision this module embodies: knowledge flows one way. [`Ctx::probe`] has a model measured on the test set and
+//! returns `()`, so no method can choose anything on accuracy or attack success there. All that a method gets back are
+//! its own checkpoints.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bb_core::artifact::atomic;
+use bb_core::cell::{CKPT, Work};
+use bb_core::cli::check_interrupt;
+use bb_core::data::{DatasetSpec, Split};
+use bb_core::events::{Log, Progress};
+use bb_core::metrics::Scores;
+use bb_core::poison::PoisonSet;
+use bb_nn::optim::Sgd;
+use bb_nn::{Net, NnError, StateDict, eval};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use crate::error::DefenseError;
+
+/// Rows of measurements, one JSON object a line.
+pub(crate) const METRICS: &str = "metrics.jsonl";
+
+/// Where in its work a method is; the first fields of a row in `metrics.jsonl`.
+#[derive(Clone, Copy, Debug)]
+pub struct At<'a> {
+    /// The stage, such as `finetune`.
+    pub stage: &'a str,
+    /// The name of the [`Candidate`](crate::method::Candidate) being made; empty if it is not about one.
+    pub variant: &'a str,
+    /// The epoch, counted from 0, if the stage has epochs.
+    pub epoch: Option<usize>,
+}
+
+impl<'a> At<'a> {
+    /// A stage as a whole.
+    pub fn stage(stage: &'a str) -> Self {
+        Self {
+            stage,
+            variant: "",
+            epoch: None,
+        }
+    }
+
+    /// The same for one candidate.
+    #[must_use]
+    pub fn variant(self, variant: &'a str) -> Self {
+        Self { variant, ..self }
+    }
+
+    /// The same in an epoch.
+    #[must_use]
+    pub fn epoch(self, epoch: usize) -> Self {
+        Self {
+            epoch: Some(epoch),
+            ..self
+        }
+    }
+
+    fn row(self) -> Map<String, Value> {
+        let mut row = Map::new();
+        row.insert("stage".to_owned(), self.stage.into());
+        if !self.variant.is_empty() {
+            row.insert("variant".to_owned(), self.variant.into());
+        }
+        if let Some(epoch) = self.epoch {
+            row.insert("epoch".to_owned(), epoch.into());
+        }
+        row
+    }
+}
+
+/// The run that a method is part of.
+pub struct Ctx<'a> {
+    seed: u64,
+    quiet: bool,
+    host: Option<Host<'a>>,
+    /// What went wrong where nothing could be returned; the next call that can fail returns it.
+    failure: Option<DefenseError>,
+}
+
+impl<'a> Ctx<'a> {
+    /// A run that keeps and measures nothing, for tests and for use without a harness.
+    pub fn detached(seed: u64) -> Self {
+        Self {
+            seed,
+            quiet: true,
+            host: None,
+            failure: None,
+        }
+    }
+
+    pub(crate) fn new(seed: u64, quiet: bool, host: Host<'a>) -> Self {
+        Self {
+            seed,
+            quiet,
+            host: Some(host),
+            failure: None,
+        }
+    }
+
+    pub(crate) fn into_host(self) -> Option<Host<'a>> {
+        self.host
+    }
+
+    /// The seed of the run, for [`bb_core::rng::stream`] and for loaders.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Measures ACC, ASR and RA of a model for the record. Nothing of it comes back.
+    pub fn probe(&mut self, at: At<'_>, net: &mut Net) {
+        if let (Some(host), None) = (&mut self.host, &self.failure) {
+            self.failure = host.probe(at, net).err();
+        }
+    }
+
+    /// Keeps a row of the method's own numbers in `metrics.jsonl`.
+    ///
+    /// # Panics
+    /// If `fields` does not serialise to an object.
+    pub fn record(&mut self, at: At<'_>, fields: &impl Serialize) -> Result<(), DefenseError> {
+        self.check()?;
+        match &mut self.host {
+            Some(host) => host.append(at, fields),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails if the run was asked to stop; to be called at every batch.
+    pub fn check(&mut self) -> Result<(), DefenseError> {
+        check_interrupt()?;
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// Tells what was found, in one line for people; `event` is a fixed word to search the log for.
+    pub fn info(&mut self, event: &str, text: &str) -> Result<(), DefenseError> {
+        self.tell(|host| host.log.info(event, text, &Value::Null))
+    }
+
+    /// Tells what the user should know of, even when quiet.
+    pub fn warn(&mut self, event: &str, text: &str) -> Result<(), DefenseError> {
+        self.tell(|host| host.log.warn(event, text, &Value::Null))
+    }
+
+    fn tell(
+        &mut self,
+        line: impl FnOnce(&Host<'a>) -> std::io::Result<()>,
+    ) -> Result<(), DefenseError> {
+        self.check()?;
+        match &self.host {
+            Some(host) => line(host).map_err(DefenseError::log(host.work.dir())),
+            None => Ok(()),
+        }
+    }
+
+    /// A progress bar on a terminal, else a line now and then.
+    pub fn progress(&self, label: &str, unit: &'static str, total: u64) -> Progress {
+        Progress::new(label, unit, total, self.quiet)
+    }
+
+    /// The checkpoint of this name, if an earlier run left one.
+    ///
+    /// `name` is a file name without ending, of letters, digits and `.`, `=`, `-`, `_`.
+    pub fn load<P: DeserializeOwned>(
+        &mut self,
+        name: &str,
+    ) -> Result<Option<Saved<P>>, DefenseError> {
+        self.check()?;
+        match &self.host {
+            Some(host) => host.load(name),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes a checkpoint over the one of the same name.
+    ///
+    /// A method must read its checkpoints in such an order that it goes on from the one written last: rows recorded
+    /// after that one are dropped when a run resumes, because they will be recorded again.
+    pub fn save(
+        &mut self,
+        name: &str,
+        state: &StateDict,
+        progress: &impl Serialize,
+    ) -> Result<(), DefenseError> {
+        self.check()?;
+        match &mut self.host {
+            Some(host) => host.save(name, state, progress),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A checkpoint.
+#[derive(Clone, Debug)]
+pub struct Saved<P> {
+    /// Tensors.
+    pub state: StateDict,
+    /// Whatever else the method needs to go on.
+    pub progress: P,
+    path: PathBuf,
+}
+
+const VELOCITY: &str = "velocity.";
+
+/// A network and the optimiser that trains it, as one dictionary; see [`Saved::restore_training`].
+pub fn training_state(net: &Net, sgd: &Sgd) -> Result<StateDict, DefenseError> {
+    let mut state = net.state()?;
+    for (i, entry) in sgd.velocity().layout().entries().iter().enumerate() {
+        let tensor = sgd.velocity().to_tensor(i).map_err(NnError::from)?;
+        state.insert(format!("{VELOCITY}{}", entry.name), tensor);
+    }
+    Ok(state)
+}
+
+impl<P> Saved<P> {
+    /// Brings a network and its optimiser back to where [`training_state`] took them.
+    pub fn restore_training(&self, net: &mut Net, sgd: &mut Sgd) -> Result<(), DefenseError> {
+        let wrong = |reason: String| DefenseError::Checkpoint {
+            path: self.path.clone(),
+            reason,
+        };
+        let mut model = StateDict::new();
+        let mut velocities = 0;
+        for (name, tensor) in self.state.iter() {
+            let Some(parameter) = name.strip_prefix(VELOCITY) else {
+                model.insert(name, tensor.clone());
+                continue;
+            };
+            let layout = std::sync::Arc::clone(sgd.velocity().layout());
+            let i = layout
+                .position(parameter)
+                .ok_or_else(|| wrong(format!("`{name}` is unknown")))?;
+            if tensor.dims() != layout.entries()[i].shape.as_slice() {
+                return Err(wrong(format!("`{name}` has shape {:?}", tensor.dims())));
+            }
+            let values = self
+                .state
+                .floats(name)
+                .ok_or_else(|| wrong(format!("`{name}` vanished")))??;
+            sgd.velocity_mut().set_plain(i, &values);
+            velocities += 1;
+        }
+        if velocities != sgd.velocity().tensors() {
+            return Err(wrong(format!(
+                "{velocities} velocities, expected {}",
+                sgd.velocity().tensors()
+            )));
+        }
+        net.set_state(&model)
+            .map_err(|error| wrong(error.to_string()))
+    }
+}
+
+/// The harness's side: the test data and the cell, which methods never see.
+pub(crate) struct Host<'a> {
+    work: &'a Work,
+    log: &'a Log,
+    test: &'a Split,
+    poisoned: &'a PoisonSet,
+    task: &'a DatasetSpec,
+    folder: PathBuf,
+    /// Rows in the metrics file.
+    rows: usize,
+    /// Number of the next checkpoint.
+    sequence: u64,
+}
+
+const PROGRESS_KEY: &str = "progress";
+const ROWS_KEY: &str = "rows";
+const SEQUENCE_KEY: &str = "sequence";
+
+impl<'a> Host<'a> {
+    /// Goes on where the last checkpoint in the folder stands: rows that came after it are dropped.
+    pub(crate) fn resume(
+        work: &'a Work,
+        log: &'a Log,
+        test: &'a Split,
+        poisoned: &'a PoisonSet,
+        task: &'a DatasetSpec,
+    ) -> Result<Self, DefenseError> {
+        let folder = work.dir().join(CKPT);
+        let (mut rows, mut sequence, mut last) = (0, 0, None);
+        for path in checkpoint_files(&folder)? {
+            let bytes = read(&path)?;
+            let metadata = StateDict::metadata(&bytes, &path)?;
+            let number = |key| field::<u64>(&metadata, key, &path);
+            let own = number(SEQUENCE_KEY)? + 1;
+            if own > sequence {
+                sequence = own;
+                rows = number(ROWS_KEY)? as usize;
+                last = Some(path);
+            }
+        }
+        let found = std::cell::Cell::new(0);
+        work.truncate_lines(METRICS, |_| found.replace(found.get() + 1) < rows)?;
+        if let Some(path) = last {
+            if found.get() < rows {
+                let reason = format!(
+                    "`{METRICS}` has {} rows, expected {rows} or more",
+                    found.get()
+                );
+                return Err(DefenseError::Checkpoint { path, reason });
+            }
+            let text = format!("resumed after {rows} rows of `{METRICS}`");
+            log.info("resumed", &text, &Value::Null)
+                .map_err(DefenseError::log(work.dir()))?;
+        }
+        Ok(Self {
+            work,
+            log,
+            test,
+            poisoned,
+            task,
+            folder,
+            rows,
+            sequence,
+        })
+    }
+
+    /// ACC, ASR and RA of a model.
+    pub(crate) fn scores(&self, net: &mut Net) -> Scores {
+        eval::scores(net, self.test, self.poisoned, self.task)
+    }
+
+    fn probe(&mut self, at: At<'_>, net: &mut Net) -> Result<(), DefenseError> {
+        let scores = self.scores(net);
+        self.append_scores(at, &scores)
+    }
+
+    /// Adds a row of scores, as fractions.
+    pub(crate) fn append_scores(
+        &mut self,
+        at: At<'_>,
+        scores: &Scores,
+    ) -> Result<(), DefenseError> {
+        let Scores { acc, asr, ra } = scores;
+        self.append(
+            at,
+            &json!({ "acc": acc.value(), "asr": asr.value(), "ra": ra.value() }),
+        )
+    }
+
+    /// Adds a row.
+    pub(crate) fn append(
+        &mut self,
+        at: At<'_>,
+        fields: &impl Serialize,
+    ) -> Result<(), DefenseError> {
+        let mut row = at.row();
+        match serde_json::to_value(fields) {
+            Ok(Value::Object(fields)) => row.extend(fields),
+            other => panic!("a row of measurements serialises to an object, not to {other:?}"),
+        }
+        self.work
+            .append_line(METRICS, &Value::Object(row).to_string())?;
+        self.rows += 1;
+        Ok(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".=-_".contains(c);
+        assert!(
+            !name.is_empty() && name.chars().all(plain),
+            "checkpoint name `{name}`"
+        );
+        self.folder.join(format!("{name}.safetensors"))
+    }
+
+    /// Reads a checkpoint.
+    pub(crate) fn load<P: DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> Result<Option<Saved<P>>, DefenseError> {
+        let path = self.path(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = read(&path)?;
+        let progress = field(&StateDict::metadata(&bytes, &path)?, PROGRESS_KEY, &path)?;
+        Ok(Some(Saved {
+            state: StateDict::from_bytes(&bytes, &path)?,
+            progress,
+            path,
+        }))
+    }
+
+    /// Writes a checkpoint.
+    pub(crate) fn save(
+        &mut self,
+        name: &str,
+        state: &StateDict,
+        progress: &impl Serialize,
+    ) -> Result<(), DefenseError> {
+        let path = self.path(name);
+        fs_err::create_dir_all(&self.folder).map_err(|source| write_error(&path, source))?;
+        let text =
+            serde_json::to_string(progress).map_err(|source| write_error(&path, source.into()))?;
+        let metadata = BTreeMap::from([
+            (PROGRESS_KEY.to_owned(), text),
+            (ROWS_KEY.to_owned(), self.rows.to_string()),
+            (SEQUENCE_KEY.to_owned(), self.sequence.to_string()),
+        ]);
+        let bytes = state
+            .to_bytes(&metadata)
+            .map_err(|error| not_finite(name, error))?;
+        atomic::write(&path, &bytes)?;
+        self.sequence += 1;
+        Ok(())
+    }
+}
+
+/// A model that is no longer finite is a failure of the method's numbers, not of a file.
+pub(crate) fn not_finite(stage: &str, error: NnError) -> DefenseError {
+    match error {
+        NnError::NotFinite { name, .. } => DefenseError::NotFinite {
+            stage: stage.to_owned(),
+            tensor: name,
+        },
+        other => other.into(),
+    }
+}
+
+fn write_error(path: &Path, source: std::io::Error) -> DefenseError {
+    bb_core::artifact::ArtifactError::Write {
+        path: path.to_owned(),
+        source,
+    }
+    .into()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, DefenseError> {
+    let reason = |error: std::io::Error| DefenseError::Checkpoint {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    fs_err::read(path).map_err(reason)
+}
+
+fn field<P: DeserializeOwned>(
+    metadata: &BTreeMap<String, String>,
+    key: &str,
+    path: &Path,
+) -> Result<P, DefenseError> {
+    let wrong = |reason: String| DefenseError::Checkpoint {
+        path: path.to_owned(),
+        reason,
+    };
+    let text = metadata
+        .get(key)
+        .ok_or_else(|| wrong(format!("`{key}` is missing")))?;
+    serde_json::from_str(text).map_err(|error| wrong(format!("`{key}`: {error}")))
+}
+
+/// The whole checkpoints of a folder, which need not exist. What a killed process left half written is not among them.
+fn checkpoint_files(folder: &Path) -> Result<Vec<PathBuf>, DefenseError> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let wrong = |error: std::io::Error| DefenseError::Checkpoint {
+        path: folder.to_owned(),
+        reason: error.to_string(),
+    };
+    let mut files = Vec::new();
+    for entry in fs_err::read_dir(folder).map_err(wrong)? {
+        let path = entry.map_err(wrong)?.path();
+        let whole = path
+            .extension()
+            .is_some_and(|ending| ending == "safetensors");
+        if whole {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}

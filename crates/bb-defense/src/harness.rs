@@ -1,0 +1,347 @@
+//! From an attack's cell to a defense's cell.
+//!
+//! Everything that is not the method's own idea is here, once for all methods: reading and checking the suspect model,
+//! its test set and the dataset, handing out what the threat model allows, checkpoints, and measuring.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use bb_core::cell::{Cell, CellSpec, ENV, Kind, LOG, Opened, Work, open};
+use bb_core::cli::catch_interrupts;
+use bb_core::data::{self, Dataset, OpenOptions};
+use bb_core::events::{Log, env_facts};
+use bb_core::metrics::Scores;
+use bb_core::poison::{PoisonError, PoisonSet};
+use bb_nn::{ArchSpec, Net, StateDict};
+use serde_json::{Value, json};
+
+use crate::context::{At, Ctx, Host, not_finite};
+use crate::error::DefenseError;
+use crate::method::{AnyDefense, Armed, Given, Ready, Repaired};
+use crate::results::Results;
+
+/// The suspect model in an attack's cell, and the repaired one in a defense's.
+pub const MODEL: &str = "model.safetensors";
+/// The best candidate in a defense's cell, if there were several.
+pub const ORACLE: &str = "oracle.safetensors";
+/// The poisoned test images in an attack's cell.
+pub const POISON_TEST: &str = "poison_test.safetensors";
+/// The settings.
+const CONFIG: &str = "config.toml";
+/// Checkpoint of the harness itself.
+const BEFORE: &str = "suspect";
+
+/// What to repair, and how.
+#[derive(Clone)]
+pub struct DefenseRequest {
+    /// The method.
+    pub defense: &'static dyn AnyDefense,
+    /// Folder or manifest of the attack's cell.
+    pub model: PathBuf,
+    /// Folder with the dataset; `synthetic` needs none.
+    pub data: Option<PathBuf>,
+    /// Settings over the recipe.
+    pub given: Given,
+    /// Seed of everything random but the choice of the clean images, which is a setting.
+    pub seed: u64,
+    /// Folder for the results.
+    pub out: PathBuf,
+    /// Folder for decoded images; without one they are decoded at each run.
+    pub cache: Option<PathBuf>,
+    /// No progress and no log lines.
+    pub quiet: bool,
+}
+
+/// An attack's cell, opened and understood, without its larger files.
+pub struct SuspectCell {
+    /// The cell.
+    pub cell: Cell,
+    /// The architecture's name.
+    pub arch: String,
+    /// Channels of its first stage.
+    pub width: usize,
+}
+
+/// Opens an attack's cell and checks that it is one.
+pub fn open_suspect(model: &Path) -> Result<SuspectCell, DefenseError> {
+    let cell = Cell::load(model)?;
+    if cell.manifest.kind != Kind::Attack {
+        return Err(DefenseError::NotAnAttack { path: cell.dir });
+    }
+    for name in [MODEL, POISON_TEST] {
+        if !cell.manifest.files.contains_key(name) {
+            return Err(DefenseError::NoFile {
+                path: cell.dir,
+                name,
+            });
+        }
+    }
+    let model = &cell.manifest.settings["model"];
+    let arch = model["arch"].as_str().map(str::to_owned);
+    let width = model["width"]
+        .as_u64()
+        .and_then(|width| usize::try_from(width).ok());
+    match (arch, width) {
+        (Some(arch), Some(width)) => Ok(SuspectCell { cell, arch, width }),
+        (None, _) => Err(DefenseError::NoField {
+            path: cell.dir,
+            field: "settings.model.arch",
+        }),
+        (_, None) => Err(DefenseError::NoField {
+            path: cell.dir,
+            field: "settings.model.width",
+        }),
+    }
+}
+
+/// Repairs the model of an attack's cell; gives the complete cell, at once if it is complete already.
+///
+/// An interrupted run goes on from its last checkpoint, and ends with the same bits as one that was not interrupted.
+pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
+    let began = Instant::now();
+    let SuspectCell {
+        cell: attack,
+        arch,
+        width,
+    } = open_suspect(&req.model)?;
+    let ready = req.defense.resolve(&attack.manifest.dataset, &req.given)?;
+    let (dataset, poisoned) = open_data(req, &attack)?;
+    let arch = ArchSpec::new(&arch, width, dataset.spec.classes)?;
+    let state = StateDict::load(&attack.file(MODEL))?;
+    let mut suspect = Net::from_state(&arch, &state)?;
+
+    let armed = ready.grant(&dataset)?;
+    let spec = cell_spec(req, &attack, &dataset, ready.as_ref(), armed.as_ref());
+    let work = match open(&req.out, &spec)? {
+        Opened::Complete(cell) => {
+            let text = format!("complete already: {}", cell.dir.display());
+            Log::new(req.quiet)
+                .info("complete", &text, &Value::Null)
+                .map_err(DefenseError::log(&cell.dir))?;
+            return Ok(*cell);
+        }
+        Opened::Work(work) => work,
+    };
+    catch_interrupts()?;
+    let log = Log::open(&work.dir().join(LOG), req.quiet).map_err(DefenseError::log(work.dir()))?;
+    let text = format!(
+        "{} repairs {}",
+        req.defense.info().title,
+        attack.dir.display()
+    );
+    log.info("begin", &text, &json!({ "cell": work.dir() }))
+        .map_err(DefenseError::log(work.dir()))?;
+    work.write(CONFIG, ready.to_toml().as_bytes())?;
+    write_env(&work, &attack, req, None)?;
+
+    let mut host = Host::resume(&work, &log, &dataset.test, &poisoned, &dataset.spec)?;
+    let before = if let Some(saved) = host.load::<Scores>(BEFORE)? {
+        saved.progress
+    } else {
+        let before = host.scores(&mut suspect);
+        host.append_scores(At::stage("suspect"), &before)?;
+        host.save(BEFORE, &StateDict::new(), &before)?;
+        before
+    };
+    let mut ctx = Ctx::new(req.seed, req.quiet, host);
+    let repaired = armed.repair(&arch, &dataset.spec, &state, &mut ctx)?;
+    ctx.check()?;
+    let mut host = ctx.into_host().expect("it was made with one");
+    let results = measure(&mut host, &arch, before, &repaired, armed.as_ref())?;
+
+    for (name, bytes) in &repaired.artefacts {
+        work.write(name, bytes)?;
+    }
+    let metadata = |name: &str| {
+        let fields = [
+            ("arch", arch.name().to_owned()),
+            ("width", arch.width().to_string()),
+            ("classes", arch.classes().to_string()),
+            ("dataset", dataset.spec.id.to_owned()),
+            ("method", req.defense.info().id.to_owned()),
+            ("seed", req.seed.to_string()),
+            ("candidate", name.to_owned()),
+        ];
+        fields
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let mut keep = vec![(MODEL, &results.chosen)];
+    keep.extend(results.oracle.as_ref().map(|oracle| (ORACLE, &oracle.name)));
+    for (file, name) in keep {
+        let candidate = repaired
+            .candidates
+            .iter()
+            .find(|candidate| candidate.name == *name);
+        let state = &candidate.expect("results name candidates").state;
+        work.write(
+            file,
+            &state
+                .to_bytes(&metadata(name))
+                .map_err(|error| not_finite(name, error))?,
+        )?;
+    }
+    write_env(&work, &attack, req, Some(began))?;
+    let percent = |scores: &Scores| {
+        let part = |ratio: bb_core::metrics::Ratio| ratio.percent().unwrap_or(f64::NAN);
+        format!(
+            "ACC {:.2} %, ASR {:.2} %",
+            part(scores.acc),
+            part(scores.asr)
+        )
+    };
+    let text = format!(
+        "{}, before {}",
+        percent(&results.after),
+        percent(&results.before)
+    );
+    log.info("end", &text, &Value::Null)
+        .map_err(DefenseError::log(work.dir()))?;
+    Ok(work.finish(json!(results))?)
+}
+
+/// The dataset that the attack used and the poisoned test images made from it.
+fn open_data(req: &DefenseRequest, attack: &Cell) -> Result<(Dataset, PoisonSet), DefenseError> {
+    let manifest = &attack.manifest;
+    let no_field = |field| DefenseError::NoField {
+        path: attack.dir.clone(),
+        field,
+    };
+    let expected = manifest
+        .inputs
+        .get("dataset")
+        .ok_or_else(|| no_field("inputs.dataset"))?;
+    let limit = |name, field| match &manifest.settings["data"][name] {
+        Value::Null => Ok(None),
+        limit => limit
+            .as_u64()
+            .and_then(|n| usize::try_from(n).ok())
+            .map(Some)
+            .ok_or_else(|| no_field(field)),
+    };
+    let options = OpenOptions {
+        cache_dir: req.cache.clone(),
+        train_limit: limit("train_limit", "settings.data.train_limit")?,
+        test_limit: limit("test_limit", "settings.data.test_limit")?,
+        // The synthetic data are the same in every run, as those of any other dataset are.
+        seed: 0,
+    };
+    let dataset = data::open(&manifest.dataset, req.data.as_deref(), &options)?;
+    if dataset.digest != *expected {
+        return Err(DefenseError::OtherDataset {
+            id: manifest.dataset.clone(),
+            expected: expected.clone(),
+            found: dataset.digest,
+        });
+    }
+    let path = attack.file(POISON_TEST);
+    let poisoned = PoisonSet::load(&path)?;
+    let classes = dataset.spec.classes;
+    poisoned
+        .check(dataset.test.len(), classes)
+        .map_err(|source| PoisonError::Invalid {
+            path: path.clone(),
+            source,
+        })?;
+    let size = |images: &data::Images| (images.height(), images.width());
+    let (expected, found) = (size(&dataset.test.images), size(&poisoned.images));
+    if expected != found {
+        return Err(DefenseError::ImageSize {
+            path,
+            expected,
+            found,
+        });
+    }
+    for (number, (&index, &label)) in poisoned
+        .indices
+        .iter()
+        .zip(&poisoned.original_labels)
+        .enumerate()
+    {
+        let own = dataset.test.labels[index];
+        if own != label {
+            let reason = format!("its true label is {label}, but test image {index} has {own}");
+            return Err(DefenseError::OtherTestSet {
+                path,
+                number,
+                reason,
+            });
+        }
+    }
+    Ok((dataset, poisoned))
+}
+
+fn cell_spec(
+    req: &DefenseRequest,
+    attack: &Cell,
+    dataset: &Dataset,
+    ready: &dyn Ready,
+    armed: &dyn Armed,
+) -> CellSpec {
+    let mut inputs = BTreeMap::from([
+        ("attack".to_owned(), attack.digest()),
+        ("dataset".to_owned(), dataset.digest.clone()),
+    ]);
+    if let Some(granted) = armed.granted() {
+        inputs.insert("clean_indices".to_owned(), granted.indices_sha256.clone());
+    }
+    CellSpec {
+        kind: Kind::Defense,
+        method: req.defense.info().id.to_owned(),
+        dataset: attack.manifest.dataset.clone(),
+        arch: attack.manifest.arch.clone(),
+        settings: ready.tree().clone(),
+        inputs,
+        seed: req.seed,
+    }
+}
+
+/// Scores every candidate.
+fn measure(
+    host: &mut Host<'_>,
+    arch: &ArchSpec,
+    before: Scores,
+    repaired: &Repaired,
+    armed: &dyn Armed,
+) -> Result<Results, DefenseError> {
+    let mut measured: Vec<(String, Scores, Value)> = Vec::with_capacity(repaired.candidates.len());
+    for candidate in &repaired.candidates {
+        let name = &candidate.name;
+        if measured.iter().any(|(earlier, ..)| earlier == name) {
+            return Err(DefenseError::SameName { name: name.clone() });
+        }
+        let mut net =
+            Net::from_state(arch, &candidate.state).map_err(|error| not_finite(name, error))?;
+        let scores = host.scores(&mut net);
+        host.append_scores(At::stage("final").variant(name), &scores)?;
+        measured.push((name.clone(), scores, candidate.notes.clone()));
+    }
+    let notes = repaired.notes.clone();
+    Ok(Results::new(
+        before,
+        measured,
+        repaired.chosen,
+        armed.granted().cloned(),
+        notes,
+    ))
+}
+
+/// What differs from run to run and machine to machine. Written at the start and, with the time taken, at the end.
+fn write_env(
+    work: &Work,
+    attack: &Cell,
+    req: &DefenseRequest,
+    began: Option<Instant>,
+) -> Result<(), DefenseError> {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut facts = env_facts();
+    facts["attack_cell"] = json!(absolute(&attack.dir));
+    facts["data"] = json!(req.data.as_deref().map(absolute));
+    facts["device"] = json!("cpu");
+    facts["seconds"] = json!(began.map(|began| began.elapsed().as_secs_f64()));
+    let mut text = serde_json::to_string_pretty(&facts).expect("facts are plain data");
+    text.push('\n');
+    Ok(work.write(ENV, text.as_bytes())?)
+}

@@ -1,0 +1,333 @@
+//! Settings of TSBD; the defaults are the authors' code.
+
+use bb_core::settings::{SettingsError, Validate};
+use serde::{Deserialize, Serialize};
+
+use super::algorithm::{NormScope, Scheme};
+use crate::data::CleanBudget;
+use crate::settings::{check, share};
+
+/// Settings of TSBD.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TsbdConfig {
+    /// Repair with every ratio of `sweep_ratios` instead of `reinit.n` alone, and let `select` choose one.
+    pub sweep: bool,
+    /// Neuron ratios of the sweep, in ascending order, each above 0 and at most 1.
+    pub sweep_ratios: Vec<f64>,
+    /// Parameter tensor whose gradient norm per neuron is recorded while unlearning; empty records none.
+    pub record_layer: String,
+    /// Measure the model after every n-th epoch of fine-tuning, counted from the first; 0 measures only at the end.
+    pub probe_every: usize,
+    /// The clean images the defender has.
+    pub clean: CleanBudget,
+    /// Which layers are scored and cleared.
+    pub layers: LayerConfig,
+    /// Stage 1a.
+    pub unlearn: UnlearnConfig,
+    /// Stage 1b.
+    pub nwc: NwcConfig,
+    /// Stage 1c.
+    pub reinit: ReinitConfig,
+    /// Stage 2.
+    pub finetune: FinetuneConfig,
+    /// How a sweep chooses.
+    pub select: SelectConfig,
+}
+
+/// Table `[layers]`: the target layers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerConfig {
+    /// A convolution whose tensor name contains one of these is not a target layer.
+    pub exclude: Vec<String>,
+}
+
+/// Table `[unlearn]`: clean unlearning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnlearnConfig {
+    /// Learning rate of the ascent, above 0.
+    pub lr: f64,
+    /// Momentum, 0 up to but not including 1.
+    pub momentum: f64,
+    /// Cap on the epochs, at least 1.
+    pub max_epochs: usize,
+    /// Stop once the accuracy on the clean images has fallen to this, 0 to 1.
+    pub stop_accuracy: f64,
+    /// Stop as well once every clean image is given the same class.
+    pub stop_constant: bool,
+    /// Images in a batch, at least 1.
+    pub batch_size: usize,
+    /// Shuffle the clean images before each epoch.
+    pub shuffle: bool,
+    /// Crop and mirror the clean images as in training, also for the stop test.
+    pub augment: bool,
+}
+
+/// How precisely neurons are ranked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// By the change rounded to `nwc.decimals` places, as written to and read from a text file.
+    Rounded,
+    /// By the change as computed.
+    Exact,
+}
+
+/// Table `[nwc]`: the ranking by neuron weight change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NwcConfig {
+    /// Rank by rounded or by exact values.
+    pub precision: Precision,
+    /// Decimal places of the rounded values, 1 to 30.
+    pub decimals: usize,
+}
+
+/// Table `[reinit]`: zero reinitialisation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReinitConfig {
+    /// Share of all target neurons that is selected, 0 to 1.
+    pub n: f64,
+    /// Share of the selected neurons' weights that is cleared, 0 to 1.
+    pub m: f64,
+    /// Which weights are cleared.
+    pub scheme: Scheme,
+}
+
+/// Table `[finetune]`: activeness-aware fine-tuning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FinetuneConfig {
+    /// Learning rate, constant, above 0.
+    pub lr: f64,
+    /// Momentum, 0 up to but not including 1.
+    pub momentum: f64,
+    /// Epochs; 0 leaves the model as reinitialised.
+    pub epochs: usize,
+    /// Length of the perturbation, at least 0.
+    pub r: f64,
+    /// Share of the gradient at the perturbed weights, 0 (plain fine-tuning) to 1.
+    pub alpha: f64,
+    /// Over what the length of the perturbation is taken.
+    pub norm: NormScope,
+    /// Images in a batch, at least 1.
+    pub batch_size: usize,
+    /// Shuffle the clean images before each epoch.
+    pub shuffle: bool,
+    /// Crop and mirror the clean images as in training.
+    pub augment: bool,
+    /// Update the running statistics by one more forward pass after each step; otherwise the pass that gives the
+    /// first gradient updates them, as in ordinary training.
+    pub refresh_bn: bool,
+}
+
+/// Table `[select]`: the defender's choice among the ratios of a sweep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SelectConfig {
+    /// Share of the clean images held out for the choice, above 0 and below 1.
+    pub hold_out: f64,
+    /// Held-out accuracy a choice may lack to the best ratio's, 0 to 1.
+    pub tolerance: f64,
+}
+
+impl Default for TsbdConfig {
+    fn default() -> Self {
+        Self {
+            sweep: false,
+            sweep_ratios: vec![0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9],
+            record_layer: "layer4.1.conv2.weight".to_owned(),
+            probe_every: 10,
+            clean: CleanBudget::default(),
+            layers: LayerConfig {
+                exclude: vec!["shortcut".to_owned()],
+            },
+            unlearn: UnlearnConfig {
+                lr: 1e-4,
+                momentum: 0.9,
+                max_epochs: 1000,
+                stop_accuracy: 0.10,
+                stop_constant: true,
+                batch_size: 256,
+                shuffle: false,
+                augment: true,
+            },
+            nwc: NwcConfig {
+                precision: Precision::Rounded,
+                decimals: 4,
+            },
+            reinit: ReinitConfig {
+                n: 0.15,
+                m: 0.7,
+                scheme: Scheme::V3,
+            },
+            finetune: FinetuneConfig {
+                lr: 0.01,
+                momentum: 0.9,
+                epochs: 21,
+                r: 0.05,
+                alpha: 0.7,
+                norm: NormScope::PerTensor,
+                batch_size: 256,
+                shuffle: false,
+                augment: true,
+                refresh_bn: true,
+            },
+            select: SelectConfig {
+                hold_out: 0.2,
+                tolerance: 0.05,
+            },
+        }
+    }
+}
+
+impl Validate for TsbdConfig {
+    fn validate(&self) -> Result<(), SettingsError> {
+        let ascending = self.sweep_ratios.windows(2).all(|pair| pair[0] < pair[1]);
+        let inside = self.sweep_ratios.iter().all(|&n| n > 0.0 && n <= 1.0);
+        check(
+            "sweep_ratios",
+            format!("{:?}", self.sweep_ratios),
+            "one or more ascending shares above 0 and at most 1",
+            !self.sweep_ratios.is_empty() && ascending && inside,
+        )?;
+        let blank = self.layers.exclude.iter().any(String::is_empty);
+        check(
+            "layers.exclude",
+            format!("{:?}", self.layers.exclude),
+            "parts of names, none empty",
+            !blank,
+        )?;
+        self.clean.validate()?;
+
+        let unlearn = &self.unlearn;
+        rate("unlearn.lr", unlearn.lr)?;
+        momentum("unlearn.momentum", unlearn.momentum)?;
+        check(
+            "unlearn.max_epochs",
+            unlearn.max_epochs,
+            "at least 1",
+            unlearn.max_epochs >= 1,
+        )?;
+        share("unlearn.stop_accuracy", unlearn.stop_accuracy)?;
+        check(
+            "unlearn.batch_size",
+            unlearn.batch_size,
+            "at least 1",
+            unlearn.batch_size >= 1,
+        )?;
+
+        // Thirty places show any single-precision value that a sum of weight changes can reach.
+        let decimals = self.nwc.decimals;
+        check(
+            "nwc.decimals",
+            decimals,
+            "1 to 30",
+            (1..=30).contains(&decimals),
+        )?;
+        share("reinit.n", self.reinit.n)?;
+        share("reinit.m", self.reinit.m)?;
+
+        let finetune = &self.finetune;
+        rate("finetune.lr", finetune.lr)?;
+        momentum("finetune.momentum", finetune.momentum)?;
+        check(
+            "finetune.r",
+            finetune.r,
+            "a finite length of at least 0",
+            finetune.r.is_finite() && finetune.r >= 0.0,
+        )?;
+        share("finetune.alpha", finetune.alpha)?;
+        check(
+            "finetune.batch_size",
+            finetune.batch_size,
+            "at least 1",
+            finetune.batch_size >= 1,
+        )?;
+
+        let hold_out = self.select.hold_out;
+        check(
+            "select.hold_out",
+            hold_out,
+            "a share above 0 and below 1",
+            hold_out > 0.0 && hold_out < 1.0,
+        )?;
+        share("select.tolerance", self.select.tolerance)
+    }
+}
+
+fn rate(key: &str, lr: f64) -> Result<(), SettingsError> {
+    check(key, lr, "a finite rate above 0", lr.is_finite() && lr > 0.0)
+}
+
+fn momentum(key: &str, value: f64) -> Result<(), SettingsError> {
+    check(
+        key,
+        value,
+        "0 up to but not including 1",
+        (0.0..1.0).contains(&value),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::{AnyDefense as _, Given};
+    use crate::tsbd::Tsbd;
+
+    #[test]
+    fn defaults_are_valid() {
+        assert!(TsbdConfig::default().validate().is_ok());
+    }
+
+    #[test]
+    fn each_wrong_value_is_named() {
+        let cases = [
+            ("sweep_ratios=[]", "sweep_ratios"),
+            ("sweep_ratios=[0.2, 0.1]", "sweep_ratios"),
+            ("sweep_ratios=[0.1, 0.1]", "sweep_ratios"),
+            ("sweep_ratios=[0.5, 1.5]", "sweep_ratios"),
+            ("layers.exclude=[\"\"]", "layers.exclude"),
+            ("clean.ratio=0.0", "clean.ratio"),
+            ("clean.ratio=1.01", "clean.ratio"),
+            ("unlearn.lr=0", "unlearn.lr"),
+            ("unlearn.lr=inf", "unlearn.lr"),
+            ("unlearn.momentum=1.0", "unlearn.momentum"),
+            ("unlearn.max_epochs=0", "unlearn.max_epochs"),
+            ("unlearn.stop_accuracy=-0.1", "unlearn.stop_accuracy"),
+            ("unlearn.batch_size=0", "unlearn.batch_size"),
+            ("nwc.decimals=0", "nwc.decimals"),
+            ("nwc.decimals=31", "nwc.decimals"),
+            ("nwc.precision=round", "nwc.precision"),
+            ("reinit.n=1.1", "reinit.n"),
+            ("reinit.m=-1", "reinit.m"),
+            ("reinit.scheme=v4", "reinit.scheme"),
+            ("finetune.lr=-0.01", "finetune.lr"),
+            ("finetune.momentum=-0.5", "finetune.momentum"),
+            ("finetune.r=-1", "finetune.r"),
+            ("finetune.alpha=2", "finetune.alpha"),
+            ("finetune.norm=tensor", "finetune.norm"),
+            ("finetune.batch_size=0", "finetune.batch_size"),
+            ("select.hold_out=0", "select.hold_out"),
+            ("select.hold_out=1", "select.hold_out"),
+            ("select.tolerance=1.5", "select.tolerance"),
+        ];
+        for (assignment, key) in cases {
+            let given = Given {
+                set: vec![assignment.to_owned()],
+                ..Given::default()
+            };
+            let error = Tsbd
+                .resolve("cifar10", &given)
+                .err()
+                .unwrap_or_else(|| panic!("{assignment} is accepted"));
+            assert!(
+                error.to_string().contains(&format!("`{key}`")),
+                "{assignment}: {error}"
+            );
+        }
+    }
+}

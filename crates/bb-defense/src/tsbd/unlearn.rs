@@ -1,0 +1,243 @@
+//! Stage 1a: clean unlearning, and the weight change that it leaves.
+
+use std::collections::BTreeSet;
+
+use bb_core::metrics::Ratio;
+use bb_nn::data::{Input, LoaderOptions, batches};
+use bb_nn::kernels::loss::{Loss, argmax};
+use bb_nn::optim::Sgd;
+use bb_nn::{Flat, Mode, Net};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::algorithm::{Layer, NormRecord, WeightChange};
+use super::config::TsbdConfig;
+use crate::context::{At, Ctx, training_state};
+use crate::data::CleanImages;
+use crate::error::DefenseError;
+use crate::method::Suspect;
+
+const STAGE: &str = "unlearn";
+
+/// What clean unlearning found.
+#[derive(Clone, Debug)]
+pub struct Unlearned {
+    /// How far each weight of the target layers moved.
+    pub change: WeightChange,
+    /// How it went.
+    pub course: Course,
+}
+
+/// How unlearning went, kept in its checkpoints.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Course {
+    /// Finished epochs.
+    pub epochs: usize,
+    /// Whether the accuracy fell to the threshold; otherwise the cap on the epochs ended it.
+    pub reached: bool,
+    /// Whether it ended because every clean image was given the same class.
+    pub constant: bool,
+    /// Accuracy on the clean images after the last epoch.
+    pub accuracy: Option<Ratio>,
+    /// Mean and variance over the steps of the first epoch of the L1 norm of each neuron's gradient in the recorded
+    /// layer; empty if none is recorded.
+    pub activeness: Vec<(f64, f64)>,
+}
+
+/// Unlearns a copy of the suspect model until it has forgotten the clean images.
+///
+/// The unlearned model itself is dropped, with its running statistics: only the weight change is used.
+pub fn run(
+    cfg: &TsbdConfig,
+    suspect: &Suspect<'_, CleanImages>,
+    ctx: &mut Ctx<'_>,
+) -> Result<Unlearned, DefenseError> {
+    let unlearn = &cfg.unlearn;
+    let mut net = suspect.net()?;
+    let targets = target_tensors(net.params(), &cfg.layers.exclude);
+    let original = plain_tensors(net.params(), &targets);
+    let recorded = recorded_tensor(&net, &cfg.record_layer)?;
+
+    let mut sgd = Sgd::new(net.params(), unlearn.momentum as f32, 0.0, false);
+    let mut course = Course::default();
+    if let Some(saved) = ctx.load::<Course>(STAGE)? {
+        saved.restore_training(&mut net, &mut sgd)?;
+        course = saved.progress;
+    }
+    let (clean, task) = (suspect.clean(), suspect.task());
+    let options = LoaderOptions {
+        batch_size: unlearn.batch_size,
+        shuffle: unlearn.shuffle,
+        drop_last: false,
+        augment: unlearn.augment,
+        seed: ctx.seed(),
+        purpose: "tsbd/unlearn",
+    };
+    let mut grads = net.zeros();
+    // How many epochs it takes is not known before, so the total is that of the cap.
+    let images = clean.len() as u64;
+    let progress = ctx
+        .progress(
+            "unlearn, at most",
+            "images",
+            images * unlearn.max_epochs as u64,
+        )
+        .resumed_at(images * course.epochs as u64);
+    while !course.reached && !course.constant && course.epochs < unlearn.max_epochs {
+        let epoch = course.epochs;
+        let mut record = NormRecord::default();
+        let (mut loss_sum, mut correct, mut steps) = (0.0, 0, 0);
+        for batch in batches(clean, task, options, epoch as u64) {
+            ctx.check()?;
+            let loss = step(
+                &mut net,
+                &mut sgd,
+                &mut grads,
+                &batch.input,
+                &batch.labels,
+                unlearn.lr as f32,
+            );
+            if !loss.mean.is_finite() {
+                return Err(DefenseError::Diverged {
+                    stage: STAGE.to_owned(),
+                    epoch,
+                    step: steps,
+                    loss: loss.mean,
+                });
+            }
+            if let Some(tensor) = recorded.filter(|_| epoch == 0) {
+                record.push(grads.channel_l1(tensor));
+            }
+            loss_sum += f64::from(loss.mean);
+            correct += loss.correct as u64;
+            steps += 1;
+            progress.add(batch.labels.len() as u64);
+        }
+        if epoch == 0 {
+            course.activeness = record.summary();
+        }
+        // The stop test sees the clean images augmented once more, as the reference's loader gives them.
+        let check = LoaderOptions {
+            shuffle: false,
+            purpose: "tsbd/unlearn-check",
+            ..options
+        };
+        let (mut hits, mut predicted) = (0, BTreeSet::new());
+        for batch in batches(clean, task, check, epoch as u64) {
+            let logits = net.forward(&batch.input, Mode::Eval);
+            for (row, label) in logits.chunks_exact(task.classes).zip(&batch.labels) {
+                let class = argmax(row);
+                hits += u64::from(class == *label as usize);
+                predicted.insert(class);
+            }
+        }
+        let accuracy = Ratio {
+            hits,
+            total: images,
+        };
+        course.epochs += 1;
+        course.accuracy = Some(accuracy);
+        course.reached = hits as f64 / images as f64 <= unlearn.stop_accuracy;
+        course.constant = unlearn.stop_constant && predicted.len() == 1;
+        let row = json!({
+            "train_loss": loss_sum / f64::from(steps as u32),
+            "train_acc": Ratio { hits: correct, total: images }.value(),
+            "clean_acc": accuracy.value(),
+        });
+        progress.note(&format!("epoch {epoch}, {hits} of {images} right"));
+        ctx.record(At::stage(STAGE).epoch(epoch), &row)?;
+        ctx.save(STAGE, &training_state(&net, &sgd)?, &course)?;
+    }
+    drop(progress);
+    let percent = course.accuracy.and_then(Ratio::percent).unwrap_or(100.0);
+    let text = format!(
+        "unlearning ended after epoch {}: {percent:.2} % of the clean images right",
+        course.epochs
+    );
+    if course.reached {
+        ctx.info("unlearned", &text)?;
+    } else if course.constant {
+        ctx.info("unlearned", &format!("{text}, all of one class"))?;
+    } else {
+        let goal = 100.0 * unlearn.stop_accuracy;
+        ctx.warn(
+            "not-unlearned",
+            &format!("{text}, which is above `unlearn.stop_accuracy` ({goal} %)"),
+        )?;
+    }
+    if let Some(tensor) = net.params().first_not_finite() {
+        return Err(DefenseError::NotFinite {
+            stage: STAGE.to_owned(),
+            tensor: tensor.to_owned(),
+        });
+    }
+    let unlearned = plain_tensors(net.params(), &targets);
+    let change = WeightChange::new(&layers(&original), &layers(&unlearned))?;
+    Ok(Unlearned { change, course })
+}
+
+/// One step of gradient ascent on the cross-entropy, in train mode. Gives the loss before the step and leaves the
+/// gradient of the negative loss in `grads`.
+pub fn step(
+    net: &mut Net,
+    sgd: &mut Sgd,
+    grads: &mut Flat,
+    input: &Input,
+    labels: &[u32],
+    lr: f32,
+) -> Loss {
+    let loss = net.loss_grad(input, labels, Mode::Train, grads);
+    grads.scale(-1.0);
+    sgd.step(net.params_mut(), grads, lr);
+    loss
+}
+
+/// The target layers' places among the parameters: the weights of convolutions whose name contains none of `exclude`.
+pub fn target_tensors(params: &Flat, exclude: &[String]) -> Vec<usize> {
+    let entries = params.layout().entries().iter().enumerate();
+    entries
+        .filter(|(_, entry)| {
+            entry.shape.len() == 4 && !exclude.iter().any(|part| entry.name.contains(part))
+        })
+        .map(|(i, _)| i)
+        .collect()
+}
+
+/// Name, number of output channels and weights in PyTorch's order of some tensors.
+pub fn plain_tensors(params: &Flat, tensors: &[usize]) -> Vec<(String, usize, Vec<f32>)> {
+    let entries = params.layout().entries();
+    tensors
+        .iter()
+        .map(|&i| {
+            (
+                entries[i].name.clone(),
+                entries[i].shape[0],
+                params.to_plain(i),
+            )
+        })
+        .collect()
+}
+
+/// The same as layers to compare.
+pub fn layers(tensors: &[(String, usize, Vec<f32>)]) -> Vec<Layer<'_>> {
+    tensors
+        .iter()
+        .map(|(name, outputs, weights)| Layer {
+            name,
+            outputs: *outputs,
+            weights,
+        })
+        .collect()
+}
+
+fn recorded_tensor(net: &Net, name: &str) -> Result<Option<usize>, DefenseError> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let position = net.params().layout().position(name);
+    position.map(Some).ok_or_else(|| DefenseError::NoTensor {
+        key: "record_layer",
+        name: name.to_owned(),
+        arch: net.spec().label(),
+    })
+}

@@ -1,0 +1,502 @@
+//! From complete cells to the input of a table.
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use bb_core::cell::{Cell, ENV, Kind, LOG, MANIFEST, canonical_json};
+use bb_core::cli::{Coded, exit};
+use bb_core::data;
+use bb_core::metrics::{Ratio, Scores};
+use bb_defense::method::AnyDefense;
+use bb_defense::results::Results;
+use serde_json::Value;
+
+use crate::paper::{Facts, Paper};
+use crate::plan::{State, Step};
+use crate::prepare::Prepared;
+use crate::table::{AttackRow, DefenseColumn, Input, Observation, Role, Table};
+
+/// Why cells cannot be made into a table.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CollectError {
+    /// A folder cannot be listed; the source names it.
+    #[error(transparent)]
+    Read(#[from] std::io::Error),
+    /// There is no complete attack.
+    #[error("`{}` holds no complete result of an attack", path.display())]
+    Empty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A manifest does not say what was measured.
+    #[error("`{}` has no valid `results.{field}`", path.display())]
+    Results {
+        /// The manifest.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+impl Coded for CollectError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Read(error) => error.exit_code(),
+            Self::Empty { .. } | Self::Results { .. } => exit::INPUT,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Empty { .. } => {
+                Some("give the `--out` folder of `bb-eval run` or of `bb-attack`".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What an attack's cell says was measured on its model.
+pub fn attack_scores(cell: &Cell) -> Result<Scores, CollectError> {
+    let ratio = |field| -> Result<Ratio, CollectError> {
+        serde_json::from_value(cell.manifest.results[field].clone()).map_err(|source| {
+            CollectError::Results {
+                path: cell.file(MANIFEST),
+                field,
+                source,
+            }
+        })
+    };
+    Ok(Scores {
+        acc: ratio("acc")?,
+        asr: ratio("asr")?,
+        ra: ratio("ra")?,
+    })
+}
+
+/// What a defense's cell says was measured.
+pub fn defense_results(cell: &Cell) -> Result<Results, CollectError> {
+    serde_json::from_value(cell.manifest.results.clone()).map_err(|source| CollectError::Results {
+        path: cell.file(MANIFEST),
+        field: "before",
+        source,
+    })
+}
+
+/// How long the run took that completed the cell, if its records say so; they are no part of the result.
+pub fn seconds(cell: &Cell) -> Option<f64> {
+    let env = fs_err::read_to_string(cell.file(ENV)).ok();
+    let from_env =
+        env.and_then(|text| serde_json::from_str::<Value>(&text).ok()?["seconds"].as_f64());
+    from_env.or_else(|| {
+        let log = fs_err::read_to_string(cell.file(LOG)).ok()?;
+        let row =
+            |line: &str| serde_json::from_str::<Value>(line).ok()?["data"]["seconds"].as_f64();
+        log.lines().rev().find_map(row)
+    })
+}
+
+/// What the table compares with a paper's setting.
+pub fn facts(cell: &Cell) -> Facts {
+    let settings = &cell.manifest.settings;
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Facts {
+        dataset: cell.manifest.dataset.clone(),
+        arch: word(&settings["model"]["arch"]),
+        width: settings["model"]["width"].as_u64().unwrap_or(0) as usize,
+        ratio: settings["ratio"].as_f64(),
+        label: settings["label"].as_str().map(str::to_owned),
+        epochs: settings["train"]["epochs"].as_u64(),
+        train_limit: settings["data"]["train_limit"].as_u64(),
+        test_limit: settings["data"]["test_limit"].as_u64(),
+    }
+}
+
+/// The table of a grid, from the complete cells among its steps.
+pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectError> {
+    let mut defenses = vec![DefenseColumn::undefended()];
+    for prepared in &prepared.defenses {
+        defenses.push(column(
+            prepared.defense.info().id,
+            &prepared.label,
+            Role::Defended,
+        ));
+    }
+    let mut gathered = Gathered::default();
+    let mut facts_of = BTreeMap::new();
+    for step in steps {
+        let State::Complete(cell) = &step.state else {
+            continue;
+        };
+        match step.defense {
+            None => {
+                facts_of.entry(step.attack).or_insert_with(|| facts(cell));
+                gathered.attack(step.attack, step.seed, cell)?;
+            }
+            Some(defense) => gathered.defense(step.attack, 1 + defense, step.seed, cell)?,
+        }
+    }
+    let attacks = prepared
+        .attacks
+        .iter()
+        .enumerate()
+        .map(|(i, attack)| AttackRow {
+            method: attack.attack.info().id.to_owned(),
+            label: attack.label.clone(),
+            facts: facts_of.remove(&i).unwrap_or_default(),
+        });
+    let grid = &prepared.grid;
+    let mut input = Input {
+        title: title(
+            &grid.dataset,
+            &prepared.arch.label(),
+            grid.train_limit,
+            grid.test_limit,
+            &grid.seeds,
+        ),
+        dataset: grid.dataset.clone(),
+        arch: prepared.arch.label(),
+        data: prepared.dataset.digest.clone(),
+        attacks: attacks.collect(),
+        defenses,
+        seeds: grid.seeds.clone(),
+        observations: gathered.observations,
+        paper: Some(Paper::tsbd_table1()),
+    };
+    if !grid.name.is_empty() {
+        input.title = format!("{}: {}", grid.name, input.title);
+    }
+    add_oracles(&mut input, &gathered.oracles);
+    Ok(Table::new(&input))
+}
+
+/// The tables of a folder of results: one per dataset and network, of everything that is complete there.
+///
+/// Damaged cells are left out and named below the table.
+pub fn from_folder(
+    out: &Path,
+    extra: &[&'static dyn AnyDefense],
+) -> Result<Vec<Table>, CollectError> {
+    let mut problems = Vec::new();
+    let attacks = cells(out, Kind::Attack, &mut problems)?;
+    let defenses = cells(out, Kind::Defense, &mut problems)?;
+    let mut groups = BTreeMap::<(String, String, String), Vec<&Cell>>::new();
+    for cell in &attacks {
+        groups.entry(group(cell)).or_default().push(cell);
+    }
+    if groups.is_empty() {
+        return Err(CollectError::Empty {
+            path: out.to_owned(),
+        });
+    }
+    let mut tables = Vec::new();
+    for ((dataset, arch, data), attacks) in &groups {
+        let key = (dataset.clone(), arch.clone(), data.clone());
+        let defenses: Vec<&Cell> = defenses.iter().filter(|c| group(c) == key).collect();
+        let mut input = folder_input(attacks, &defenses, extra, &mut problems)?;
+        let limits = facts(attacks[0]);
+        let limit = |l: Option<u64>| l.map(|l| l as usize);
+        let (train, test) = (limit(limits.train_limit), limit(limits.test_limit));
+        input.title = title(dataset, arch, train, test, &input.seeds);
+        (input.dataset, input.arch, input.data) = key;
+        tables.push(Table::new(&input));
+    }
+    if let Some(last) = tables.last_mut() {
+        last.missing.extend(problems);
+    }
+    Ok(tables)
+}
+
+fn folder_input(
+    attacks: &[&Cell],
+    defenses: &[&Cell],
+    extra: &[&'static dyn AnyDefense],
+    problems: &mut Vec<String>,
+) -> Result<Input, CollectError> {
+    let attack_title = |id: &str| {
+        bb_attack::registry::find(id).map_or_else(|_| id.to_owned(), |a| a.info().title.to_owned())
+    };
+    let defense_title = |id: &str| {
+        bb_defense::registry::find(id, extra)
+            .map_or_else(|_| id.to_owned(), |d| d.info().title.to_owned())
+    };
+    let (rows, row_of) = variants(attacks, attack_title);
+    let (columns, column_of) = variants(defenses, defense_title);
+    let mut gathered = Gathered::default();
+    // A defense names its attack by digest.
+    let mut by_digest = BTreeMap::new();
+    for (cell, &row) in attacks.iter().zip(&row_of) {
+        by_digest.insert(cell.digest(), (row, cell.manifest.seed));
+        gathered.attack(row, cell.manifest.seed, cell)?;
+    }
+    for (cell, &column) in defenses.iter().zip(&column_of) {
+        let attack = cell
+            .manifest
+            .inputs
+            .get("attack")
+            .and_then(|digest| by_digest.get(digest));
+        // The attack may lie elsewhere; then there is no row for its defense.
+        let Some(&(row, seed)) = attack else {
+            problems.push(format!(
+                "the attack that `{}` repairs is not in this folder",
+                cell.dir.display()
+            ));
+            continue;
+        };
+        gathered.defense(row, 1 + column, seed, cell)?;
+    }
+    let seeds: BTreeSet<u64> = attacks.iter().map(|c| c.manifest.seed).collect();
+    let mut input = Input {
+        attacks: rows
+            .into_iter()
+            .map(|(cell, label)| AttackRow {
+                method: cell.manifest.method.clone(),
+                label,
+                facts: facts(cell),
+            })
+            .collect(),
+        defenses: vec![DefenseColumn::undefended()],
+        seeds: seeds.into_iter().collect(),
+        observations: gathered.observations,
+        paper: Some(Paper::tsbd_table1()),
+        ..Input::default()
+    };
+    input.defenses.extend(
+        columns
+            .iter()
+            .map(|(cell, label)| column(&cell.manifest.method, label, Role::Defended)),
+    );
+    add_oracles(&mut input, &gathered.oracles);
+    Ok(input)
+}
+
+/// What is shown in one table: dataset, network, and the very same data.
+fn group(cell: &Cell) -> (String, String, String) {
+    let manifest = &cell.manifest;
+    let data = manifest.inputs.get("dataset").cloned().unwrap_or_default();
+    (manifest.dataset.clone(), manifest.arch.clone(), data)
+}
+
+fn column(method: &str, label: &str, role: Role) -> DefenseColumn {
+    DefenseColumn {
+        method: method.to_owned(),
+        label: label.to_owned(),
+        role,
+    }
+}
+
+/// Puts an oracle beside each defense that has one.
+fn add_oracles(input: &mut Input, oracles: &[Observation]) {
+    let with: BTreeSet<usize> = oracles.iter().map(|o| o.defense).collect();
+    // From the last one on, so that the indices before it stay right.
+    for &defense in with.iter().rev() {
+        let plain = input.defenses[defense].clone();
+        let label = format!("{} (oracle)", plain.label);
+        input
+            .defenses
+            .insert(defense + 1, column(&plain.method, &label, Role::Oracle));
+        for o in input
+            .observations
+            .iter_mut()
+            .filter(|o| o.defense > defense)
+        {
+            o.defense += 1;
+        }
+        let own = oracles.iter().filter(|o| o.defense == defense).cloned();
+        input.observations.extend(own.map(|o| Observation {
+            defense: defense + 1,
+            ..o
+        }));
+    }
+}
+
+/// What was measured, with the oracles apart.
+#[derive(Default)]
+struct Gathered {
+    observations: Vec<Observation>,
+    oracles: Vec<Observation>,
+}
+
+impl Gathered {
+    fn attack(&mut self, attack: usize, seed: u64, cell: &Cell) -> Result<(), CollectError> {
+        let scores = attack_scores(cell)?;
+        let seconds = seconds(cell);
+        self.observations.push(Observation {
+            attack,
+            defense: 0,
+            seed,
+            scores,
+            before: None,
+            seconds,
+        });
+        Ok(())
+    }
+
+    fn defense(
+        &mut self,
+        attack: usize,
+        defense: usize,
+        seed: u64,
+        cell: &Cell,
+    ) -> Result<(), CollectError> {
+        let results = defense_results(cell)?;
+        let before = Some(results.before);
+        let seconds = seconds(cell);
+        self.observations.push(Observation {
+            attack,
+            defense,
+            seed,
+            scores: results.after,
+            before,
+            seconds,
+        });
+        if let Some(oracle) = results.oracle {
+            self.oracles.push(Observation {
+                attack,
+                defense,
+                seed,
+                scores: oracle.scores,
+                before,
+                seconds: None,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The distinct settings among the cells, each with a cell and a unique label, and for each cell which one it has.
+///
+/// Where a method is there with several settings, the label names the settings that differ.
+fn variants<'a>(
+    cells: &[&'a Cell],
+    title: impl Fn(&str) -> String,
+) -> (Vec<(&'a Cell, String)>, Vec<usize>) {
+    let key = |cell: &Cell| {
+        (
+            cell.manifest.method.clone(),
+            canonical_json(&cell.manifest.settings),
+        )
+    };
+    let mut found: Vec<&'a Cell> = Vec::new();
+    let mut which = Vec::new();
+    for cell in cells {
+        let known = found.iter().position(|other| key(other) == key(cell));
+        which.push(known.unwrap_or_else(|| {
+            found.push(cell);
+            found.len() - 1
+        }));
+    }
+    let leaves: Vec<BTreeMap<String, String>> = found
+        .iter()
+        .map(|cell| {
+            let mut leaves = BTreeMap::new();
+            flatten(&cell.manifest.settings, "", &mut leaves);
+            leaves
+        })
+        .collect();
+    let mut labels: Vec<String> = Vec::new();
+    for (i, cell) in found.iter().enumerate() {
+        let method = &cell.manifest.method;
+        let same: Vec<usize> = (0..found.len())
+            .filter(|j| found[*j].manifest.method == *method)
+            .collect();
+        let differing: Vec<String> = leaves[i]
+            .iter()
+            .filter(|(key, value)| same.iter().any(|j| leaves[*j].get(*key) != Some(*value)))
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        let mut label = title(method);
+        if !differing.is_empty() {
+            label = format!("{label} ({})", differing.join(", "));
+        }
+        // Settings of the same name in one and not in the other leave nothing to tell them apart.
+        if labels.contains(&label) {
+            label = format!("{label} #{}", cell.manifest.id);
+        }
+        labels.push(label);
+    }
+    (found.into_iter().zip(labels).collect(), which)
+}
+
+fn flatten(value: &Value, key: &str, into: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Object(table) => {
+            for (name, below) in table {
+                let key = if key.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{key}.{name}")
+                };
+                flatten(below, &key, into);
+            }
+        }
+        Value::String(text) => {
+            into.insert(key.to_owned(), text.clone());
+        }
+        other => {
+            into.insert(key.to_owned(), other.to_string());
+        }
+    }
+}
+
+/// All complete cells of a kind, by path; damaged ones are named in `problems`.
+fn cells(out: &Path, kind: Kind, problems: &mut Vec<String>) -> Result<Vec<Cell>, CollectError> {
+    // <out>/<kind>/<method>/<dataset>-<arch>/<id>
+    let mut folders = vec![out.join(kind.as_str())];
+    for _ in 0..3 {
+        let mut below = Vec::new();
+        for folder in folders {
+            below.extend(subfolders(&folder)?);
+        }
+        folders = below;
+    }
+    let mut cells = Vec::new();
+    for folder in folders.into_iter().filter(|f| f.join(MANIFEST).exists()) {
+        match Cell::load(&folder) {
+            Ok(cell) => cells.push(cell),
+            Err(error) => problems.push(format!("damaged: {error}")),
+        }
+    }
+    Ok(cells)
+}
+
+fn subfolders(folder: &Path) -> Result<Vec<PathBuf>, CollectError> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// `CIFAR-10, preactresnet18-w64, seed 0`.
+fn title(
+    dataset: &str,
+    arch: &str,
+    train: Option<usize>,
+    test: Option<usize>,
+    seeds: &[u64],
+) -> String {
+    let dataset =
+        data::spec(dataset).map_or_else(|_| dataset.to_owned(), |spec| spec.title.to_owned());
+    let mut title = format!("{dataset}, {arch}");
+    if let Some(train) = train {
+        let _ = write!(title, ", first {train} training images");
+    }
+    if let Some(test) = test {
+        let _ = write!(title, ", first {test} test images");
+    }
+    let numbers: Vec<String> = seeds.iter().map(u64::to_string).collect();
+    let plural = if numbers.len() == 1 { "" } else { "s" };
+    let _ = write!(title, ", seed{plural} {}", numbers.join(", "));
+    title
+}

@@ -1,0 +1,479 @@
+//! Grid files: which attacks meet which defenses, on what data, with which seeds.
+//!
+//! ```toml
+//! [grid]
+//! name = "quickstart"                 # names the table
+//! dataset = "synthetic"
+//! arch = "preactresnet18"             # this is the default
+//! width = 8                           # channels of the first stage; 64 is the default
+//! seeds = [0]                         # [0, 1, 2] is the default
+//! data = "data"                       # optional; `--data` wins; relative to the current folder
+//! out = "runs/quickstart"             # optional; `--out` wins; relative to the current folder
+//! train_limit = 2000                  # optional: only the first images
+//! test_limit = 500
+//!
+//! [[attack]]
+//! method = "badnets"
+//! label = "BadNets"                   # optional: what the table prints; needed if a method is there twice
+//! config = ["../attack/mine.toml"]    # optional: settings files, relative to this file
+//! set = { train.epochs = 3 }          # optional: single settings, over the files
+//!
+//! [[defense]]                         # the same keys
+//! method = "tsbd"
+//! ```
+//!
+//! Every attack is trained with every seed, and every defense repairs every one of these models with the same seed.
+//! A key that is not listed here is an error.
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bb_core::cli::{Coded, DEFAULT_ARCH, DEFAULT_WIDTH, exit};
+use bb_core::data;
+use bb_zoo::strict::{Document, Field, StrictError, Table};
+
+/// Seeds of a grid that names none: enough for a mean and a spread.
+pub const DEFAULT_SEEDS: [u64; 3] = [0, 1, 2];
+
+/// What can be wrong with a grid file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GridError {
+    /// The file cannot be read or is not what the schema says.
+    #[error(transparent)]
+    Strict(#[from] StrictError),
+    /// The grid has no attack.
+    #[error("the grid has no `[[attack]]`\n  in {}", path.display())]
+    NoAttack {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Two entries would have the same name in the table.
+    #[error("two entries are called `{label}`\n  in {}, lines {first} and {line}", path.display())]
+    SameLabel {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        label: String,
+        /// Line of the first entry.
+        first: usize,
+        /// Line of the second entry.
+        line: usize,
+    },
+}
+
+impl Coded for GridError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Strict(error) => error.exit_code(),
+            Self::NoAttack { .. } | Self::SameLabel { .. } => exit::USAGE,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Strict(error) => error.hint(),
+            Self::NoAttack { .. } => {
+                Some("add `[[attack]]` with `method = \"badnets\"`".to_owned())
+            }
+            Self::SameLabel { .. } => Some("give one of them a `label` of its own".to_owned()),
+        }
+    }
+}
+
+/// A grid as written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grid {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// Name of the grid.
+    pub name: String,
+    /// Dataset id.
+    pub dataset: String,
+    /// Where the datasets lie.
+    pub data: Option<PathBuf>,
+    /// Architecture id.
+    pub arch: String,
+    /// Channels of the first stage.
+    pub width: usize,
+    /// One run per seed.
+    pub seeds: Vec<u64>,
+    /// Folder for the results.
+    pub out: Option<PathBuf>,
+    /// Only the first images of the train split.
+    pub train_limit: Option<usize>,
+    /// Only the first images of the test split.
+    pub test_limit: Option<usize>,
+    /// The attacks.
+    pub attacks: Vec<Entry>,
+    /// The defenses.
+    pub defenses: Vec<Entry>,
+}
+
+/// One attack or one defense of a grid.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// Method id.
+    pub method: String,
+    /// What the table prints; empty for the method's own title.
+    pub label: String,
+    /// Settings files, the last one wins.
+    pub config: Vec<PathBuf>,
+    /// Single settings `key=value`, over the files.
+    pub set: Vec<String>,
+    /// Line of the entry in the grid file, counted from 1.
+    pub line: usize,
+}
+
+impl Grid {
+    /// Reads a grid file.
+    pub fn load(path: &Path) -> Result<Self, GridError> {
+        Self::read(&Document::read(path)?)
+    }
+
+    /// Reads the text of a grid file; paths in it are relative to the folder of `path`.
+    pub fn parse(path: impl Into<PathBuf>, text: &str) -> Result<Self, GridError> {
+        Self::read(&Document::new(path, text))
+    }
+
+    fn read(document: &Document) -> Result<Self, GridError> {
+        document.parse(|top| {
+            top.only(&["grid", "attack", "defense"])?;
+            let t = top
+                .table("grid")?
+                .ok_or_else(|| top.missing("grid", "a table"))?;
+            t.only(&[
+                "name",
+                "dataset",
+                "data",
+                "arch",
+                "width",
+                "seeds",
+                "out",
+                "train_limit",
+                "test_limit",
+            ])?;
+            let dataset = required(&t, "dataset")?;
+            if let Err(error) = data::spec(&dataset.value) {
+                return Err(dataset.refuse(format_args!("a dataset ({error})")).into());
+            }
+            let path = |name| Ok::<_, StrictError>(word(&t, name)?.map(|f| PathBuf::from(f.value)));
+            let grid = Self {
+                path: document.path().to_owned(),
+                name: required(&t, "name")?.value,
+                dataset: dataset.value,
+                data: path("data")?,
+                arch: word(&t, "arch")?.map_or_else(|| DEFAULT_ARCH.to_owned(), |f| f.value),
+                width: count(&t, "width")?.unwrap_or(DEFAULT_WIDTH),
+                seeds: seeds(&t)?,
+                out: path("out")?,
+                train_limit: count(&t, "train_limit")?,
+                test_limit: count(&t, "test_limit")?,
+                attacks: entries(&top, "attack", document.path())?,
+                defenses: entries(&top, "defense", document.path())?,
+            };
+            if grid.attacks.is_empty() {
+                return Err(GridError::NoAttack { path: grid.path });
+            }
+            Ok(grid)
+        })
+    }
+}
+
+fn entries(top: &Table<'_>, name: &str, path: &Path) -> Result<Vec<Entry>, GridError> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut seen = BTreeMap::<String, usize>::new();
+    let mut entries = Vec::new();
+    for t in top.tables(name)? {
+        t.only(&["method", "label", "config", "set"])?;
+        let entry = Entry {
+            method: required(&t, "method")?.value,
+            label: word(&t, "label")?.map(|f| f.value).unwrap_or_default(),
+            config: t
+                .strs("config")?
+                .unwrap_or_default()
+                .into_iter()
+                .map(|f| folder.join(f.value))
+                .collect(),
+            set: t
+                .table("set")?
+                .map(|t| t.assignments())
+                .unwrap_or_default()
+                .into_iter()
+                .map(|f| f.value)
+                .collect(),
+            line: t.line(),
+        };
+        // Without a label the table prints the method's title, so the method stands for it here.
+        let label = if entry.label.is_empty() {
+            entry.method.clone()
+        } else {
+            entry.label.clone()
+        };
+        if let Some(first) = seen.insert(label.to_lowercase(), entry.line) {
+            return Err(GridError::SameLabel {
+                path: path.to_owned(),
+                label,
+                first,
+                line: entry.line,
+            });
+        }
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+/// A string that is not empty.
+fn word<'a>(t: &Table<'a>, name: &str) -> Result<Option<Field<'a, String>>, StrictError> {
+    t.str(name)?
+        .map(|f| f.check(|v| !v.trim().is_empty(), "a word"))
+        .transpose()
+}
+
+fn required<'a>(t: &Table<'a>, name: &str) -> Result<Field<'a, String>, StrictError> {
+    word(t, name)?.ok_or_else(|| t.missing(name, "a string"))
+}
+
+fn count(t: &Table<'_>, name: &str) -> Result<Option<usize>, StrictError> {
+    let Some(field) = t.int(name)? else {
+        return Ok(None);
+    };
+    let field = field.check(|v| *v > 0, "a whole number above 0")?;
+    usize::try_from(field.value)
+        .map(Some)
+        .map_err(|_| field.refuse("a number that fits this machine"))
+}
+
+fn seeds(t: &Table<'_>) -> Result<Vec<u64>, StrictError> {
+    let Some(fields) = t.ints("seeds")? else {
+        return Ok(DEFAULT_SEEDS.to_vec());
+    };
+    let mut seeds = Vec::new();
+    for field in fields {
+        let seed =
+            u64::try_from(field.value).map_err(|_| field.refuse("a whole number, 0 or more"))?;
+        if seeds.contains(&seed) {
+            return Err(field.refuse("each seed once"));
+        }
+        seeds.push(seed);
+    }
+    if seeds.is_empty() {
+        return Err(t.missing("seeds[0]", "at least one integer"));
+    }
+    Ok(seeds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "\
+[grid]
+name = \"small\"
+dataset = \"synthetic\"
+width = 4
+seeds = [3, 1]
+out = \"runs/x\"
+train_limit = 100
+
+[[attack]]
+method = \"badnets\"
+config = [\"../attack/a.toml\", \"/abs.toml\"]
+set = { ratio = 0.2, train = { epochs = 1 }, \"train.lr\" = 0.5 }
+
+[[attack]]
+method = \"badnets\"
+label = \"BadNets 5 %\"
+
+[[defense]]
+method = \"tsbd\"
+set.n = 0.3
+";
+
+    #[test]
+    fn a_good_grid_is_read_whole() {
+        let grid = Grid::parse("configs/grid/g.toml", GOOD).expect("a good grid");
+        assert_eq!(
+            (
+                grid.name.as_str(),
+                grid.dataset.as_str(),
+                grid.arch.as_str()
+            ),
+            ("small", "synthetic", DEFAULT_ARCH)
+        );
+        assert_eq!(
+            (
+                grid.width,
+                grid.seeds.as_slice(),
+                grid.train_limit,
+                grid.test_limit
+            ),
+            (4, &[3, 1][..], Some(100), None)
+        );
+        assert_eq!(grid.out.as_deref(), Some(Path::new("runs/x")));
+        let [first, second] = &grid.attacks[..] else {
+            panic!("two attacks")
+        };
+        assert_eq!(
+            first.config,
+            [
+                Path::new("configs/grid/../attack/a.toml"),
+                Path::new("/abs.toml")
+            ]
+        );
+        assert_eq!(first.set, ["ratio=0.2", "train.epochs=1", "train.lr=0.5"]);
+        assert_eq!(
+            (first.line, second.line, second.label.as_str()),
+            (9, 14, "BadNets 5 %")
+        );
+        assert_eq!(grid.defenses[0].set, ["n=0.3"]);
+        let small = "grid = { name = 'a', dataset = 'cifar10' }\nattack = [{ method = 'badnets' }]";
+        let grid = Grid::parse("g.toml", small).expect("a small grid");
+        assert_eq!(
+            (grid.width, grid.seeds.as_slice()),
+            (DEFAULT_WIDTH, &DEFAULT_SEEDS[..])
+        );
+        assert!(grid.defenses.is_empty(), "attacks alone may be wanted");
+    }
+
+    #[test]
+    fn each_mistake_has_one_clear_error() {
+        let cases = [
+            (
+                "width = 4",
+                "width = 0",
+                "`grid.width` is `0`, expected a whole number above 0\n  in g.toml, line 4",
+                "",
+            ),
+            (
+                "width = 4",
+                "widht = 4",
+                "unknown key `grid.widht`\n  in g.toml, line 4",
+                "did you mean `grid.width`?",
+            ),
+            (
+                "width = 4",
+                "width = \"4\"",
+                "`grid.width` is a string, expected an integer\n  in g.toml, line 4",
+                "",
+            ),
+            (
+                "[3, 1]",
+                "[3, 3]",
+                "`grid.seeds[1]` is `3`, expected each seed once\n  in g.toml, line 5",
+                "",
+            ),
+            (
+                "[3, 1]",
+                "[-1]",
+                "`grid.seeds[0]` is `-1`, expected a whole number, 0 or more\n  in g.toml, line 5",
+                "",
+            ),
+            (
+                "[3, 1]",
+                "[]",
+                "`grid.seeds[0]` is missing, expected at least one integer\n  in g.toml, line 1",
+                "",
+            ),
+            (
+                "[3, 1]",
+                "3",
+                "`grid.seeds` is an integer, expected an array of integers\n  in g.toml, line 5",
+                "",
+            ),
+            (
+                "name = \"small\"",
+                "",
+                "`grid.name` is missing, expected a string\n  in g.toml, line 1",
+                "",
+            ),
+            (
+                "\"small\"",
+                "\" \"",
+                "`grid.name` is ` `, expected a word\n  in g.toml, line 2",
+                "",
+            ),
+            (
+                "[grid]",
+                "[gird]",
+                "unknown key `gird`\n  in g.toml, line 1",
+                "did you mean `grid`?",
+            ),
+            (
+                "[[defense]]",
+                "[[defence]]",
+                "unknown key `defence`\n  in g.toml, line 18",
+                "did you mean `defense`?",
+            ),
+            (
+                "[[defense]]",
+                "[defense]",
+                "`defense` is a table, expected an array of tables\n  in g.toml, line 18",
+                "",
+            ),
+            (
+                "method = \"tsbd\"",
+                "methods = \"tsbd\"",
+                "unknown key `defense[0].methods`\n  in g.toml, line 19",
+                "did you mean `defense[0].method`?",
+            ),
+            (
+                "method = \"tsbd\"",
+                "",
+                "`defense[0].method` is missing, expected a string\n  in g.toml, line 18",
+                "",
+            ),
+            (
+                "set.n = 0.3",
+                "set = 3",
+                "`defense[0].set` is an integer, expected a table\n  in g.toml, line 20",
+                "",
+            ),
+            (
+                "set.n = 0.3",
+                "config = \"a\"",
+                "`defense[0].config` is a string, expected an array of strings\n  in g.toml, line 20",
+                "",
+            ),
+            (
+                "label = \"BadNets 5 %\"",
+                "label = \"BADNETS\"",
+                "two entries are called `BADNETS`\n  in g.toml, lines 9 and 14",
+                "give one of them a `label` of its own",
+            ),
+            (
+                "width = 4",
+                "width = = 4",
+                "not valid TOML: extra `=`, expected nothing\n  in g.toml, line 4",
+                "",
+            ),
+        ];
+        for (from, to, expect, hint) in cases {
+            let text = GOOD.replace(from, to);
+            assert_ne!(text, GOOD, "{from}");
+            let error = Grid::parse("g.toml", &text).expect_err(to);
+            assert_eq!(
+                (
+                    error.to_string().as_str(),
+                    error.hint().as_deref().unwrap_or("")
+                ),
+                (expect, hint),
+                "{to}"
+            );
+            assert_eq!(error.exit_code(), exit::USAGE);
+        }
+        let error = Grid::parse("g.toml", &GOOD.replace("\"synthetic\"", "\"synthetik\""))
+            .expect_err("no such set");
+        assert!(
+            error
+                .to_string()
+                .starts_with("`grid.dataset` is `synthetik`, expected a dataset"),
+            "{error}"
+        );
+        let end = GOOD.find("[[attack]]").expect("it is there");
+        let error = Grid::parse("g.toml", &GOOD[..end]).expect_err("no attack");
+        assert_eq!(
+            error.to_string(),
+            "the grid has no `[[attack]]`\n  in g.toml"
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! The table as CSV, for programs: long format, unrounded, with numerators and denominators.
+//!
+//! `kind` says what a line is: `cell` is one run (one seed) with its counts, `mean` the mean over the seeds of an attack
+//! with a defense, `average` the mean over the attacks.
+//! Metrics are percentages, differences percentage points, times seconds.
+//! An empty field means that there is no such number; nothing is ever filled with 0.
+use super::{COLUMNS, N, Role, Row, SeedCell, Table, shown};
+
+/// Writes the tables below one another, under one header.
+///
+/// Of the digest of the data the first 12 digits are given: enough to see which rows are about the same images.
+pub fn write(tables: &[Table]) -> String {
+    let mut out = String::new();
+    let mut line = |fields: Vec<String>| {
+        out.push_str(
+            &fields
+                .iter()
+                .map(|f| quote(f))
+                .collect::<Vec<_>>()
+                .join(","),
+        );
+        out.push('\n');
+    };
+    let mut header: Vec<String> = [
+        "kind", "dataset", "arch", "data", "attack", "defense", "role", "seed", "n",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for name in COLUMNS {
+        header.extend([name.to_owned(), format!("{name}_std")]);
+        if name != "der" {
+            header.extend([format!("{name}_hits"), format!("{name}_total")]);
+        }
+    }
+    header.push("paper".into());
+    for prefix in ["paper", "delta"] {
+        header.extend(COLUMNS.iter().map(|name| format!("{prefix}_{name}")));
+    }
+    header.push("seconds".into());
+    line(header);
+
+    for (table, block) in tables
+        .iter()
+        .flat_map(|t| t.blocks.iter().map(move |b| (t, b)))
+    {
+        let data: String = table.data.chars().take(12).collect();
+        for row in &block.rows {
+            let names = |kind: &str, seed: String, n: usize| {
+                let (dataset, arch) = (table.dataset.clone(), table.arch.clone());
+                let (attack, defense) = (block.attack.clone(), row.defense.clone());
+                vec![
+                    kind.to_owned(),
+                    dataset,
+                    arch,
+                    data.clone(),
+                    attack,
+                    defense,
+                    role(row),
+                    seed,
+                    n.to_string(),
+                ]
+            };
+            for cell in &row.cells {
+                let mut fields = names("cell", cell.seed.to_string(), 1);
+                fields.extend(counts(cell));
+                fields.extend(vec![String::new(); 1 + 2 * N]);
+                fields.push(cell.seconds.map(digits).unwrap_or_default());
+                line(fields);
+            }
+            let n = row.values[0].map_or(0, |s| s.n);
+            let mut fields = names(
+                if block.average { "average" } else { "mean" },
+                String::new(),
+                n,
+            );
+            fields.extend(means(row));
+            fields.extend(paper(row));
+            fields.push(row.seconds.map(digits).unwrap_or_default());
+            line(fields);
+        }
+    }
+    out
+}
+
+fn role(row: &Row) -> String {
+    match row.role {
+        Role::Undefended => "undefended",
+        Role::Defended => "defended",
+        Role::Oracle => "oracle",
+    }
+    .to_owned()
+}
+
+fn counts(cell: &SeedCell) -> Vec<String> {
+    let mut fields = Vec::new();
+    for i in 0..N {
+        fields.push(
+            cell.value(i)
+                .map(|v| digits(shown(i, v)))
+                .unwrap_or_default(),
+        );
+        fields.push(String::new());
+        if let Some(ratio) = cell.ratio(i) {
+            fields.extend([ratio.hits.to_string(), ratio.total.to_string()]);
+        }
+    }
+    fields
+}
+
+fn means(row: &Row) -> Vec<String> {
+    let mut fields = Vec::new();
+    for (i, stat) in row.values.iter().enumerate() {
+        fields.push(stat.map(|s| digits(shown(i, s.mean))).unwrap_or_default());
+        fields.push(
+            stat.and_then(|s| s.std)
+                .map(|s| digits(shown(i, s)))
+                .unwrap_or_default(),
+        );
+        if COLUMNS[i] != "der" {
+            fields.extend([String::new(), String::new()]);
+        }
+    }
+    fields
+}
+
+fn paper(row: &Row) -> Vec<String> {
+    let setting = match row.paper {
+        None => "",
+        Some(p) if p.same_setting => "same setting",
+        Some(_) => "other setting",
+    };
+    let mut fields = vec![setting.to_owned()];
+    let values = row.paper.map_or([None; N], |p| p.values);
+    for value in values.iter().chain(&row.delta()) {
+        fields.push(value.map(digits).unwrap_or_default());
+    }
+    fields
+}
+
+/// Six digits after the point: finer than one image in a million, and free of binary dust.
+fn digits(value: f64) -> String {
+    let text = format!("{value:.6}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" {
+        "0".to_owned()
+    } else {
+        text.to_owned()
+    }
+}
+
+fn quote(field: &str) -> String {
+    if field.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.to_owned()
+    }
+}

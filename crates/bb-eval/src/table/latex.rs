@@ -1,0 +1,111 @@
+//! The table as LaTeX: one `tabular` to be read with `\input`, needs the package `booktabs`.
+use super::sheet::{Entry, Sheet};
+use super::text::groups;
+use super::{Layout, Table};
+
+/// Writes the table; the best values are bold, notes are comments.
+pub fn write(table: &Table, layout: Layout) -> String {
+    let sheet = Sheet::new(table, layout);
+    let mut out = String::new();
+    let mut line = |text: &str| {
+        out.push_str(text);
+        out.push('\n');
+    };
+    line("% needs \\usepackage{booktabs}");
+    if !sheet.title.is_empty() {
+        line(&format!("% {}", comment(&sheet.title)));
+    }
+    let best = sheet
+        .has_best
+        .then(|| "bold: best of the defended rows of an attack".to_owned());
+    for note in best.iter().chain(&sheet.notes) {
+        line(&format!("% {}", comment(note)));
+    }
+    let align: String = sheet
+        .heads
+        .iter()
+        .map(|h| if h.number { 'r' } else { 'l' })
+        .collect();
+    line(&format!("\\begin{{tabular}}{{{align}}}"));
+    line("\\toprule");
+    let groups = groups(&sheet.heads);
+    if !groups.is_empty() {
+        let mut cells = Vec::new();
+        let mut next = 0;
+        for (name, first, last) in &groups {
+            cells.extend((next..*first).map(|_| String::new()));
+            cells.push(format!(
+                "\\multicolumn{{{}}}{{c}}{{{}}}",
+                last - first + 1,
+                escape(name)
+            ));
+            next = last + 1;
+        }
+        cells.extend((next..sheet.heads.len()).map(|_| String::new()));
+        line(&format!("{} \\\\", cells.join(" & ")));
+        let rules: Vec<String> = groups
+            .iter()
+            .map(|(_, first, last)| format!("\\cmidrule(lr){{{}-{}}}", first + 1, last + 1))
+            .collect();
+        line(&rules.join(" "));
+    }
+    let heads: Vec<String> = sheet.heads.iter().map(|h| escape(&h.title)).collect();
+    line(&format!("{} \\\\", heads.join(" & ")));
+    for block in &sheet.blocks {
+        line("\\midrule");
+        let mut name = "";
+        for row in block {
+            let mut cells: Vec<String> = row.iter().map(cell).collect();
+            if layout == Layout::Long && row[0].text == name {
+                cells[0].clear();
+            }
+            name = &row[0].text;
+            line(&format!("{} \\\\", cells.join(" & ")));
+        }
+    }
+    line("\\bottomrule");
+    line("\\end{tabular}");
+    out
+}
+
+fn cell(entry: &Entry) -> String {
+    let text = escape(&entry.text);
+    if entry.best {
+        format!("\\textbf{{{text}}}")
+    } else {
+        text
+    }
+}
+
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\textbackslash{}"),
+            '|' => out.push_str("\\textbar{}"),
+            '~' => out.push_str("\\textasciitilde{}"),
+            '^' => out.push_str("\\textasciicircum{}"),
+            '&' | '%' | '$' | '#' | '_' | '{' | '}' => {
+                out.push('\\');
+                out.push(c);
+            }
+            '±' => out.push_str("$\\pm$"),
+            '↑' => out.push_str("$\\uparrow$"),
+            '↓' => out.push_str("$\\downarrow$"),
+            // A hyphen in text is shorter than a minus sign; a lone one is a missing value.
+            '-' if !text.starts_with(|c: char| c.is_alphabetic()) && text.len() > 1 => {
+                out.push_str("$-$");
+            }
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A comment ends with its line.
+fn comment(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}

@@ -1,0 +1,505 @@
+//! The comparison table: one model, and four writers that only print it.
+//!
+//! The decision this module embodies: every number is computed once, here, from numerators and denominators.
+//! The writers ([`text`], [`markdown`], [`latex`], [`csv`]) choose digits and markup and nothing else, so they cannot
+//! disagree.
+//!
+//! Rows of a table are the attacks, each with one row per defense; [`Layout::Wide`] puts the defenses side by side, as
+//! papers do.
+//! Within one attack the best defended value of each metric is marked. Neither the undefended model nor an oracle row
+//! (something was chosen on the poisoned test set) takes part in that.
+pub mod csv;
+pub mod latex;
+pub mod markdown;
+mod sheet;
+pub mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bb_core::metrics::{self, Metric, Ratio, Scores, Summary};
+
+use crate::paper::{Facts, Paper, Printed};
+pub use sheet::Layout;
+
+/// The metrics of a table, in the order of its columns.
+pub const COLUMNS: [&str; 4] = ["acc", "asr", "ra", "der"];
+
+/// Number of metrics.
+const N: usize = COLUMNS.len();
+
+/// The description of column `i`: title, unit and which way is better.
+///
+/// # Panics
+/// If `i` is not below the number of [`COLUMNS`].
+pub fn metric(i: usize) -> &'static Metric {
+    metrics::metric(COLUMNS[i]).expect("bb-core describes ACC, ASR, RA and DER")
+}
+
+/// A value of column `i` as it is shown, e.g. 95.03 for a fraction of 0.9503.
+pub(crate) fn shown(i: usize, value: f64) -> f64 {
+    metric(i).unit.shown(value)
+}
+
+/// What a row says about the model it measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// The attacked model as it is.
+    Undefended,
+    /// A defense under its threat model.
+    Defended,
+    /// A defense with something chosen on the poisoned test set, which no defender has.
+    Oracle,
+}
+
+/// One attack of a table.
+#[derive(Debug, Clone)]
+pub struct AttackRow {
+    /// Method id, by which the paper's row is found.
+    pub method: String,
+    /// What the table prints; unique within the table.
+    pub label: String,
+    /// What was trained, for the comparison with the paper's setting.
+    pub facts: Facts,
+}
+
+/// One defense of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DefenseColumn {
+    /// Method id, by which the paper's column is found; empty for the undefended model.
+    pub method: String,
+    /// What the table prints; unique within the table.
+    pub label: String,
+    /// What kind of row this is.
+    pub role: Role,
+}
+
+impl DefenseColumn {
+    /// The attacked model as it is.
+    pub fn undefended() -> Self {
+        Self {
+            method: String::new(),
+            label: "No defense".to_owned(),
+            role: Role::Undefended,
+        }
+    }
+}
+
+/// What one cell measured.
+#[derive(Debug, Clone)]
+pub struct Observation {
+    /// Index of the attack.
+    pub attack: usize,
+    /// Index of the defense.
+    pub defense: usize,
+    /// The seed of the run.
+    pub seed: u64,
+    /// What was counted.
+    pub scores: Scores,
+    /// What was counted on the attacked model before the defense; DER needs it.
+    pub before: Option<Scores>,
+    /// How long the run took.
+    pub seconds: Option<f64>,
+}
+
+/// Everything a table is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Input {
+    /// What all cells have in common, e.g. `CIFAR-10, preactresnet18-w64`.
+    pub title: String,
+    /// Id of the dataset.
+    pub dataset: String,
+    /// Name of the network.
+    pub arch: String,
+    /// Digest of the data.
+    pub data: String,
+    /// The attacks, in the order of the rows.
+    pub attacks: Vec<AttackRow>,
+    /// The defenses, in the order of the columns.
+    pub defenses: Vec<DefenseColumn>,
+    /// The seeds that are expected of every pair.
+    pub seeds: Vec<u64>,
+    /// What was measured, at most one per attack, defense and seed.
+    pub observations: Vec<Observation>,
+    /// The paper to compare with, if there is one.
+    pub paper: Option<Paper>,
+}
+
+/// The paper's numbers beside a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PaperRow {
+    /// Percentages as printed, in the order of [`COLUMNS`].
+    pub values: Printed,
+    /// Whether dataset, network, poisoning and training agree with ours; if not, the difference means little.
+    pub same_setting: bool,
+}
+
+/// One attack with one defense (or an average over attacks with one defense).
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// What the table prints for the defense.
+    pub defense: String,
+    /// What kind of row this is.
+    pub role: Role,
+    /// Mean over seeds in the order of [`COLUMNS`]; `None` where nothing was measured.
+    pub values: [Option<Summary>; N],
+    /// Which of the values are the best of the defended rows of this attack.
+    pub best: [bool; N],
+    /// What each seed measured, in the order of the seeds.
+    pub cells: Vec<SeedCell>,
+    /// The paper's numbers.
+    pub paper: Option<PaperRow>,
+    /// Mean run time in seconds.
+    pub seconds: Option<f64>,
+}
+
+impl Row {
+    /// Ours minus the paper's, in percentage points, in the order of [`COLUMNS`].
+    pub fn delta(&self) -> [Option<f64>; N] {
+        let paper = self.paper.map_or([None; N], |p| p.values);
+        std::array::from_fn(|i| Some(shown(i, self.values[i]?.mean) - paper[i]?))
+    }
+}
+
+/// What one seed measured.
+#[derive(Debug, Clone)]
+pub struct SeedCell {
+    /// The seed.
+    pub seed: u64,
+    /// What was counted.
+    pub scores: Scores,
+    /// What was counted before the defense; `None` for the undefended model.
+    pub before: Option<Scores>,
+    /// Run time in seconds.
+    pub seconds: Option<f64>,
+}
+
+impl SeedCell {
+    fn value(&self, i: usize) -> Option<f64> {
+        metric(i).value(self.before.as_ref(), &self.scores)
+    }
+
+    /// Numerator and denominator of column `i`; DER has none.
+    pub fn ratio(&self, i: usize) -> Option<Ratio> {
+        [
+            Some(self.scores.acc),
+            Some(self.scores.asr),
+            Some(self.scores.ra),
+            None,
+        ][i]
+    }
+}
+
+/// One attack with all its defenses.
+#[derive(Debug, Clone)]
+pub struct Block {
+    /// What the table prints for the attack.
+    pub attack: String,
+    /// Whether this is the average over the attacks.
+    pub average: bool,
+    /// One row per defense, the same defenses in every block.
+    pub rows: Vec<Row>,
+}
+
+/// A finished table.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// What all cells have in common.
+    pub title: String,
+    /// Id of the dataset.
+    pub dataset: String,
+    /// Name of the network.
+    pub arch: String,
+    /// Digest of the data.
+    pub data: String,
+    /// One block per attack, then the average.
+    pub blocks: Vec<Block>,
+    /// What was expected and is not there, one line each.
+    pub missing: Vec<String>,
+    /// What a reader needs to know, one line each.
+    pub notes: Vec<String>,
+    /// The same for the comparison with the paper.
+    pub paper_notes: Vec<String>,
+    /// The paper's name, if it was compared with.
+    pub paper: Option<String>,
+}
+
+impl Table {
+    /// Computes the table.
+    ///
+    /// Of two observations with the same attack, defense and seed the first one counts.
+    pub fn new(input: &Input) -> Self {
+        let mut missing = Vec::new();
+        let mut blocks: Vec<Block> = (0..input.attacks.len())
+            .map(|attack| block(input, attack, &mut missing))
+            .collect();
+        if blocks.len() > 1 {
+            let average = average(input, &blocks);
+            blocks.push(average);
+        }
+        for block in &mut blocks {
+            mark_best(&mut block.rows);
+        }
+        let notes = notes(&blocks);
+        let paper_notes = paper_notes(input, &blocks);
+        let paper = input
+            .paper
+            .as_ref()
+            .filter(|_| {
+                blocks
+                    .iter()
+                    .flat_map(|b| &b.rows)
+                    .any(|r| r.paper.is_some())
+            })
+            .map(|p| p.short.clone());
+        let Input {
+            title,
+            dataset,
+            arch,
+            data,
+            ..
+        } = input.clone();
+        Self {
+            title,
+            dataset,
+            arch,
+            data,
+            blocks,
+            missing,
+            notes,
+            paper_notes,
+            paper,
+        }
+    }
+
+    /// Whether any row stands beside numbers of a paper.
+    pub fn has_paper(&self) -> bool {
+        self.paper.is_some()
+    }
+}
+
+fn block(input: &Input, attack: usize, missing: &mut Vec<String>) -> Block {
+    let named = &input.attacks[attack];
+    let differences = input.paper.as_ref().map(|p| p.differences(&named.facts));
+    let rows = input.defenses.iter().enumerate().map(|(defense, column)| {
+        let mut cells = BTreeMap::new();
+        for o in input
+            .observations
+            .iter()
+            .filter(|o| (o.attack, o.defense) == (attack, defense))
+        {
+            cells.entry(o.seed).or_insert_with(|| SeedCell {
+                seed: o.seed,
+                scores: o.scores,
+                before: o.before,
+                seconds: o.seconds,
+            });
+        }
+        let absent: Vec<_> = input
+            .seeds
+            .iter()
+            .filter(|s| !cells.contains_key(s))
+            .map(u64::to_string)
+            .collect();
+        if !absent.is_empty() {
+            missing.push(format!(
+                "{} / {}: seed {}",
+                named.label,
+                column.label,
+                absent.join(", ")
+            ));
+        }
+        let cells: Vec<_> = cells.into_values().collect();
+        let values = std::array::from_fn(|i| {
+            Summary::of(&cells.iter().filter_map(|c| c.value(i)).collect::<Vec<_>>())
+        });
+        let paper = input.paper.as_ref().and_then(|p| {
+            let same_setting = differences.as_ref().is_some_and(Vec::is_empty);
+            let comparable = same_setting || p.same_task(&named.facts);
+            let values = p
+                .find(&named.method, &column.method)
+                .filter(|_| comparable)?;
+            Some(PaperRow {
+                values,
+                same_setting,
+            })
+        });
+        let seconds = Summary::of(&cells.iter().filter_map(|c| c.seconds).collect::<Vec<_>>());
+        Row {
+            defense: column.label.clone(),
+            role: column.role,
+            values,
+            best: [false; N],
+            cells,
+            paper,
+            seconds: seconds.map(|s| s.mean),
+        }
+    });
+    Block {
+        attack: named.label.clone(),
+        average: false,
+        rows: rows.collect(),
+    }
+}
+
+/// The mean over the attacks, of unrounded values; the mean of the DERs, not the DER of the means.
+///
+/// A defense that lacks an attack has no average: a mean over fewer attacks would look comparable and would not be.
+fn average(input: &Input, blocks: &[Block]) -> Block {
+    let rows = input.defenses.iter().enumerate().map(|(defense, column)| {
+        let rows: Vec<&Row> = blocks.iter().map(|b| &b.rows[defense]).collect();
+        let values = std::array::from_fn(|i| average_of(&rows, i));
+        let printed: Option<Vec<PaperRow>> = rows.iter().map(|r| r.paper).collect();
+        let paper = printed.map(|printed| PaperRow {
+            values: paper_average(input, &column.method, &printed),
+            same_setting: printed.iter().all(|p| p.same_setting),
+        });
+        let seconds: Option<Vec<f64>> = rows.iter().map(|r| r.seconds).collect();
+        Row {
+            defense: column.label.clone(),
+            role: column.role,
+            values,
+            best: [false; N],
+            cells: Vec::new(),
+            paper,
+            seconds: seconds.and_then(|s| Summary::of(&s)).map(|s| s.mean),
+        }
+    });
+    Block {
+        attack: "Average".to_owned(),
+        average: true,
+        rows: rows.collect(),
+    }
+}
+
+fn average_of(rows: &[&Row], i: usize) -> Option<Summary> {
+    let stats: Vec<Summary> = rows.iter().map(|r| r.values[i]).collect::<Option<_>>()?;
+    let means: Vec<f64> = stats.iter().map(|s| s.mean).collect();
+    let mean = Summary::of(&means)?.mean;
+    // The spread is that of the average from seed to seed, which needs every attack to have the same seeds.
+    let seeds: BTreeSet<Vec<u64>> = rows
+        .iter()
+        .map(|r| r.cells.iter().map(|c| c.seed).collect())
+        .collect();
+    let n = stats.iter().map(|s| s.n).min()?;
+    let mut std = None;
+    if seeds.len() == 1 && stats.iter().all(|s| s.n == rows[0].cells.len()) {
+        let per_seed: Option<Vec<f64>> = (0..n)
+            .map(|k| {
+                let column: Option<Vec<f64>> = rows.iter().map(|r| r.cells[k].value(i)).collect();
+                Summary::of(&column?).map(|s| s.mean)
+            })
+            .collect();
+        std = Summary::of(&per_seed?)?.std;
+    }
+    Some(Summary { mean, std, n })
+}
+
+/// The paper's own average if ours is over the same attacks; otherwise the mean of its printed rows.
+fn paper_average(input: &Input, defense: &str, printed: &[PaperRow]) -> Printed {
+    if let Some(paper) = &input.paper
+        && paper.is_all(input.attacks.iter().map(|a| a.method.as_str()))
+        && let Some(values) = paper.find("average", defense)
+    {
+        return values;
+    }
+    std::array::from_fn(|i| {
+        let values: Vec<f64> = printed.iter().map(|p| p.values[i]).collect::<Option<_>>()?;
+        Summary::of(&values).map(|s| s.mean)
+    })
+}
+
+/// Marks the best value of each metric among at least two defended rows; equal as printed is equally good.
+fn mark_best(rows: &mut [Row]) {
+    for i in 0..N {
+        let sign = if metric(i).higher_is_better { 1 } else { -1 };
+        let rounded = |row: &Row| -> Option<i64> {
+            let value = row.values[i].filter(|_| row.role == Role::Defended)?;
+            Some(sign * hundredths(shown(i, value.mean)))
+        };
+        let values: Vec<i64> = rows.iter().filter_map(rounded).collect();
+        let Some(best) = values.iter().max().filter(|_| values.len() > 1) else {
+            continue;
+        };
+        for row in rows.iter_mut() {
+            row.best[i] = rounded(row) == Some(*best);
+        }
+    }
+}
+
+/// Hundredths of a percent, as printed.
+///
+/// Half a hundredth counts as reached if only binary dust is missing, so that two equal numbers that were computed in
+/// different ways print alike.
+fn hundredths(percent: f64) -> i64 {
+    (percent * 100.0 + 1e-7_f64.copysign(percent)).round() as i64
+}
+
+fn notes(blocks: &[Block]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let rows = || blocks.iter().flat_map(|b| &b.rows);
+    let n: BTreeSet<usize> = rows()
+        .flat_map(|r| r.values.iter().flatten())
+        .map(|s| s.n)
+        .collect();
+    if let (Some(least), Some(most)) = (n.first(), n.last())
+        && *most > 1
+    {
+        let n = if least == most {
+            most.to_string()
+        } else {
+            format!("{least} to {most}")
+        };
+        notes.push(format!(
+            "mean ± standard deviation (divisor n - 1) over n = {n} seeds"
+        ));
+    }
+    if rows().any(|r| r.role == Role::Oracle && r.values[0].is_some()) {
+        notes.push("(oracle): chosen on the poisoned test set, which no defender has; never marked as best".into());
+    }
+    if rows().any(|r| r.role == Role::Undefended && r.seconds.is_some()) {
+        notes.push("time: training of the attacked model in the rows without defense, the repair in the others".into());
+    }
+    notes
+}
+
+fn paper_notes(input: &Input, blocks: &[Block]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let rows = || blocks.iter().flat_map(|b| &b.rows);
+    let Some(paper) = &input.paper else {
+        return notes;
+    };
+    if rows().any(|r| r.paper.is_some()) {
+        notes.push(format!(
+            "paper: {}; delta: ours - paper, in percentage points",
+            paper.citation
+        ));
+        let mut differences = BTreeMap::<Vec<String>, Vec<&str>>::new();
+        for attack in &input.attacks {
+            let found = paper.differences(&attack.facts);
+            if !found.is_empty() && paper.same_task(&attack.facts) && paper.has(&attack.method) {
+                differences.entry(found).or_default().push(&attack.label);
+            }
+        }
+        for (found, attacks) in differences {
+            notes.push(format!(
+                "in parentheses: the paper's setting differs, so the delta is no verdict ({}: {})",
+                attacks.join(", "),
+                found.join(", ")
+            ));
+        }
+        let averages = blocks
+            .iter()
+            .filter(|b| b.average)
+            .flat_map(|b| &b.rows)
+            .any(|r| r.paper.is_some());
+        if averages && !paper.is_all(input.attacks.iter().map(|a| a.method.as_str())) {
+            notes.push("the paper's average is recomputed over the attacks shown here".into());
+        }
+    } else if rows().any(|r| r.values[0].is_some()) {
+        notes.push(format!(
+            "no published numbers for this dataset and network in {}",
+            paper.short
+        ));
+    }
+    notes
+}

@@ -1,0 +1,252 @@
+//! A table as a sheet of strings: what the text, Markdown and LaTeX writers print.
+use bb_core::metrics::Summary;
+
+use super::{Block, COLUMNS, N, Role, Row, Table, hundredths, metric, shown};
+
+/// How a table is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// One row per attack and defense, with the paper's numbers beside ours.
+    #[default]
+    Long,
+    /// One row per attack, the defenses side by side, as papers print it; ours only.
+    Wide,
+}
+
+/// One column of a sheet.
+#[derive(Debug, Clone)]
+pub(super) struct Head {
+    /// The title above several neighbouring columns with the same group; may be empty.
+    pub(super) group: String,
+    /// The title of this column.
+    pub(super) title: String,
+    /// Whether it holds numbers, which are aligned to the right.
+    pub(super) number: bool,
+}
+
+/// One cell of a sheet.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Entry {
+    /// What is printed; `-` where nothing was measured, empty where nothing could be.
+    pub(super) text: String,
+    /// Whether it is the best of its kind.
+    pub(super) best: bool,
+}
+
+/// A whole sheet.
+#[derive(Debug, Clone)]
+pub(super) struct Sheet {
+    pub(super) title: String,
+    pub(super) heads: Vec<Head>,
+    /// Groups of rows, divided by a rule.
+    pub(super) blocks: Vec<Vec<Vec<Entry>>>,
+    /// Notes and missing cells, one line each.
+    pub(super) notes: Vec<String>,
+    /// Whether anything is marked as best.
+    pub(super) has_best: bool,
+}
+
+/// Where nothing was measured.
+pub(super) const ABSENT: &str = "-";
+
+impl Sheet {
+    pub(super) fn new(table: &Table, layout: Layout) -> Self {
+        let (heads, blocks) = match layout {
+            Layout::Long => long(table),
+            Layout::Wide => wide(table),
+        };
+        let has_best = blocks.iter().flatten().flatten().any(|e| e.best);
+        let mut notes: Vec<String> = table.notes.clone();
+        if layout == Layout::Long {
+            notes.extend_from_slice(&table.paper_notes);
+        }
+        notes.extend(table.missing.iter().map(|m| format!("missing: {m}")));
+        Self {
+            title: table.title.clone(),
+            heads,
+            blocks,
+            notes,
+            has_best,
+        }
+    }
+}
+
+fn head(group: &str, title: impl Into<String>) -> Head {
+    Head {
+        group: group.to_owned(),
+        title: title.into(),
+        number: true,
+    }
+}
+
+fn label(title: &str) -> Head {
+    Head {
+        group: String::new(),
+        title: title.to_owned(),
+        number: false,
+    }
+}
+
+/// `ACC ↑`: the title and which way is better.
+fn titled(i: usize) -> String {
+    let metric = metric(i);
+    format!("{} {}", metric.title, metric.arrow())
+}
+
+fn long(table: &Table) -> (Vec<Head>, Vec<Vec<Vec<Entry>>>) {
+    let paper = table.has_paper();
+    // The paper's RA column would be empty.
+    let printed: Vec<usize> = (0..N)
+        .filter(|i| rows(table).any(|r| r.paper.is_some_and(|p| p.values[*i].is_some())))
+        .collect();
+    let timed = rows(table).any(|r| r.seconds.is_some());
+    let mut heads = vec![label("attack"), label("defense")];
+    heads.extend((0..N).map(|i| head(&format!("ours ({})", metric(i).unit.symbol()), titled(i))));
+    if paper {
+        heads.extend(printed.iter().map(|i| head("paper", metric(*i).title)));
+        heads.extend(printed.iter().map(|i| head("delta", metric(*i).title)));
+    }
+    if timed {
+        heads.push(head("", "time"));
+    }
+    let blocks = table.blocks.iter().map(|block| {
+        block
+            .rows
+            .iter()
+            .map(|row| {
+                let mut cells = vec![plain(&block.attack), plain(&row.defense)];
+                cells.extend((0..N).map(|i| ours(row, i)));
+                if paper {
+                    cells.extend(
+                        printed
+                            .iter()
+                            .map(|i| theirs(row, row.paper.and_then(|p| p.values[*i]), false)),
+                    );
+                    let delta = row.delta();
+                    cells.extend(printed.iter().map(|i| theirs(row, delta[*i], true)));
+                }
+                if timed {
+                    cells.push(plain(
+                        &row.seconds.map_or_else(|| ABSENT.to_owned(), duration),
+                    ));
+                }
+                cells
+            })
+            .collect()
+    });
+    (heads, blocks.collect())
+}
+
+fn wide(table: &Table) -> (Vec<Head>, Vec<Vec<Vec<Entry>>>) {
+    let mut heads = vec![label("attack")];
+    let first = table.blocks.first().map_or(&[][..], |b| &b.rows);
+    // An undefended model has no DER.
+    let columns = |row: &Row| {
+        0..if row.role == Role::Undefended {
+            N - 1
+        } else {
+            N
+        }
+    };
+    for row in first {
+        heads.extend(columns(row).map(|i| head(&row.defense, titled(i))));
+    }
+    let line = |block: &Block| {
+        let mut cells = vec![plain(&block.attack)];
+        cells.extend(
+            block
+                .rows
+                .iter()
+                .flat_map(|row| columns(row).map(|i| ours(row, i))),
+        );
+        cells
+    };
+    let (average, attacks): (Vec<&Block>, Vec<&Block>) =
+        table.blocks.iter().partition(|b| b.average);
+    let blocks = [attacks, average];
+    (
+        heads,
+        blocks
+            .iter()
+            .filter(|b| !b.is_empty())
+            .map(|b| b.iter().map(|b| line(b)).collect())
+            .collect(),
+    )
+}
+
+fn rows(table: &Table) -> impl Iterator<Item = &Row> {
+    table.blocks.iter().flat_map(|b| &b.rows)
+}
+
+fn plain(text: &str) -> Entry {
+    Entry {
+        text: text.to_owned(),
+        best: false,
+    }
+}
+
+fn ours(row: &Row, i: usize) -> Entry {
+    let text = match row.values[i] {
+        Some(summary) => number(i, &summary),
+        None if COLUMNS[i] == "der" && row.role == Role::Undefended => String::new(),
+        None => ABSENT.to_owned(),
+    };
+    Entry {
+        text,
+        best: row.best[i],
+    }
+}
+
+/// A number of the paper or a difference from it, in parentheses if the settings differ.
+fn theirs(row: &Row, value: Option<f64>, signed: bool) -> Entry {
+    let Some(value) = value else {
+        return Entry::default();
+    };
+    let text = if signed {
+        signed_percent(value)
+    } else {
+        percent(value)
+    };
+    let same = row.paper.is_none_or(|p| p.same_setting);
+    plain(&if same { text } else { format!("({text})") })
+}
+
+/// `91.32` or `91.32 ± 0.20`.
+fn number(i: usize, summary: &Summary) -> String {
+    let mean = percent(shown(i, summary.mean));
+    match summary.std {
+        None => mean,
+        Some(std) => format!("{mean} ± {}", percent(shown(i, std))),
+    }
+}
+
+/// Two digits, as papers print; never a negative zero.
+pub(super) fn percent(value: f64) -> String {
+    let hundredths = hundredths(value);
+    let sign = if hundredths < 0 { "-" } else { "" };
+    format!(
+        "{sign}{}.{:02}",
+        hundredths.abs() / 100,
+        hundredths.abs() % 100
+    )
+}
+
+fn signed_percent(value: f64) -> String {
+    let text = percent(value);
+    if text.starts_with('-') || text == "0.00" {
+        text
+    } else {
+        format!("+{text}")
+    }
+}
+
+/// `47 s`, `3 min 05 s`, `2 h 05 min`.
+pub(super) fn duration(seconds: f64) -> String {
+    // Rounded first, so that 59.7 s is a minute and not 60 s.
+    let s = seconds.max(0.0).round() as u64;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {:02} s", s / 60, s % 60),
+        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
+    }
+}

@@ -1,0 +1,522 @@
+//! The program on tiny grids: what it runs, what it does not run again, what it prints, how it fails.
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use bb_eval::grid::Grid;
+use bb_eval::prepare::{Places, Prepared};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Two attacks and TSBD, a second or two in all.
+const TINY: &str = "\
+[grid]
+name = \"tiny\"
+dataset = \"synthetic\"
+width = 4
+seeds = [0]
+train_limit = 200
+test_limit = 50
+
+[[attack]]
+method = \"badnets\"
+set = { train = { epochs = 1, batch_size = 20 } }
+
+[[attack]]
+method = \"blended\"
+set = { train = { epochs = 1, batch_size = 20 } }
+
+[[defense]]
+method = \"tsbd\"
+set = { clean.ratio = 0.1, unlearn.max_epochs = 1, finetune.epochs = 1 }
+";
+
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new(grid: &str) -> Self {
+        let place = Self {
+            dir: tempfile::tempdir().expect("a temporary folder"),
+        };
+        place.write("grid.toml", grid);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs_err::write(self.path(name), text).expect("written");
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bb-eval"));
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn output(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the program starts")
+    }
+
+    /// Standard output of a call that must succeed.
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.output(args);
+        assert!(
+            output.status.success(),
+            "{args:?}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Exit code, standard output and standard error.
+    fn fails(&self, args: &[&str]) -> (i32, String, String) {
+        let output = self.output(args);
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (
+            output.status.code().expect("an exit code"),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    }
+
+    /// Path below `out` and content of every manifest.
+    fn manifests(&self, out: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+        let root = self.path(out);
+        let mut found = BTreeMap::new();
+        for path in files(&root)
+            .into_iter()
+            .filter(|p| p.ends_with("manifest.json"))
+        {
+            let name = path.strip_prefix(&root).expect("it is below").to_owned();
+            found.insert(name, fs_err::read(&path).expect("readable"));
+        }
+        found
+    }
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The lines of a text table without the column of times.
+fn untimed(table: &str) -> Vec<String> {
+    let without = |line: &str| {
+        let end = line
+            .rfind("  ")
+            .filter(|_| line.ends_with(" s") || line.ends_with("time"));
+        end.map_or(line, |end| &line[..end]).trim_end().to_owned()
+    };
+    table
+        .lines()
+        .filter(|l| !l.starts_with("---"))
+        .map(without)
+        .collect()
+}
+
+#[test]
+fn a_grid_runs_once_and_is_found_complete_then() {
+    let place = Place::new(TINY);
+    let plan = place.ok(&["plan", "grid.toml", "--out", "out"]);
+    assert!(
+        plan.contains("1  missing   attack   BadNets, seed 0 "),
+        "{plan}"
+    );
+    assert!(
+        plan.contains("3  missing   defense  TSBD on BadNets, seed 0  - (known when"),
+        "{plan}"
+    );
+    assert!(
+        plan.ends_with("4 cells in out: 0 complete, 0 partial, 4 missing\n"),
+        "{plan}"
+    );
+    assert!(
+        !place.path("out").join("attack").exists(),
+        "a plan begins nothing"
+    );
+
+    let first = place.output(&["run", "grid.toml", "--out", "out", "--threads", "2"]);
+    let log = String::from_utf8_lossy(&first.stderr);
+    assert!(first.status.success(), "{log}");
+    assert!(log.contains("[4/4] TSBD on Blended, seed 0\n"), "{log}");
+    assert!(
+        log.ends_with("4 cells: 0 complete before, 4 computed\n"),
+        "{log}"
+    );
+    let table = String::from_utf8(first.stdout).expect("UTF-8");
+    assert!(table.starts_with("tiny: "), "{table}");
+    for file in ["table.txt", "table.md", "table.csv", "table.tex"] {
+        assert!(place.path("out").join(file).is_file(), "{file}");
+    }
+    assert_eq!(
+        fs_err::read_to_string(place.path("out/table.txt")).expect("readable"),
+        table
+    );
+
+    let before = place.manifests("out");
+    assert_eq!(before.len(), 4);
+    let again = place.output(&["run", "grid.toml", "--out", "out", "--quiet"]);
+    assert!(again.status.success());
+    assert_eq!(String::from_utf8_lossy(&again.stderr), "", "quiet");
+    assert_eq!(
+        String::from_utf8_lossy(&again.stdout),
+        table,
+        "even the times are those of the first run"
+    );
+    assert_eq!(place.manifests("out"), before);
+    let again = place.output(&["run", "grid.toml", "--out", "out"]);
+    assert_eq!(
+        String::from_utf8_lossy(&again.stderr),
+        "4 cells: 4 complete before, 0 computed\n"
+    );
+    let plan = place.ok(&["plan", "grid.toml", "--out", "out"]);
+    assert!(
+        plan.ends_with("4 cells in out: 4 complete, 0 partial, 0 missing\n"),
+        "{plan}"
+    );
+
+    // The table of the folder and of the grid are the same but for the name, and so are the numbers of the program
+    // on one thread.
+    let folder = place.ok(&["table", "out"]);
+    assert_eq!(folder, table.replacen("tiny: ", "", 1));
+    assert_eq!(place.ok(&["table", "grid.toml", "--out", "out"]), table);
+    for (format, file) in [
+        ("md", "table.md"),
+        ("csv", "table.csv"),
+        ("latex", "table.tex"),
+    ] {
+        let found = place.ok(&["table", "grid.toml", "--out", "out", "--format", format]);
+        assert_eq!(
+            found,
+            fs_err::read_to_string(place.path("out").join(file)).expect("readable"),
+            "{format}"
+        );
+    }
+    place.ok(&[
+        "run",
+        "grid.toml",
+        "--out",
+        "single",
+        "--threads",
+        "1",
+        "--quiet",
+    ]);
+    assert_eq!(place.manifests("single"), before, "same bits on one thread");
+
+    for (manifest, bytes) in &before {
+        let cell = place.path("out").join(manifest);
+        let line = place.ok(&["metrics", cell.to_str().expect("plain")]);
+        assert_eq!(line.lines().count(), 1);
+        let found: Value = serde_json::from_str(&line).expect("JSON");
+        let manifest: Value = serde_json::from_slice(bytes).expect("JSON");
+        let results = &manifest["results"];
+        let scores = if results["after"].is_null() {
+            results
+        } else {
+            &results["after"]
+        };
+        for name in ["acc", "asr", "ra"] {
+            assert_eq!(found[format!("{name}_hits")], scores[name]["hits"]);
+            assert_eq!(found[format!("{name}_total")], scores[name]["total"]);
+            let value = scores[name]["hits"].as_f64().expect("a count")
+                / scores[name]["total"].as_f64().expect("a count");
+            assert_eq!(found[name].as_f64(), Some(value));
+        }
+        assert_eq!(found["agrees"], true);
+    }
+}
+
+#[test]
+fn a_manifest_that_lies_is_found_out() {
+    let place = Place::new(&TINY[..TINY.rfind("[[attack]]").expect("two attacks")]);
+    place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
+    let path = place
+        .path("out")
+        .join(place.manifests("out").into_keys().next().expect("one cell"));
+    let mut manifest: Value =
+        serde_json::from_slice(&fs_err::read(&path).expect("readable")).expect("JSON");
+    let hits = manifest["results"]["asr"]["hits"]
+        .as_u64()
+        .expect("a count");
+    manifest["results"]["asr"]["hits"] = Value::from(if hits == 0 { 1 } else { hits - 1 });
+    fs_err::write(&path, manifest.to_string()).expect("written");
+    let cell = path.parent().and_then(Path::to_str).expect("plain");
+    let (code, stdout, stderr) = place.fails(&["metrics", cell]);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(
+        stdout.contains(&format!("\"asr_hits\":{hits},")) && stdout.contains("\"agrees\":false"),
+        "{stdout}"
+    );
+    assert!(
+        stderr.starts_with("error: the manifest of `") && stderr.contains(", found ACC "),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_bits() {
+    let grid = TINY
+        .replace("epochs = 1, batch_size = 20", "epochs = 5, batch_size = 20")
+        .replace("finetune.epochs = 1", "finetune.epochs = 12");
+    let place = Place::new(&grid[..grid.rfind("[[attack]]").expect("two attacks")]);
+    let defense = &grid[grid.find("[[defense]]").expect("a defense")..];
+    let text = fs_err::read_to_string(place.path("grid.toml")).expect("readable");
+    place.write("grid.toml", &format!("{text}{defense}"));
+    for kind in ["attack", "defense"] {
+        let mut child = place
+            .command(&["run", "grid.toml", "--out", "killed", "--quiet"])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let folder = place.path("killed").join(kind);
+        let checkpoint = |p: &PathBuf| p.parent().is_some_and(|p| p.ends_with("ckpt"));
+        let begun = Instant::now();
+        while !files(&folder).iter().any(checkpoint) && child.try_wait().expect("a state").is_none()
+        {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "no checkpoint came"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // Too late on a fast machine is no failure: then this is a test of running twice.
+        let _ = child.kill();
+        child.wait().expect("it ended");
+    }
+    place.ok(&["run", "grid.toml", "--out", "killed", "--quiet"]);
+    place.ok(&["run", "grid.toml", "--out", "whole", "--quiet"]);
+    assert_eq!(place.manifests("killed"), place.manifests("whole"));
+    assert_eq!(
+        untimed(&place.ok(&["table", "killed"])),
+        untimed(&place.ok(&["table", "whole"]))
+    );
+}
+
+#[test]
+fn one_failing_cell_does_not_stop_the_others() {
+    let place = Place::new(&TINY.replacen("epochs = 1", "lr = 1e30, epochs = 1", 1));
+    let (code, stdout, stderr) = place.fails(&["run", "grid.toml", "--out", "out"]);
+    assert_eq!(code, 4, "numerical failure\n{stderr}");
+    assert!(
+        stderr.contains("warning: BadNets, seed 0 failed, the others go on\n"),
+        "{stderr}"
+    );
+    assert!(
+        stderr.contains("4 cells: 0 complete before, 2 computed, 1 failed, 1 skipped\n"),
+        "{stderr}"
+    );
+    assert!(
+        stderr.contains("error: 1 of the grid's cells failed\n  BadNets, seed 0: "),
+        "{stderr}"
+    );
+    assert!(
+        stdout.contains("missing: BadNets / No defense: seed 0\nmissing: BadNets / TSBD: seed 0\n"),
+        "{stdout}"
+    );
+    let row = stdout
+        .lines()
+        .find(|l| l.starts_with("BadNets"))
+        .expect("a row");
+    assert_eq!(
+        row.split_whitespace().skip(3).collect::<Vec<_>>(),
+        ["-", "-", "-", "-"],
+        "never 0"
+    );
+    assert_eq!(place.manifests("out").len(), 2);
+    let plan = place.ok(&["plan", "grid.toml", "--out", "out"]);
+    assert!(
+        plan.ends_with("4 cells in out: 2 complete, 1 partial, 1 missing\n"),
+        "{plan}"
+    );
+    let damaged = files(&place.path("out/attack"))
+        .into_iter()
+        .find(|p| p.ends_with("model.safetensors"));
+    fs_err::write(damaged.expect("a model"), "nothing").expect("written");
+    let plan = place.ok(&["plan", "grid.toml", "--out", "out"]);
+    assert!(
+        plan.contains(", 1 damaged\n") && plan.contains("expected "),
+        "{plan}"
+    );
+    let (code, _, stderr) = place.fails(&["table", "out"]);
+    assert_eq!(code, 3, "nothing whole is left\n{stderr}");
+}
+
+#[test]
+fn a_cell_that_another_process_works_on_is_left_to_it() {
+    let place = Place::new(TINY);
+    let grid = Grid::load(&place.path("grid.toml")).expect("a good grid");
+    let places = Places {
+        out: Some(place.path("out")),
+        data: None,
+    };
+    let prepared = Prepared::new(grid, &places, &[]).expect("all is there");
+    let spec = prepared.attack_spec(0, 0).expect("a specification");
+    let held = bb_core::cell::open(&place.path("out"), &spec).expect("nobody works on it");
+    let (code, stdout, stderr) = place.fails(&["run", "grid.toml", "--out", "out"]);
+    assert_eq!(code, 75, "try again\n{stderr}");
+    assert!(
+        stderr.contains(&format!("is locked by process {}\n", std::process::id())),
+        "{stderr}"
+    );
+    assert!(
+        stdout.contains("missing: BadNets / TSBD: seed 0\n"),
+        "{stdout}"
+    );
+    drop(held);
+    assert!(
+        place
+            .ok(&["run", "grid.toml", "--out", "out", "--quiet"])
+            .contains("Average")
+    );
+}
+
+#[test]
+fn variants_of_a_method_and_the_oracle_have_rows_of_their_own() {
+    let place = Place::new(TINY);
+    let end = TINY.rfind("[[attack]]").expect("two attacks");
+    let defense = &TINY[TINY.find("[[defense]]").expect("a defense")..];
+    let more = defense.replace("set = {", "label = \"half\"\nset = { reinit.n = 0.5,");
+    let sweep = defense.replace("set = {", "label = \"sweep\"\nset = { sweep = true,");
+    place.write(
+        "grid.toml",
+        &format!("{}{defense}\n{more}\n{sweep}", &TINY[..end]),
+    );
+    let table = place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
+    let defenses = |table: &str| -> Vec<String> {
+        let rows = table
+            .lines()
+            .skip_while(|l| !l.starts_with("---"))
+            .skip(1)
+            .take_while(|l| !l.is_empty());
+        rows.map(|l| l[9..].split("  ").next().unwrap_or_default().to_owned())
+            .collect()
+    };
+    assert_eq!(
+        defenses(&table),
+        ["No defense", "TSBD", "half", "sweep", "sweep (oracle)"],
+        "{table}"
+    );
+    assert!(
+        table.contains("(oracle): chosen on the poisoned test set"),
+        "{table}"
+    );
+    // A folder does not know the labels of the grid, so the settings that differ tell the rows apart.
+    let mut found = defenses(&place.ok(&["table", "out"]));
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "No defense",
+            "TSBD (reinit.n=0.15, sweep=false)",
+            "TSBD (reinit.n=0.15, sweep=true)",
+            "TSBD (reinit.n=0.15, sweep=true) (oracle)",
+            "TSBD (reinit.n=0.5, sweep=false)",
+        ]
+    );
+}
+
+#[test]
+fn mistakes_have_one_clear_error_and_the_right_exit_code() {
+    let place = Place::new(TINY);
+    let cases: [(&str, &str, i32, &str); 6] = [
+        (
+            "\"badnets\"",
+            "\"badnet\"",
+            2,
+            "error: `[[attack]]` in grid.toml, line 9, cannot be used\ncaused by: unknown attack `badnet`",
+        ),
+        (
+            "\"tsbd\"",
+            "\"tsdb\"",
+            2,
+            "error: `[[defense]]` in grid.toml, line 17, cannot be used\ncaused by: unknown defense `tsdb`",
+        ),
+        (
+            "finetune.epochs",
+            "finetune.epoch",
+            2,
+            "caused by: unknown setting `finetune.epoch`",
+        ),
+        (
+            "width = 4",
+            "widht = 4",
+            2,
+            "error: unknown key `grid.widht`\n  in grid.toml, line 4\nhint: did you mean `grid.width`?\n",
+        ),
+        (
+            "train_limit = 200",
+            "train_limit = 0",
+            2,
+            "error: `grid.train_limit` is `0`, expected a whole number above 0\n",
+        ),
+        ("\"synthetic\"", "\"cifar10\"", 2, "error: "),
+    ];
+    for (from, to, code, expect) in cases {
+        place.write(
+            "wrong.toml",
+            &TINY.replace(from, to).replace("grid.toml", "wrong.toml"),
+        );
+        for command in ["run", "plan", "table"] {
+            let (found, stdout, stderr) = place.fails(&[command, "wrong.toml", "--out", "out"]);
+            let stderr = stderr.replace("wrong.toml", "grid.toml");
+            assert!(stderr.contains(expect), "{stderr}");
+            assert_eq!(
+                (found, stdout.as_str()),
+                (code, ""),
+                "{command} {to}\n{stderr}"
+            );
+        }
+    }
+    for (args, code, expect) in [
+        (
+            &["run", "absent.toml"][..],
+            3,
+            "error: failed to open file `absent.toml`",
+        ),
+        (
+            &["table", "."],
+            3,
+            "error: `.` holds no complete result of an attack\nhint: ",
+        ),
+        (
+            &["metrics", "grid.toml"],
+            3,
+            "error: `grid.toml` is neither the folder of a cell nor its `manifest.json`\n",
+        ),
+        (
+            &["table", ".", "--out", "x"],
+            2,
+            "error: `--out` and `--data` go with a grid file",
+        ),
+        (
+            &["run", "grid.toml", "--device", "cuda:0"],
+            2,
+            "error: device `cuda:0` is not available",
+        ),
+        (&["list"], 2, "error: unrecognized subcommand 'list'"),
+    ] {
+        let (found, _, stderr) = place.fails(args);
+        assert!(stderr.starts_with(expect), "{args:?}\n{stderr}");
+        assert_eq!(found, code, "{stderr}");
+    }
+    assert!(!place.path("out").exists(), "nothing was begun");
+}

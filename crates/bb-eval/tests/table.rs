@@ -1,0 +1,446 @@
+//! The table: one model, four writers, inline snapshots.
+use bb_core::metrics::{Ratio, Scores};
+use bb_eval::paper::{Facts, Paper};
+use bb_eval::table::{
+    AttackRow, COLUMNS, DefenseColumn, Input, Layout, Observation, Role, Table, csv, latex,
+    markdown, text,
+};
+use proptest::prelude::*;
+
+fn scores(acc: u64, asr: u64, ra: u64) -> Scores {
+    let ratio = |hits, total| Ratio { hits, total };
+    Scores {
+        acc: ratio(acc, 10_000),
+        asr: ratio(asr, 9_000),
+        ra: ratio(ra, 9_000),
+    }
+}
+
+fn attack(method: &str, width: usize) -> AttackRow {
+    AttackRow {
+        method: method.into(),
+        label: method.into(),
+        facts: Facts {
+            dataset: "cifar10".into(),
+            arch: "preactresnet18".into(),
+            width,
+            ratio: Some(0.1),
+            label: Some("all2one".into()),
+            epochs: Some(100),
+            ..Facts::default()
+        },
+    }
+}
+
+fn defense(method: &str, label: &str, role: Role) -> DefenseColumn {
+    DefenseColumn {
+        method: method.into(),
+        label: label.into(),
+        role,
+    }
+}
+
+/// Two attacks; TSBD with its oracle, and a second defense that misses one attack.
+fn input(width: usize) -> Input {
+    let before = [scores(9132, 8553, 400), scores(9347, 8993, 5)];
+    let mut observations = Vec::new();
+    let mut add = |attack: usize, defense: usize, after: Scores, seconds: Option<f64>| {
+        let before = (defense > 0).then_some(before[attack]);
+        observations.push(Observation {
+            attack,
+            defense,
+            seed: 0,
+            scores: after,
+            before,
+            seconds,
+        });
+    };
+    add(0, 0, before[0], Some(754.2));
+    add(1, 0, before[1], Some(801.0));
+    add(0, 1, scores(9072, 118, 8101), Some(47.4));
+    add(1, 1, scores(9161, 235, 7000), Some(48.0));
+    add(0, 2, scores(9080, 90, 8111), None);
+    add(1, 2, scores(9161, 200, 7000), None);
+    add(0, 3, scores(8996, 133, 8200), Some(5.0));
+    Input {
+        title: "CIFAR-10, preactresnet18, seed 0".into(),
+        dataset: "cifar10".into(),
+        arch: "preactresnet18".into(),
+        data: "0123456789abcdef".into(),
+        attacks: vec![attack("badnets", width), attack("blended", width)],
+        defenses: vec![
+            DefenseColumn::undefended(),
+            defense("tsbd", "TSBD", Role::Defended),
+            defense("tsbd", "TSBD (oracle)", Role::Oracle),
+            defense("ft", "FT", Role::Defended),
+        ],
+        seeds: vec![0],
+        observations,
+        paper: Some(Paper::tsbd_table1()),
+    }
+}
+
+#[test]
+fn text_in_the_papers_setting() {
+    let found = text::write(&Table::new(&input(64)), Layout::Long);
+    let expect = "\
+CIFAR-10, preactresnet18, seed 0
+
+                        ---------- ours (%) ----------  ------ paper ------  ------ delta ------
+attack   defense        ACC ↑   ASR ↓    RA ↑   DER ↑     ACC    ASR    DER    ACC    ASR    DER         time
+-------------------------------------------------------------------------------------------------------------
+badnets  No defense     91.32   95.03    4.44           91.32  95.03          0.00   0.00         12 min 34 s
+         TSBD           90.72*   1.31*  90.01   96.56*  90.72   1.31  96.53   0.00   0.00  +0.03         47 s
+         TSBD (oracle)  90.80    1.00   90.12   96.76   90.72   1.31  96.53  +0.08  -0.31  +0.23            -
+         FT             89.96    1.48   91.11*  96.10   89.96   1.48  96.10   0.00   0.00   0.00          5 s
+-------------------------------------------------------------------------------------------------------------
+blended  No defense     93.47   99.92    0.06           93.47  99.92          0.00   0.00         13 min 21 s
+         TSBD           91.61    2.61   77.78   97.73   91.61   2.61  97.73   0.00   0.00   0.00         48 s
+         TSBD (oracle)  91.61    2.22   77.78   97.92   91.61   2.61  97.73   0.00  -0.39  +0.19            -
+         FT                 -       -       -       -   92.78  96.11  51.56                                 -
+-------------------------------------------------------------------------------------------------------------
+Average  No defense     92.40   97.48    2.25           92.40  97.48          0.00   0.00         12 min 58 s
+         TSBD           91.17    1.96   83.89   97.14   91.17   1.96  97.13   0.00   0.00  +0.01         48 s
+         TSBD (oracle)  91.21    1.61   83.95   97.34   91.17   1.96  97.13  +0.04  -0.35  +0.21            -
+         FT                 -       -       -       -   91.37  48.80  73.83                                 -
+
+*: best of the defended rows of an attack
+(oracle): chosen on the poisoned test set, which no defender has; never marked as best
+time: training of the attacked model in the rows without defense, the repair in the others
+paper: Lin et al., NeurIPS 2024, arXiv 2405.20291, Table 1; delta: ours - paper, in percentage points
+the paper's average is recomputed over the attacks shown here
+missing: blended / FT: seed 0
+";
+    assert_eq!(found, expect, "\n{found}");
+}
+
+#[test]
+fn text_in_another_setting() {
+    let mut input = input(16);
+    input.attacks.truncate(1);
+    input.defenses.truncate(2);
+    let found = text::write(&Table::new(&input), Layout::Long);
+    let expect = "\
+CIFAR-10, preactresnet18, seed 0
+
+                     -------- ours (%) --------  --------- paper ---------  -------- delta --------
+attack   defense     ACC ↑  ASR ↓   RA ↑  DER ↑      ACC      ASR      DER     ACC     ASR      DER         time
+----------------------------------------------------------------------------------------------------------------
+badnets  No defense  91.32  95.03   4.44         (91.32)  (95.03)           (0.00)  (0.00)           12 min 34 s
+         TSBD        90.72   1.31  90.01  96.56  (90.72)   (1.31)  (96.53)  (0.00)  (0.00)  (+0.03)         47 s
+
+time: training of the attacked model in the rows without defense, the repair in the others
+paper: Lin et al., NeurIPS 2024, arXiv 2405.20291, Table 1; delta: ours - paper, in percentage points
+in parentheses: the paper's setting differs, so the delta is no verdict (badnets: width 16 instead of 64)
+";
+    assert_eq!(found, expect, "\n{found}");
+}
+
+#[test]
+fn text_without_a_paper_and_with_three_seeds() {
+    let mut input = input(64);
+    input.title = "synthetic, preactresnet18-w8".into();
+    input.seeds = vec![0, 1, 2];
+    input.defenses.truncate(2);
+    for attack in &mut input.attacks {
+        attack.facts.dataset = "synthetic".into();
+    }
+    let first = input.observations.clone();
+    for seed in 1..3 {
+        for o in first.iter().filter(|o| (o.attack, o.defense) != (1, 1)) {
+            let mut o = o.clone();
+            o.seed = seed;
+            o.scores.acc.hits -= 30 * seed;
+            o.seconds = None;
+            input.observations.push(o);
+        }
+    }
+    let found = text::write(&Table::new(&input), Layout::Long);
+    let expect = "\
+synthetic, preactresnet18-w8
+
+                     ---------------------- ours (%) ----------------------
+attack   defense            ACC ↑         ASR ↓          RA ↑         DER ↑         time
+----------------------------------------------------------------------------------------
+badnets  No defense  91.02 ± 0.30  95.03 ± 0.00   4.44 ± 0.00                12 min 34 s
+         TSBD        90.42 ± 0.30   1.31 ± 0.00  90.01 ± 0.00  96.41 ± 0.15         47 s
+----------------------------------------------------------------------------------------
+blended  No defense  93.17 ± 0.30  99.92 ± 0.00   0.06 ± 0.00                13 min 21 s
+         TSBD               91.61          2.61         77.78         97.73         48 s
+----------------------------------------------------------------------------------------
+Average  No defense  92.10 ± 0.30  97.48 ± 0.00   2.25 ± 0.00                12 min 58 s
+         TSBD               91.02          1.96         83.89         97.07         48 s
+
+mean ± standard deviation (divisor n - 1) over n = 1 to 3 seeds
+time: training of the attacked model in the rows without defense, the repair in the others
+no published numbers for this dataset and network in TSBD Table 1
+missing: blended / TSBD: seed 1, 2
+";
+    assert_eq!(found, expect, "\n{found}");
+}
+
+#[test]
+fn text_wide() {
+    let found = text::write(&Table::new(&input(64)), Layout::Wide);
+    let expect = "\
+CIFAR-10, preactresnet18, seed 0
+
+         --- No defense ---  ----------- TSBD ------------  ----- TSBD (oracle) ------  ----------- FT ------------
+attack   ACC ↑  ASR ↓  RA ↑  ACC ↑   ASR ↓    RA ↑  DER ↑   ACC ↑  ASR ↓   RA ↑  DER ↑  ACC ↑  ASR ↓   RA ↑   DER ↑
+-------------------------------------------------------------------------------------------------------------------
+badnets  91.32  95.03  4.44  90.72*   1.31*  90.01  96.56*  90.80   1.00  90.12  96.76  89.96   1.48  91.11*  96.10
+blended  93.47  99.92  0.06  91.61    2.61   77.78  97.73   91.61   2.22  77.78  97.92      -      -      -       -
+-------------------------------------------------------------------------------------------------------------------
+Average  92.40  97.48  2.25  91.17    1.96   83.89  97.14   91.21   1.61  83.95  97.34      -      -      -       -
+
+*: best of the defended rows of an attack
+(oracle): chosen on the poisoned test set, which no defender has; never marked as best
+time: training of the attacked model in the rows without defense, the repair in the others
+missing: blended / FT: seed 0
+";
+    assert_eq!(found, expect, "\n{found}");
+}
+
+#[test]
+fn markdown_long() {
+    let found = markdown::write(&Table::new(&input(64)), Layout::Long);
+    let expect = "\
+**CIFAR-10, preactresnet18, seed 0**
+
+| attack | defense | ACC ↑ | ASR ↓ | RA ↑ | DER ↑ | paper ACC | paper ASR | paper DER | delta ACC | delta ASR | delta DER | time |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| badnets | No defense | 91.32 | 95.03 | 4.44 |  | 91.32 | 95.03 |  | 0.00 | 0.00 |  | 12 min 34 s |
+| badnets | TSBD | **90.72** | **1.31** | 90.01 | **96.56** | 90.72 | 1.31 | 96.53 | 0.00 | 0.00 | +0.03 | 47 s |
+| badnets | TSBD (oracle) | 90.80 | 1.00 | 90.12 | 96.76 | 90.72 | 1.31 | 96.53 | +0.08 | -0.31 | +0.23 | - |
+| badnets | FT | 89.96 | 1.48 | **91.11** | 96.10 | 89.96 | 1.48 | 96.10 | 0.00 | 0.00 | 0.00 | 5 s |
+| blended | No defense | 93.47 | 99.92 | 0.06 |  | 93.47 | 99.92 |  | 0.00 | 0.00 |  | 13 min 21 s |
+| blended | TSBD | 91.61 | 2.61 | 77.78 | 97.73 | 91.61 | 2.61 | 97.73 | 0.00 | 0.00 | 0.00 | 48 s |
+| blended | TSBD (oracle) | 91.61 | 2.22 | 77.78 | 97.92 | 91.61 | 2.61 | 97.73 | 0.00 | -0.39 | +0.19 | - |
+| blended | FT | - | - | - | - | 92.78 | 96.11 | 51.56 |  |  |  | - |
+| Average | No defense | 92.40 | 97.48 | 2.25 |  | 92.40 | 97.48 |  | 0.00 | 0.00 |  | 12 min 58 s |
+| Average | TSBD | 91.17 | 1.96 | 83.89 | 97.14 | 91.17 | 1.96 | 97.13 | 0.00 | 0.00 | +0.01 | 48 s |
+| Average | TSBD (oracle) | 91.21 | 1.61 | 83.95 | 97.34 | 91.17 | 1.96 | 97.13 | +0.04 | -0.35 | +0.21 | - |
+| Average | FT | - | - | - | - | 91.37 | 48.80 | 73.83 |  |  |  | - |
+
+- all numbers in percent
+- bold: best of the defended rows of an attack
+- (oracle): chosen on the poisoned test set, which no defender has; never marked as best
+- time: training of the attacked model in the rows without defense, the repair in the others
+- paper: Lin et al., NeurIPS 2024, arXiv 2405.20291, Table 1; delta: ours - paper, in percentage points
+- the paper's average is recomputed over the attacks shown here
+- missing: blended / FT: seed 0
+";
+    assert_eq!(found, expect, "\n{found}");
+}
+
+#[test]
+fn latex_long() {
+    let found = latex::write(&Table::new(&input(16)), Layout::Long);
+    let expect = "\
+% needs \\usepackage{booktabs}
+% CIFAR-10, preactresnet18, seed 0
+% bold: best of the defended rows of an attack
+% (oracle): chosen on the poisoned test set, which no defender has; never marked as best
+% time: training of the attacked model in the rows without defense, the repair in the others
+% paper: Lin et al., NeurIPS 2024, arXiv 2405.20291, Table 1; delta: ours - paper, in percentage points
+% in parentheses: the paper's setting differs, so the delta is no verdict (badnets, blended: width 16 instead of 64)
+% the paper's average is recomputed over the attacks shown here
+% missing: blended / FT: seed 0
+\\begin{tabular}{llrrrrrrrrrrr}
+\\toprule
+ &  & \\multicolumn{4}{c}{ours (\\%)} & \\multicolumn{3}{c}{paper} & \\multicolumn{3}{c}{delta} &  \\\\
+\\cmidrule(lr){3-6} \\cmidrule(lr){7-9} \\cmidrule(lr){10-12}
+attack & defense & ACC $\\uparrow$ & ASR $\\downarrow$ & RA $\\uparrow$ & DER $\\uparrow$ & ACC & ASR & DER & ACC & ASR & DER & time \\\\
+\\midrule
+badnets & No defense & 91.32 & 95.03 & 4.44 &  & (91.32) & (95.03) &  & (0.00) & (0.00) &  & 12 min 34 s \\\\
+ & TSBD & \\textbf{90.72} & \\textbf{1.31} & 90.01 & \\textbf{96.56} & (90.72) & (1.31) & (96.53) & (0.00) & (0.00) & (+0.03) & 47 s \\\\
+ & TSBD (oracle) & 90.80 & 1.00 & 90.12 & 96.76 & (90.72) & (1.31) & (96.53) & (+0.08) & ($-$0.31) & (+0.23) & - \\\\
+ & FT & 89.96 & 1.48 & \\textbf{91.11} & 96.10 & (89.96) & (1.48) & (96.10) & (0.00) & (0.00) & (0.00) & 5 s \\\\
+\\midrule
+blended & No defense & 93.47 & 99.92 & 0.06 &  & (93.47) & (99.92) &  & (0.00) & (0.00) &  & 13 min 21 s \\\\
+ & TSBD & 91.61 & 2.61 & 77.78 & 97.73 & (91.61) & (2.61) & (97.73) & (0.00) & (0.00) & (0.00) & 48 s \\\\
+ & TSBD (oracle) & 91.61 & 2.22 & 77.78 & 97.92 & (91.61) & (2.61) & (97.73) & (0.00) & ($-$0.39) & (+0.19) & - \\\\
+ & FT & - & - & - & - & (92.78) & (96.11) & (51.56) &  &  &  & - \\\\
+\\midrule
+Average & No defense & 92.40 & 97.48 & 2.25 &  & (92.40) & (97.48) &  & (0.00) & (0.00) &  & 12 min 58 s \\\\
+ & TSBD & 91.17 & 1.96 & 83.89 & 97.14 & (91.17) & (1.96) & (97.13) & (0.00) & (0.00) & (+0.01) & 48 s \\\\
+ & TSBD (oracle) & 91.21 & 1.61 & 83.95 & 97.34 & (91.17) & (1.96) & (97.13) & (+0.04) & ($-$0.35) & (+0.21) & - \\\\
+ & FT & - & - & - & - & (91.37) & (48.80) & (73.83) &  &  &  & - \\\\
+\\bottomrule
+\\end{tabular}
+";
+    assert_eq!(found, expect, "\n{found}");
+}
+
+#[test]
+fn latex_wide() {
+    let found = latex::write(&Table::new(&input(64)), Layout::Wide);
+    let expect = "\
+% needs \\usepackage{booktabs}
+% CIFAR-10, preactresnet18, seed 0
+% bold: best of the defended rows of an attack
+% (oracle): chosen on the poisoned test set, which no defender has; never marked as best
+% time: training of the attacked model in the rows without defense, the repair in the others
+% missing: blended / FT: seed 0
+\\begin{tabular}{lrrrrrrrrrrrrrrr}
+\\toprule
+ & \\multicolumn{3}{c}{No defense} & \\multicolumn{4}{c}{TSBD} & \\multicolumn{4}{c}{TSBD (oracle)} & \\multicolumn{4}{c}{FT} \\\\
+\\cmidrule(lr){2-4} \\cmidrule(lr){5-8} \\cmidrule(lr){9-12} \\cmidrule(lr){13-16}
+attack & ACC $\\uparrow$ & ASR $\\downarrow$ & RA $\\uparrow$ & ACC $\\uparrow$ & ASR $\\downarrow$ & RA $\\uparrow$ & DER $\\uparrow$ & ACC $\\uparrow$ & ASR $\\downarrow$ & RA $\\uparrow$ & DER $\\uparrow$ & ACC $\\uparrow$ & ASR $\\downarrow$ & RA $\\uparrow$ & DER $\\uparrow$ \\\\
+\\midrule
+badnets & 91.32 & 95.03 & 4.44 & \\textbf{90.72} & \\textbf{1.31} & 90.01 & \\textbf{96.56} & 90.80 & 1.00 & 90.12 & 96.76 & 89.96 & 1.48 & \\textbf{91.11} & 96.10 \\\\
+blended & 93.47 & 99.92 & 0.06 & 91.61 & 2.61 & 77.78 & 97.73 & 91.61 & 2.22 & 77.78 & 97.92 & - & - & - & - \\\\
+\\midrule
+Average & 92.40 & 97.48 & 2.25 & 91.17 & 1.96 & 83.89 & 97.14 & 91.21 & 1.61 & 83.95 & 97.34 & - & - & - & - \\\\
+\\bottomrule
+\\end{tabular}
+";
+    assert_eq!(found, expect, "\n{found}");
+}
+
+#[test]
+fn csv_long() {
+    let found = csv::write(&[Table::new(&input(64))]);
+    let expect = "\
+kind,dataset,arch,data,attack,defense,role,seed,n,acc,acc_std,acc_hits,acc_total,asr,asr_std,asr_hits,asr_total,ra,ra_std,ra_hits,ra_total,der,der_std,paper,paper_acc,paper_asr,paper_ra,paper_der,delta_acc,delta_asr,delta_ra,delta_der,seconds
+cell,cifar10,preactresnet18,0123456789ab,badnets,No defense,undefended,0,1,91.32,,9132,10000,95.033333,,8553,9000,4.444444,,400,9000,,,,,,,,,,,,754.2
+mean,cifar10,preactresnet18,0123456789ab,badnets,No defense,undefended,,1,91.32,,,,95.033333,,,,4.444444,,,,,,same setting,91.32,95.03,,,0,0.003333,,,754.2
+cell,cifar10,preactresnet18,0123456789ab,badnets,TSBD,defended,0,1,90.72,,9072,10000,1.311111,,118,9000,90.011111,,8101,9000,96.561111,,,,,,,,,,,47.4
+mean,cifar10,preactresnet18,0123456789ab,badnets,TSBD,defended,,1,90.72,,,,1.311111,,,,90.011111,,,,96.561111,,same setting,90.72,1.31,,96.53,0,0.001111,,0.031111,47.4
+cell,cifar10,preactresnet18,0123456789ab,badnets,TSBD (oracle),oracle,0,1,90.8,,9080,10000,1,,90,9000,90.122222,,8111,9000,96.756667,,,,,,,,,,,
+mean,cifar10,preactresnet18,0123456789ab,badnets,TSBD (oracle),oracle,,1,90.8,,,,1,,,,90.122222,,,,96.756667,,same setting,90.72,1.31,,96.53,0.08,-0.31,,0.226667,
+cell,cifar10,preactresnet18,0123456789ab,badnets,FT,defended,0,1,89.96,,8996,10000,1.477778,,133,9000,91.111111,,8200,9000,96.097778,,,,,,,,,,,5
+mean,cifar10,preactresnet18,0123456789ab,badnets,FT,defended,,1,89.96,,,,1.477778,,,,91.111111,,,,96.097778,,same setting,89.96,1.48,,96.1,0,-0.002222,,-0.002222,5
+cell,cifar10,preactresnet18,0123456789ab,blended,No defense,undefended,0,1,93.47,,9347,10000,99.922222,,8993,9000,0.055556,,5,9000,,,,,,,,,,,,801
+mean,cifar10,preactresnet18,0123456789ab,blended,No defense,undefended,,1,93.47,,,,99.922222,,,,0.055556,,,,,,same setting,93.47,99.92,,,0,0.002222,,,801
+cell,cifar10,preactresnet18,0123456789ab,blended,TSBD,defended,0,1,91.61,,9161,10000,2.611111,,235,9000,77.777778,,7000,9000,97.725556,,,,,,,,,,,48
+mean,cifar10,preactresnet18,0123456789ab,blended,TSBD,defended,,1,91.61,,,,2.611111,,,,77.777778,,,,97.725556,,same setting,91.61,2.61,,97.73,0,0.001111,,-0.004444,48
+cell,cifar10,preactresnet18,0123456789ab,blended,TSBD (oracle),oracle,0,1,91.61,,9161,10000,2.222222,,200,9000,77.777778,,7000,9000,97.92,,,,,,,,,,,
+mean,cifar10,preactresnet18,0123456789ab,blended,TSBD (oracle),oracle,,1,91.61,,,,2.222222,,,,77.777778,,,,97.92,,same setting,91.61,2.61,,97.73,0,-0.387778,,0.19,
+mean,cifar10,preactresnet18,0123456789ab,blended,FT,defended,,0,,,,,,,,,,,,,,,same setting,92.78,96.11,,51.56,,,,,
+average,cifar10,preactresnet18,0123456789ab,Average,No defense,undefended,,1,92.395,,,,97.477778,,,,2.25,,,,,,same setting,92.395,97.475,,,0,0.002778,,,777.6
+average,cifar10,preactresnet18,0123456789ab,Average,TSBD,defended,,1,91.165,,,,1.961111,,,,83.894444,,,,97.143333,,same setting,91.165,1.96,,97.13,0,0.001111,,0.013333,47.7
+average,cifar10,preactresnet18,0123456789ab,Average,TSBD (oracle),oracle,,1,91.205,,,,1.611111,,,,83.95,,,,97.338333,,same setting,91.165,1.96,,97.13,0.04,-0.348889,,0.208333,
+average,cifar10,preactresnet18,0123456789ab,Average,FT,defended,,0,,,,,,,,,,,,,,,same setting,91.37,48.795,,73.83,,,,,
+";
+    assert_eq!(found, expect, "\n{found}");
+}
+
+#[test]
+fn labels_are_escaped() {
+    let mut input = input(64);
+    input.attacks.truncate(1);
+    input.defenses = vec![defense("a", "50% a_b|{c}\\, \"d\" & #", Role::Defended)];
+    let table = Table::new(&input);
+    let cases = [
+        (
+            markdown::write(&table, Layout::Long),
+            "| 50% a\\_b\\|{c}\\\\, \"d\" & \\# |",
+        ),
+        (
+            latex::write(&table, Layout::Long),
+            "50\\% a\\_b\\textbar{}\\{c\\}\\textbackslash{}, \"d\" \\& \\# &",
+        ),
+        (
+            csv::write(std::slice::from_ref(&table)),
+            ",\"50% a_b|{c}\\, \"\"d\"\" & #\",",
+        ),
+    ];
+    for (found, expect) in cases {
+        assert!(found.contains(expect), "{expect}\n{found}");
+    }
+}
+
+#[test]
+fn an_empty_table_is_no_failure() {
+    let table = Table::new(&Input::default());
+    for layout in [Layout::Long, Layout::Wide] {
+        text::write(&table, layout);
+        markdown::write(&table, layout);
+        latex::write(&table, layout);
+    }
+    assert_eq!(csv::write(std::slice::from_ref(&table)).lines().count(), 1);
+}
+
+/// The fields of one CSV line; the labels of these tests need no quotes.
+fn fields(line: &str) -> Vec<&str> {
+    line.split(',').collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// What text, Markdown and LaTeX print is what CSV says, rounded.
+    #[test]
+    fn writers_agree(
+        attacks in 1_usize..4,
+        defenses in 1_usize..4,
+        cells in prop::collection::vec((0_usize..4, 0_usize..4, 0_u64..3, 0_u64..=10_000, 0_u64..=9_000), 0..40),
+    ) {
+        let names = ["badnets", "blended", "sig", "lf"];
+        let column = |d| match d {
+            0 => DefenseColumn::undefended(),
+            _ => defense("ft", &format!("d{d}"), Role::Defended),
+        };
+        let input = Input {
+            attacks: names[..attacks].iter().map(|a| attack(a, 64)).collect(),
+            defenses: (0..defenses).map(column).collect(),
+            seeds: vec![0, 1],
+            observations: cells
+                .into_iter()
+                .filter(|c| c.0 < attacks && c.1 < defenses)
+                .map(|(attack, defense, seed, acc, asr)| Observation {
+                    attack,
+                    defense,
+                    seed,
+                    scores: scores(acc, asr, 9_000 - asr),
+                    before: (defense > 0).then(|| scores(9_000, 8_000, 100)),
+                    seconds: None,
+                })
+                .collect(),
+            ..Input::default()
+        };
+        let table = Table::new(&input);
+        let csv = csv::write(std::slice::from_ref(&table));
+        let mut lines = csv.lines();
+        let header = fields(lines.next().expect("a header"));
+        let at = |name: &str| header.iter().position(|h| *h == name).expect("a column");
+        let rows: Vec<_> = lines.map(fields).filter(|f| f[0] != "cell").collect();
+        let markdown = markdown::write(&table, Layout::Long);
+        let markdown: Vec<Vec<&str>> = markdown
+            .lines()
+            .filter(|l| l.starts_with('|'))
+            .skip(2)
+            .map(|l| l.trim_matches('|').split('|').map(str::trim).collect())
+            .collect();
+        let latex = latex::write(&table, Layout::Long);
+        let latex: Vec<Vec<&str>> = latex
+            .lines()
+            .filter(|l| l.ends_with("\\\\"))
+            .skip_while(|l| !l.starts_with("attack"))
+            .skip(1)
+            .map(|l| l.trim_end_matches(" \\\\").split(" & ").collect())
+            .collect();
+        let text = text::write(&table, Layout::Long);
+        prop_assert_eq!(markdown.len(), rows.len());
+        prop_assert_eq!(latex.len(), rows.len());
+        for ((row, markdown), latex) in rows.iter().zip(&markdown).zip(&latex) {
+            prop_assert_eq!(&row[4..6], &markdown[0..2]);
+            for (i, name) in COLUMNS.iter().enumerate() {
+                let (cell, latex) = (markdown[2 + i], latex[2 + i]);
+                prop_assert_eq!(cell.contains("**"), latex.contains("\\textbf"));
+                let cell = cell.trim_matches('*');
+                let latex = latex.replace("\\textbf{", "").replace('}', "").replace("$\\pm$", "±");
+                prop_assert_eq!(cell, latex.as_str());
+                if let Ok(exact) = row[at(name)].parse::<f64>() {
+                    let mean = cell.split(' ').next().unwrap_or_default();
+                    let shown: f64 = mean.parse().expect("a number");
+                    prop_assert!((shown - exact).abs() <= 0.005_001, "{} {}", shown, exact);
+                    prop_assert!(text.contains(mean), "{}", mean);
+                } else {
+                    prop_assert!(cell.is_empty() || cell == "-", "{}", cell);
+                }
+            }
+        }
+    }
+}
