@@ -18,7 +18,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use bb_core::artifact::{self, atomic};
-use bb_core::cell::{self, CKPT, Cell, CellSpec, ENV, Kind, LOG, Opened, Work};
+use bb_core::cell::{
+    self, CKPT, CONFIG, Cell, CellSpec, ENV, Kind, LOG, METRICS, MODEL, Opened, POISON_TEST,
+    POISON_TRAIN, Work,
+};
 use bb_core::cli::catch_interrupts;
 use bb_core::data::{Dataset, OpenOptions};
 use bb_core::events::{Log, Progress, env_facts};
@@ -33,17 +36,6 @@ use serde_json::{Value, json};
 use crate::error::AttackError;
 use crate::method::{AnyAttack, Ctx, Finished, Given, Poisoned, Ready, TrainHook};
 use crate::{registry, static_attack, stealth};
-
-/// Name of the trained network in a cell.
-pub const MODEL: &str = "model.safetensors";
-/// Name of the poisoned training images in a cell.
-pub const POISON_TRAIN: &str = "poison_train.safetensors";
-/// Name of the poisoned test images in a cell.
-pub const POISON_TEST: &str = "poison_test.safetensors";
-/// Name of the settings in a cell.
-pub const CONFIG: &str = "config.toml";
-/// Name of the rows per epoch in a cell.
-pub const METRICS: &str = "metrics.jsonl";
 
 /// What to run.
 #[derive(Clone, Debug)]

@@ -1,23 +1,9 @@
 //! Checks that the settings of several attacks share.
 
-use std::fmt::Display;
 use std::path::PathBuf;
 
-use bb_core::settings::SettingsError;
+use bb_core::settings::{SettingsError, check};
 use bb_nn::train::Recipe;
-
-/// An error naming `key` unless `ok`.
-pub fn check(
-    key: &str,
-    found: impl Display,
-    expected: &str,
-    ok: bool,
-) -> Result<(), SettingsError> {
-    if ok {
-        return Ok(());
-    }
-    Err(SettingsError::value(key, found, expected))
-}
 
 /// Checks the share of the training set that is poisoned.
 pub fn check_ratio(ratio: f64) -> Result<(), SettingsError> {

@@ -3,14 +3,13 @@
 use std::cell::Cell as StdCell;
 use std::path::{Path, PathBuf};
 
-use bb_attack::harness::{
-    AttackRequest, CONFIG, METRICS, MODEL, MetricsRow, POISON_TEST, POISON_TRAIN, run, run_with,
-};
+use bb_attack::harness::{AttackRequest, MetricsRow, run, run_with};
 use bb_attack::labels::LabelMap;
 use bb_attack::method::{Attack, Ctx, Finished, Given, Poisoned, TrainHook, erase};
 use bb_attack::registry::ATTACKS;
 use bb_attack::{AttackError, static_attack};
 use bb_core::cell::Cell;
+use bb_core::cell::{CONFIG, METRICS, MODEL, POISON_TEST, POISON_TRAIN};
 use bb_core::cli::{Coded, exit};
 use bb_core::data::{Dataset, OpenOptions};
 use bb_core::method::{MethodInfo, Needs, Status};

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bb_core::artifact::atomic;
-use bb_core::cell::{CKPT, Work};
+use bb_core::cell::{CKPT, METRICS, Work};
 use bb_core::cli::check_interrupt;
 use bb_core::data::{DatasetSpec, Split};
 use bb_core::events::{Log, Progress};
@@ -21,9 +21,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::error::DefenseError;
-
-/// Rows of measurements, one JSON object a line.
-pub(crate) const METRICS: &str = "metrics.jsonl";
 
 /// Where in its work a method is; the first fields of a row in `metrics.jsonl`.
 #[derive(Clone, Copy, Debug)]

@@ -12,11 +12,10 @@ use bb_core::artifact::sha256_hex;
 use bb_core::data::{Dataset, Split};
 use bb_core::method::Needs;
 use bb_core::rng::python::Random;
-use bb_core::settings::SettingsError;
+use bb_core::settings::{SettingsError, check};
 use serde::{Deserialize, Serialize};
 
 use crate::error::DefenseError;
-use crate::settings::check;
 
 /// Data that the harness can hand to a method.
 pub trait FromNeeds: sealed::Sealed + Sized {

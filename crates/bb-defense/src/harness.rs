@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bb_core::cell::{Cell, CellSpec, ENV, Kind, LOG, Opened, Work, open};
+use bb_core::cell::{
+    CONFIG, Cell, CellSpec, ENV, Kind, LOG, MODEL, Opened, POISON_TEST, Work, open,
+};
 use bb_core::cli::catch_interrupts;
 use bb_core::data::{self, Dataset, OpenOptions};
 use bb_core::events::{Log, env_facts};
@@ -21,14 +23,8 @@ use crate::error::DefenseError;
 use crate::method::{AnyDefense, Armed, Given, Ready, Repaired};
 use crate::results::Results;
 
-/// The suspect model in an attack's cell, and the repaired one in a defense's.
-pub const MODEL: &str = "model.safetensors";
 /// The best candidate in a defense's cell, if there were several.
 pub const ORACLE: &str = "oracle.safetensors";
-/// The poisoned test images in an attack's cell.
-pub const POISON_TEST: &str = "poison_test.safetensors";
-/// The settings.
-const CONFIG: &str = "config.toml";
 /// Checkpoint of the harness itself.
 const BEFORE: &str = "suspect";
 
@@ -112,7 +108,15 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     let mut suspect = Net::from_state(&arch, &state)?;
 
     let armed = ready.grant(&dataset)?;
-    let spec = cell_spec(req, &attack, &dataset, ready.as_ref(), armed.as_ref());
+    let clean_indices = armed.granted().map(|g| g.indices_sha256.as_str());
+    let spec = cell_spec(
+        req.defense,
+        &*ready,
+        &attack,
+        &dataset,
+        clean_indices,
+        req.seed,
+    );
     let work = match open(&req.out, &spec)? {
         Opened::Complete(cell) => {
             let text = format!("complete already: {}", cell.dir.display());
@@ -273,28 +277,30 @@ fn open_data(req: &DefenseRequest, attack: &Cell) -> Result<(Dataset, PoisonSet)
     Ok((dataset, poisoned))
 }
 
-fn cell_spec(
-    req: &DefenseRequest,
+/// What the cell of a defense follows from; `clean_indices` is the digest of the clean images' indices, if it has any.
+pub fn cell_spec(
+    defense: &dyn AnyDefense,
+    ready: &dyn Ready,
     attack: &Cell,
     dataset: &Dataset,
-    ready: &dyn Ready,
-    armed: &dyn Armed,
+    clean_indices: Option<&str>,
+    seed: u64,
 ) -> CellSpec {
     let mut inputs = BTreeMap::from([
         ("attack".to_owned(), attack.digest()),
         ("dataset".to_owned(), dataset.digest.clone()),
     ]);
-    if let Some(granted) = armed.granted() {
-        inputs.insert("clean_indices".to_owned(), granted.indices_sha256.clone());
+    if let Some(digest) = clean_indices {
+        inputs.insert("clean_indices".to_owned(), digest.to_owned());
     }
     CellSpec {
         kind: Kind::Defense,
-        method: req.defense.info().id.to_owned(),
+        method: defense.info().id.to_owned(),
         dataset: attack.manifest.dataset.clone(),
         arch: attack.manifest.arch.clone(),
         settings: ready.tree().clone(),
         inputs,
-        seed: req.seed,
+        seed,
     }
 }
 

@@ -1,7 +1,6 @@
 //! From a grid file to everything that its cells follow from: methods, settings, data, network.
 //!
 //! All of it is checked before the first cell is begun, so that a slip in the last line does not cost a night.
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bb_attack::harness::GivenData;
@@ -128,22 +127,14 @@ impl Prepared {
     /// What defense number `defense` on a complete attack follows from: the same as `bb_defense::run` finds.
     pub fn defense_spec(&self, defense: usize, attack: &Cell, seed: u64) -> CellSpec {
         let prepared = &self.defenses[defense];
-        let mut inputs = BTreeMap::from([
-            ("attack".to_owned(), attack.digest()),
-            ("dataset".to_owned(), self.dataset.digest.clone()),
-        ]);
-        if let Some(digest) = &prepared.clean_indices {
-            inputs.insert("clean_indices".to_owned(), digest.clone());
-        }
-        CellSpec {
-            kind: Kind::Defense,
-            method: prepared.defense.info().id.to_owned(),
-            dataset: attack.manifest.dataset.clone(),
-            arch: attack.manifest.arch.clone(),
-            settings: prepared.ready.tree().clone(),
-            inputs,
+        bb_defense::harness::cell_spec(
+            prepared.defense,
+            &*prepared.ready,
+            attack,
+            &self.dataset,
+            prepared.clean_indices.as_deref(),
             seed,
-        }
+        )
     }
 }
 

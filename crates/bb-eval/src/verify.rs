@@ -1,7 +1,7 @@
 //! Measures the model of a cell again, and says whether its manifest tells the truth.
 use std::path::{Path, PathBuf};
 
-use bb_core::cell::{Cell, ENV, Kind};
+use bb_core::cell::{Cell, ENV, Kind, MODEL, POISON_TEST};
 use bb_core::cli::{Coded, Failure, exit};
 use bb_core::data::{self, OpenOptions};
 use bb_core::metrics::Scores;
@@ -138,9 +138,9 @@ pub fn verify(
         .as_u64()
         .ok_or_else(|| no_field("settings.model.width"))?;
     let arch = ArchSpec::new(name, width as usize, dataset.spec.classes)?;
-    let state = StateDict::load(&cell.file(bb_attack::harness::MODEL))?;
+    let state = StateDict::load(&cell.file(MODEL))?;
     let mut net = Net::from_state(&arch, &state)?;
-    let poisoned = PoisonSet::load(attack.file(bb_attack::harness::POISON_TEST))?;
+    let poisoned = PoisonSet::load(attack.file(POISON_TEST))?;
     poisoned.check(dataset.test.len(), dataset.spec.classes)?;
     let found = eval::scores(&mut net, &dataset.test, &poisoned, &dataset.spec);
     Ok(Verified { found, expected })

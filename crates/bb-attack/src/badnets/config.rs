@@ -1,12 +1,12 @@
 //! Settings of BadNets.
 
-use bb_core::settings::{SettingsError, Validate};
+use bb_core::settings::{SettingsError, Validate, check};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
 use super::trigger::{Patch, Pattern, Position};
 use crate::labels::LabelRule;
-use crate::settings::{self, check};
+use crate::settings;
 
 /// Settings of BadNets; the defaults are the bench's.
 #[derive(Clone, Debug, Serialize, Deserialize)]

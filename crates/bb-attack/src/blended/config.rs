@@ -1,11 +1,11 @@
 //! Settings of Blended.
 
-use bb_core::settings::{SettingsError, Validate};
+use bb_core::settings::{SettingsError, Validate, check};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
 use crate::labels::LabelRule;
-use crate::settings::{self, check};
+use crate::settings;
 
 /// Settings of Blended; the defaults are the bench's.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -44,6 +44,16 @@ pub const CKPT: &str = "ckpt";
 pub const ENV: &str = "env.json";
 /// Name of the log.
 pub const LOG: &str = "log.jsonl";
+/// The trained or repaired network.
+pub const MODEL: &str = "model.safetensors";
+/// The poisoned training images of an attack.
+pub const POISON_TRAIN: &str = "poison_train.safetensors";
+/// The poisoned test images of an attack.
+pub const POISON_TEST: &str = "poison_test.safetensors";
+/// The complete settings, in a form that gives the same run again.
+pub const CONFIG: &str = "config.toml";
+/// The measured rows.
+pub const METRICS: &str = "metrics.jsonl";
 const LOCK: &str = "lock";
 
 /// What a cell is a result of.

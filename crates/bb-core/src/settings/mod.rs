@@ -47,7 +47,7 @@ use serde_json::{Map, Value};
 
 pub use error::{Origin, SettingsError};
 pub use suggest::nearest;
-pub use valid::{Valid, Validate};
+pub use valid::{Valid, Validate, check};
 pub use write::render;
 
 use read::{Entry, Node};

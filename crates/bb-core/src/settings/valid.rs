@@ -1,5 +1,6 @@
 //! Settings that were checked.
 
+use std::fmt::Display;
 use std::ops::Deref;
 
 use super::SettingsError;
@@ -8,6 +9,19 @@ use super::SettingsError;
 pub trait Validate {
     /// The first thing that is wrong, as [`SettingsError::Value`].
     fn validate(&self) -> Result<(), SettingsError>;
+}
+
+/// An error naming `key` unless `ok`; the building block of [`Validate::validate`].
+pub fn check(
+    key: &str,
+    found: impl Display,
+    expected: &str,
+    ok: bool,
+) -> Result<(), SettingsError> {
+    if ok {
+        return Ok(());
+    }
+    Err(SettingsError::value(key, found, expected))
 }
 
 /// Settings that passed their check, and cannot be changed any more.

@@ -1,11 +1,11 @@
 //! Settings of TSBD; the defaults are the authors' code.
 
-use bb_core::settings::{SettingsError, Validate};
+use bb_core::settings::{SettingsError, Validate, check};
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::{NormScope, Scheme};
 use crate::data::CleanBudget;
-use crate::settings::{check, share};
+use crate::settings::share;
 
 /// Settings of TSBD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
