@@ -4,8 +4,9 @@
 
 mod common;
 
-use bb_nn::data::Input;
-use bb_nn::net::{Activation, Mode, Net};
+use bb_core::data::resize::pil_bilinear;
+use bb_nn::data::{Input, Normaliser};
+use bb_nn::net::{Activation, Mode, Net, Shape};
 use bb_nn::optim::Sgd;
 use bb_nn::{ArchSpec, StateDict, ops};
 use candle_core::{Tensor, Var};
@@ -80,6 +81,59 @@ fn nchw(a: &Activation, images: usize) -> Vec<f32> {
         }
     }
     out
+}
+
+fn bytes(t: &Tensor) -> Vec<u8> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// `[h, w, 3]` pixels through a dataset's test transform, in PyTorch's order.
+fn test_transform(id: &str, pixels: &[u8], h: usize, w: usize) -> Vec<f32> {
+    let spec = bb_core::data::spec(id).unwrap();
+    let resized = pil_bilinear(pixels, h, w, spec.height, spec.width);
+    let mut data = vec![0.0; resized.len()];
+    Normaliser::new(spec).apply(&resized, &mut data);
+    let shape = Shape {
+        n: 1,
+        h: spec.height,
+        w: spec.width,
+        c: 3,
+    };
+    nchw(&Activation { shape, data }, 1)
+}
+
+#[test]
+fn golden_d_transform() {
+    let Some(folder) = folder() else { return };
+    let expected = load_case(&folder, "d_transform");
+    let (pixels, out) = (&expected["cifar10.in_u8"], &expected["cifar10.out"]);
+    let (n, h, w, _) = pixels.dims4().unwrap();
+    for i in 0..n {
+        let found = test_transform("cifar10", &bytes(&pixels.get(i).unwrap()), h, w);
+        assert_close("cifar10", &found, &floats(&out.get(i).unwrap()), 1e-6);
+    }
+    let odd = &expected["odd.in_u8"];
+    let (h, w, _) = odd.dims3().unwrap();
+    for id in ["gtsrb", "cifar100", "tiny", "cifar10"] {
+        let found = test_transform(id, &bytes(odd), h, w);
+        assert_close(
+            id,
+            &found,
+            &floats(&expected[&format!("odd.{id}.out")]),
+            1e-6,
+        );
+    }
+}
+
+#[test]
+fn golden_inputs_are_the_test_transform_of_their_pixels() {
+    let Some(folder) = folder() else { return };
+    let inputs = load_case(&folder, "inputs");
+    let (n, h, w, _) = inputs["u8"].dims4().unwrap();
+    for i in 0..n {
+        let found = test_transform("cifar10", &bytes(&inputs["u8"].get(i).unwrap()), h, w);
+        assert_close("x", &found, &floats(&inputs["x"].get(i).unwrap()), 1e-6);
+    }
 }
 
 #[test]
