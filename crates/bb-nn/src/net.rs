@@ -632,7 +632,7 @@ impl Net {
                         .batch
                         .then_some((dbeta.as_slice(), dgamma.as_slice()));
                     if let Some(dx) = &mut gradients[x] {
-                        norm::input_gradient(&dy, x_data, &saved, batch, Add::Destination, dx);
+                        norm::add_input_gradient(&dy, x_data, &saved, batch, dx);
                         run.give(dy);
                     } else {
                         norm::input_gradient_in_place(&mut dy, x_data, &saved, batch);

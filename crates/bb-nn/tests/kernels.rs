@@ -374,3 +374,57 @@ fn pooling_and_linear_are_their_definitions() {
         .collect();
     assert_near("linear", &y, &expected, 1e-6);
 }
+
+#[test]
+fn operations_agree_with_candles_own() {
+    let tensor = |shape: &[usize], seed| {
+        Tensor::from_vec(random(shape.iter().product(), seed), shape, &Device::Cpu).unwrap()
+    };
+    let close = |name: &str, a: &Tensor, b: &Tensor| {
+        let b: Vec<f64> = b
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+            .iter()
+            .map(|v| f64::from(*v))
+            .collect();
+        assert_near(
+            name,
+            &a.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+            &b,
+            1e-5,
+        );
+    };
+    let (x, w) = (tensor(&[3, 5, 9, 7], 1), tensor(&[6, 5, 3, 3], 2));
+    close(
+        "conv2d",
+        &ops::conv2d(&x, &w, 2, 1).unwrap(),
+        &x.conv2d(&w, 1, 2, 1, 1).unwrap(),
+    );
+    let (logits, labels) = (tensor(&[4, 6], 3), [5u32, 0, 3, 3]);
+    let target = Tensor::new(&labels, &Device::Cpu).unwrap();
+    let theirs = candle_nn::loss::cross_entropy(&logits, &target).unwrap();
+    close(
+        "cross_entropy",
+        &ops::cross_entropy(&logits, &labels).unwrap(),
+        &theirs,
+    );
+    let (mean, var) = (tensor(&[5], 4), (tensor(&[5], 5) + 1.0).unwrap());
+    let (gamma, beta) = (tensor(&[5], 6), tensor(&[5], 7));
+    let theirs = candle_nn::BatchNorm::new(
+        5,
+        mean.clone(),
+        var.clone(),
+        gamma.clone(),
+        beta.clone(),
+        1e-5,
+    )
+    .unwrap();
+    let theirs = candle_nn::ModuleT::forward_t(&theirs, &x, false).unwrap();
+    close(
+        "batch_norm",
+        &ops::batch_norm_eval(&x, &gamma, &beta, &mean, &var).unwrap(),
+        &theirs,
+    );
+}

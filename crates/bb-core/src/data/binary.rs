@@ -1,6 +1,6 @@
 //! The official binary batches of CIFAR-10: 10,000 times one byte of label and three planes of 32x32 bytes.
 //!
-//! Read here and not through candle-datasets, whose reader takes 1.5 GB of f32 on the way and does not say which file
+//! Read here and not through candle-datasets, whose reader goes through f32 tensors and does not say which file
 //! is short; with the feature `hub` a test holds the two to the same result.
 
 use std::path::PathBuf;

@@ -4,7 +4,6 @@
 //! Backward recomputes the sign of the pre-activation from `x` by the same expression, so `y` need not be kept for
 //! it, and the gradient of ReLU at exactly 0 is 0, as in PyTorch.
 
-use super::conv::Add;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -184,42 +183,37 @@ pub fn parameter_gradients(dy: &[f32], x: &[f32], saved: &Saved<'_>) -> (Vec<f32
     (sum.iter().map(|s| *s as f32).collect(), dgamma)
 }
 
-/// Input gradient, written to `dx` (`[rows, c]`) or, with [`Add::Destination`], added to it.
+/// Input gradient, added to `dx` (`[rows, c]`).
 ///
 /// `batch` holds the two sums of [`parameter_gradients`] when the forward pass used batch statistics, so that
 /// `dx = scale * (g - (sum + x_hat * dot) / rows)`; with running statistics (`None`) `dx = scale * g`.
-pub fn input_gradient(
+pub fn add_input_gradient(
     dy: &[f32],
     x: &[f32],
     saved: &Saved<'_>,
     batch: Option<(&[f32], &[f32])>,
-    add: Add<'_>,
     dx: &mut [f32],
 ) {
     let c = saved.check(dy, x);
     assert_eq!(dx.len(), x.len());
     let (constant, slope) = batch_terms(saved, batch, x.len() / c);
-    let piece = piece(c);
-    dx.par_chunks_mut(piece).enumerate().for_each(|(i, dx)| {
-        let at = i * piece;
-        let add = match add {
-            Add::Other(other) => Add::Other(&other[at..][..dx.len()]),
-            same => same,
-        };
-        let (dy, x) = (Source::Other(&dy[at..][..dx.len()]), &x[at..][..dx.len()]);
-        Arch::new().dispatch(InputGradient {
-            dy,
-            x,
-            add,
-            dx,
-            saved,
-            constant: &constant,
-            slope: &slope,
+    let (constant, slope) = (constant.as_slice(), slope.as_slice());
+    let chunks = dx.par_chunks_mut(piece(c)).zip(dy.par_chunks(piece(c)));
+    chunks
+        .zip(x.par_chunks(piece(c)))
+        .for_each(|((dx, dy), x)| {
+            Arch::new().dispatch(InputGradient {
+                dy: Some(dy),
+                x,
+                dx,
+                saved,
+                constant,
+                slope,
+            });
         });
-    });
 }
 
-/// [`input_gradient`] in place: `dy` becomes the input gradient.
+/// Input gradient in place: `dy` becomes what [`add_input_gradient`] would add.
 pub fn input_gradient_in_place(
     dy: &mut [f32],
     x: &[f32],
@@ -228,18 +222,17 @@ pub fn input_gradient_in_place(
 ) {
     let c = saved.check(dy, x);
     let (constant, slope) = batch_terms(saved, batch, x.len() / c);
+    let (constant, slope) = (constant.as_slice(), slope.as_slice());
     dy.par_chunks_mut(piece(c))
         .zip(x.par_chunks(piece(c)))
         .for_each(|(dx, x)| {
-            let dy = Source::Destination;
             Arch::new().dispatch(InputGradient {
-                dy,
+                dy: None,
                 x,
-                add: Add::Nothing,
                 dx,
                 saved,
-                constant: &constant,
-                slope: &slope,
+                constant,
+                slope,
             });
         });
 }
@@ -352,17 +345,11 @@ impl WithSimd for GradientSums<'_> {
     }
 }
 
-/// Where a kernel that can work in place finds its argument.
-enum Source<'a> {
-    Other(&'a [f32]),
-    Destination,
-}
-
 /// The input gradient of one piece.
 struct InputGradient<'a> {
-    dy: Source<'a>,
+    /// The output gradient; `None` takes it from `dx` and overwrites it.
+    dy: Option<&'a [f32]>,
     x: &'a [f32],
-    add: Add<'a>,
     dx: &'a mut [f32],
     saved: &'a Saved<'a>,
     constant: &'a [f32],
@@ -377,7 +364,6 @@ impl WithSimd for InputGradient<'_> {
         let Self {
             dy,
             x,
-            add,
             dx,
             saved,
             constant,
@@ -388,18 +374,11 @@ impl WithSimd for InputGradient<'_> {
         let zero = simd.splat_f32s(0.0);
         let floor = simd.splat_f32s(saved.floor());
         let rows = block(c);
+        let add = dy.is_some();
         for (b, dx) in dx.chunks_mut(rows * c).enumerate() {
             let at = b * rows * c;
             let x = &x[at..][..dx.len()];
-            let dy = match dy {
-                Source::Other(dy) => Some(&dy[at..][..dx.len()]),
-                Source::Destination => None,
-            };
-            let other = match add {
-                Add::Other(other) => Some(&other[at..][..dx.len()]),
-                _ => None,
-            };
-            let accumulate = matches!(add, Add::Destination);
+            let dy = dy.map(|dy| &dy[at..][..dx.len()]);
             for i in 0..lanes.vectors {
                 let (scale, shift) = (vector::<S>(saved.scale, i), vector::<S>(saved.shift, i));
                 let mean = vector::<S>(saved.mean, i);
@@ -413,11 +392,8 @@ impl WithSimd for InputGradient<'_> {
                     let g = simd.select_f32s(open, dy, zero);
                     let drift = simd.mul_add_e_f32s(slope, simd.sub_f32s(x, mean), constant);
                     let mut v = simd.sub_f32s(simd.mul_f32s(scale, g), drift);
-                    if accumulate {
+                    if add {
                         v = simd.add_f32s(old, v);
-                    }
-                    if let Some(other) = other {
-                        v = simd.add_f32s(vector::<S>(&other[r * c..][..c], i), v);
                     }
                     dx[at].copy_from_slice(bytemuck::cast_slice(&[v]));
                 }
@@ -429,11 +405,8 @@ impl WithSimd for InputGradient<'_> {
                     let g = if open { dy } else { 0.0 };
                     let drift = slope[i].mul_add(x[i] - saved.mean[i], constant[i]);
                     let mut v = saved.scale[i] * g - drift;
-                    if accumulate {
+                    if add {
                         v += dx[i];
-                    }
-                    if let Some(other) = other {
-                        v += other[r * c + i];
                     }
                     dx[i] = v;
                 }
