@@ -127,21 +127,25 @@ pub fn apply(x: &[f32], scale: &[f32], shift: &[f32], relu: bool, y: &mut [f32])
     assert!(shift.len() == c && x.len() == y.len() && x.len().is_multiple_of(c));
     y.par_chunks_mut(piece(c))
         .zip(x.par_chunks(piece(c)))
-        .for_each(|(y, x)| {
-            Arch::new().dispatch(
-                #[inline(always)]
-                || {
-                    let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
-                    for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                        for (((y, x), scale), shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
-                            let z = x.mul_add(*scale, *shift);
-                            // Written as a comparison so that NaN stays NaN.
-                            *y = if z < floor { floor } else { z };
-                        }
-                    }
-                },
-            );
-        });
+        .for_each(|(y, x)| apply_piece(x, scale, shift, relu, y));
+}
+
+/// [`apply`] on this thread.
+pub(super) fn apply_piece(x: &[f32], scale: &[f32], shift: &[f32], relu: bool, y: &mut [f32]) {
+    let c = scale.len();
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+            for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+                for (((y, x), scale), shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
+                    let z = x.mul_add(*scale, *shift);
+                    // Written as a comparison so that NaN stays NaN.
+                    *y = if z < floor { floor } else { z };
+                }
+            }
+        },
+    );
 }
 
 /// What the backward pass needs to know of the forward pass, per channel.

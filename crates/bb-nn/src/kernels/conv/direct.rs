@@ -1,96 +1,16 @@
-//! Two-dimensional convolution: forward, input gradient and weight gradient.
+//! The direct form: forward pass and input gradient of any shape.
 //!
-//! One routine serves the forward pass and the input gradient.
 //! Both are written as *phases*: sub-convolutions in which every output pixel reads a dense window of a zero-padded
 //! source. A forward pass is one phase; the input gradient of a convolution of stride `s` splits into `s * s` phases,
 //! one for each residue of the output position, so that no product with an inserted zero is ever formed.
 //! Inside a phase a tile of eight pixels times two vectors of output channels stays in registers, the window of a
 //! pixel is `rows x (columns * channels)` contiguous floats, and the packed weights of the tile's channels are
 //! streamed from the second-level cache.
-//!
-//! Layouts: images `[n, h, w, c]` (NHWC), weights `[k, k, cin, cout]` (HWIO), all `f32`.
-//! Work is cut by shape alone and partial sums are added in a fixed order, so results do not depend on the number of
-//! threads.
 
-use super::scratch;
+use super::{Add, ConvShape, Source};
+use crate::kernels::{norm, scratch};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-
-/// Sizes of a square convolution with equal padding on all sides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConvShape {
-    /// Images in the batch.
-    pub n: usize,
-    /// Input height in pixels.
-    pub h: usize,
-    /// Input width in pixels.
-    pub w: usize,
-    /// Input channels.
-    pub cin: usize,
-    /// Output channels.
-    pub cout: usize,
-    /// Kernel side.
-    pub k: usize,
-    /// Stride in both directions.
-    pub stride: usize,
-    /// Zero padding on each side.
-    pub pad: usize,
-}
-
-impl ConvShape {
-    /// Output height in pixels.
-    pub fn oh(&self) -> usize {
-        (self.h + 2 * self.pad - self.k) / self.stride + 1
-    }
-    /// Output width in pixels.
-    pub fn ow(&self) -> usize {
-        (self.w + 2 * self.pad - self.k) / self.stride + 1
-    }
-    /// Floats of the input `[n, h, w, cin]`.
-    pub fn input_len(&self) -> usize {
-        self.n * self.h * self.w * self.cin
-    }
-    /// Floats of the output `[n, oh, ow, cout]`.
-    pub fn output_len(&self) -> usize {
-        self.n * self.oh() * self.ow() * self.cout
-    }
-    /// Floats of the weights `[k, k, cin, cout]`.
-    pub fn weight_len(&self) -> usize {
-        self.k * self.k * self.cin * self.cout
-    }
-    /// Multiply-adds times two of one forward pass in direct form.
-    pub fn flops(&self) -> usize {
-        2 * self.output_len() * self.k * self.k * self.cin
-    }
-    /// Whether the sizes describe a convolution this module computes.
-    pub fn is_valid(&self) -> bool {
-        let Self {
-            n,
-            h,
-            w,
-            cin,
-            cout,
-            k,
-            stride,
-            pad,
-        } = *self;
-        [n, h, w, cin, cout, k, stride].iter().all(|&v| v > 0)
-            && h + 2 * pad >= k
-            && w + 2 * pad >= k
-            && pad < k
-    }
-}
-
-/// What a kernel adds to the result it writes.
-#[derive(Clone, Copy, Debug)]
-pub enum Add<'a> {
-    /// Nothing: the destination is overwritten.
-    Nothing,
-    /// Another tensor of the destination's shape.
-    Other(&'a [f32]),
-    /// What the destination holds already.
-    Destination,
-}
 
 /// A sub-convolution with dense windows; see the module's head.
 #[derive(Debug)]
@@ -111,13 +31,13 @@ struct Phase {
 
 /// How a convolution (or its input gradient) runs over a padded source.
 #[derive(Debug)]
-struct Plan {
+pub(super) struct Plan {
     src: (usize, usize, usize),
     dst: (usize, usize, usize),
     /// Rows and columns of zeros before the source.
     lead: (usize, usize),
     /// Height and width of the padded source.
-    padded: (usize, usize),
+    pub(super) padded: (usize, usize),
     /// Source pixels between neighbouring destination pixels of a phase.
     src_step: usize,
     /// Destination pixels between neighbouring destination pixels of a phase.
@@ -128,7 +48,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn forward(s: &ConvShape) -> Self {
+    pub(super) fn forward(s: &ConvShape) -> Self {
         let (oh, ow) = (s.oh(), s.ow());
         let taps: Vec<usize> = (0..s.k).collect();
         Self {
@@ -235,25 +155,14 @@ impl AxisPhase {
     }
 }
 
-/// `y = conv(x, w) [+ add]`.
-///
-/// `x` is `[n, h, w, cin]`, `w` is `[k, k, cin, cout]`, `y` and what is added are `[n, oh, ow, cout]`.
-pub fn forward(s: &ConvShape, x: &[f32], w: &[f32], add: Add<'_>, y: &mut [f32]) {
-    check(s, x.len(), w.len(), y.len());
+/// `y = conv(x, w) [+ add]`; the lengths must have been checked.
+pub(super) fn forward(s: &ConvShape, x: Source<'_>, w: &[f32], add: Add<'_>, y: &mut [f32]) {
     run(&Plan::forward(s), s, false, x, w, add, y);
 }
 
-/// `dx = d/dx conv(x, w) * dy [+ add]`; shapes as in [`forward`].
-pub fn input_gradient(s: &ConvShape, dy: &[f32], w: &[f32], add: Add<'_>, dx: &mut [f32]) {
-    check(s, dx.len(), w.len(), dy.len());
-    run(&Plan::input_gradient(s), s, true, dy, w, add, dx);
-}
-
-fn check(s: &ConvShape, x: usize, w: usize, y: usize) {
-    assert!(s.is_valid(), "not a convolution: {s:?}");
-    assert_eq!(x, s.input_len(), "input length of {s:?}");
-    assert_eq!(w, s.weight_len(), "weight length of {s:?}");
-    assert_eq!(y, s.output_len(), "output length of {s:?}");
+/// `dx = d/dx conv(x, w) * dy [+ add]`; the lengths must have been checked.
+pub(super) fn input_gradient(s: &ConvShape, dy: &[f32], w: &[f32], add: Add<'_>, dx: &mut [f32]) {
+    run(&Plan::input_gradient(s), s, true, dy.into(), w, add, dx);
 }
 
 /// Bytes of padded source a worker keeps at a time: half of a common second-level cache.
@@ -263,7 +172,7 @@ fn run(
     plan: &Plan,
     s: &ConvShape,
     transposed: bool,
-    src: &[f32],
+    src: Source<'_>,
     w: &[f32],
     add: Add<'_>,
     dst: &mut [f32],
@@ -289,11 +198,8 @@ fn run(
                 let first = g * group;
                 scratch::with(images * padded_image, |padded| {
                     for i in 0..images {
-                        pad_image(
-                            plan,
-                            &src[(first + i) * src_image..][..src_image],
-                            &mut padded[i * padded_image..][..padded_image],
-                        );
+                        let src = src.part((first + i) * src_image, src_image);
+                        pad_image(plan, &src, &mut padded[i * padded_image..][..padded_image]);
                     }
                     let add = match add {
                         Add::Other(other) => Add::Other(&other[first * image..][..out.len()]),
@@ -314,7 +220,7 @@ fn run(
 }
 
 /// Output channels of one packed block: two vectors, or one when the channels fit into it.
-struct BlockWidth(usize);
+pub(super) struct BlockWidth(pub(super) usize);
 impl WithSimd for BlockWidth {
     type Output = usize;
     #[inline(always)]
@@ -370,17 +276,26 @@ fn pack_weights(
 }
 
 /// Copies one source image into its zero-padded place.
-fn pad_image(plan: &Plan, src: &[f32], padded: &mut [f32]) {
-    let row = plan.src.1 * plan.src.2;
-    let pitch = plan.padded.1 * plan.src.2;
-    let lead = plan.lead.1 * plan.src.2;
+pub(super) fn pad_image(plan: &Plan, src: &Source<'_>, padded: &mut [f32]) {
+    let c = plan.src.2;
+    let row = plan.src.1 * c;
+    let pitch = plan.padded.1 * c;
+    let lead = plan.lead.1 * c;
     let (above, rest) = padded.split_at_mut(plan.lead.0 * pitch);
     above.fill(0.0);
     let (inside, below) = rest.split_at_mut(plan.src.0 * pitch);
     below.fill(0.0);
-    for (out, src) in inside.chunks_exact_mut(pitch).zip(src.chunks_exact(row)) {
+    for (out, values) in inside
+        .chunks_exact_mut(pitch)
+        .zip(src.data.chunks_exact(row))
+    {
         out[..lead].fill(0.0);
-        out[lead..lead + row].copy_from_slice(src);
+        match src.channels(c) {
+            None => out[lead..lead + row].copy_from_slice(values),
+            Some(a) => {
+                norm::apply_piece(values, a.scale, a.shift, a.relu, &mut out[lead..lead + row])
+            }
+        }
         out[lead + row..].fill(0.0);
     }
 }
@@ -527,7 +442,7 @@ impl Cursor {
 /// Each of `windows` must be readable for `rows` runs of `len` floats, `pitch` apart; `weights` for
 /// `rows * len * V` vectors.
 #[inline(always)]
-unsafe fn tile<S: Simd, const P: usize, const V: usize, const U: usize>(
+pub(super) unsafe fn tile<S: Simd, const P: usize, const V: usize, const U: usize>(
     simd: S,
     windows: &[*const f32; P],
     rows: usize,
@@ -598,7 +513,7 @@ unsafe fn tile<S: Simd, const P: usize, const V: usize, const U: usize>(
 
 /// Writes the first `target.len()` lanes of `sums`.
 #[inline(always)]
-fn store<S: Simd, const V: usize>(_: S, sums: [S::f32s; V], target: &mut [f32]) {
+pub(super) fn store<S: Simd, const V: usize>(_: S, sums: [S::f32s; V], target: &mut [f32]) {
     if target.len() == V * S::F32_LANES {
         let (out, _) = S::as_mut_simd_f32s(target);
         out[..V].copy_from_slice(&sums);
@@ -610,7 +525,7 @@ fn store<S: Simd, const V: usize>(_: S, sums: [S::f32s; V], target: &mut [f32]) 
 
 /// Adds `values` to the first lanes of `sums`.
 #[inline(always)]
-fn add_to<S: Simd, const V: usize>(simd: S, sums: &mut [S::f32s; V], values: &[f32]) {
+pub(super) fn add_to<S: Simd, const V: usize>(simd: S, sums: &mut [S::f32s; V], values: &[f32]) {
     if values.len() == V * S::F32_LANES {
         let (values, _) = S::as_simd_f32s(values);
         for v in 0..V {
@@ -626,7 +541,7 @@ fn add_to<S: Simd, const V: usize>(simd: S, sums: &mut [S::f32s; V], values: &[f
 
 /// Adds the first `target.len()` lanes of `sums` to `target`.
 #[inline(always)]
-fn accumulate<S: Simd, const V: usize>(simd: S, sums: [S::f32s; V], target: &mut [f32]) {
+pub(super) fn accumulate<S: Simd, const V: usize>(simd: S, sums: [S::f32s; V], target: &mut [f32]) {
     if target.len() == V * S::F32_LANES {
         let (out, _) = S::as_mut_simd_f32s(target);
         for v in 0..V {
@@ -637,280 +552,5 @@ fn accumulate<S: Simd, const V: usize>(simd: S, sums: [S::f32s; V], target: &mut
         for (t, v) in target.iter_mut().zip(values) {
             *t += v;
         }
-    }
-}
-
-/// Output pixels whose gradient stays in the first-level cache while the weight gradient's tiles pass over it.
-const STRIP_PIXELS: usize = 256;
-/// Above this many weights the batch is cut into few parts, because each part owns a full set of partial sums.
-const LARGE_WEIGHTS: usize = 1 << 18;
-
-/// `dw = d/dw conv(x, w) * dy`; shapes as in [`forward`]. Overwrites `dw`.
-pub fn weight_gradient(s: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    check(s, x.len(), dw.len(), dy.len());
-    let plan = Plan::forward(s);
-    let parts = s.n.min(if dw.len() > LARGE_WEIGHTS { 4 } else { 16 });
-    let slabs = if dw.len() > LARGE_WEIGHTS { s.k } else { 1 };
-    let slab_len = dw.len() / slabs;
-    let geometry = StripGeometry::new(s, &plan);
-    scratch::with(parts * dw.len(), |partial| {
-        partial
-            .par_chunks_mut(slab_len)
-            .enumerate()
-            .for_each(|(task, sums)| {
-                let (part, slab) = (task / slabs, task % slabs);
-                let images = (part * s.n / parts)..((part + 1) * s.n / parts);
-                let ky = (slab * s.k / slabs)..((slab + 1) * s.k / slabs);
-                sums.fill(0.0);
-                // The buffer is taken outside the dispatched code: a closure inside it would lose the vector features.
-                scratch::with(geometry.buffer_len(), |buffer| {
-                    Arch::new().dispatch(WeightPart {
-                        s,
-                        plan: &plan,
-                        geometry: &geometry,
-                        images,
-                        ky,
-                        x,
-                        dy,
-                        sums,
-                        buffer,
-                    });
-                });
-            });
-        let partial = &*partial;
-        let chunk = dw.len().div_ceil(64).max(1024);
-        let total = dw.len();
-        dw.par_chunks_mut(chunk).enumerate().for_each(|(c, out)| {
-            out.copy_from_slice(&partial[c * chunk..][..out.len()]);
-            for part in 1..parts {
-                let add = &partial[part * total + c * chunk..][..out.len()];
-                for (o, a) in out.iter_mut().zip(add) {
-                    *o += a;
-                }
-            }
-        });
-    });
-}
-
-/// How the weight gradient cuts a batch into strips.
-struct StripGeometry {
-    /// Images whose pixels are taken together.
-    together: usize,
-    /// Output rows of a strip.
-    rows: usize,
-    /// Floats of one padded input image.
-    padded_image: usize,
-    /// Output channels rounded up to whole vectors.
-    cout_padded: usize,
-    /// Floats for the output gradient with padded channels, 0 where the channels are whole vectors already.
-    copy: usize,
-}
-
-impl StripGeometry {
-    fn new(s: &ConvShape, plan: &Plan) -> Self {
-        let (oh, ow) = (s.oh(), s.ow());
-        let together = (STRIP_PIXELS / (oh * ow)).max(1);
-        let cout_padded = s
-            .cout
-            .next_multiple_of(Arch::new().dispatch(BlockWidth(s.cout)));
-        Self {
-            together,
-            rows: (STRIP_PIXELS / ow).clamp(1, oh),
-            padded_image: plan.padded.0 * plan.padded.1 * s.cin,
-            cout_padded,
-            copy: if cout_padded == s.cout {
-                0
-            } else {
-                together * oh * ow * cout_padded
-            },
-        }
-    }
-
-    fn buffer_len(&self) -> usize {
-        self.together * self.padded_image + self.copy
-    }
-}
-
-/// The weight gradient of some images and some kernel rows.
-struct WeightPart<'a> {
-    s: &'a ConvShape,
-    plan: &'a Plan,
-    geometry: &'a StripGeometry,
-    images: std::ops::Range<usize>,
-    ky: std::ops::Range<usize>,
-    x: &'a [f32],
-    dy: &'a [f32],
-    /// `[kernel row][k * cin][cout]`.
-    sums: &'a mut [f32],
-    buffer: &'a mut [f32],
-}
-
-impl WithSimd for WeightPart<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        if self.s.cout <= S::F32_LANES {
-            self.strips::<S, 1>(simd)
-        } else {
-            self.strips::<S, 2>(simd)
-        }
-    }
-}
-
-impl WeightPart<'_> {
-    #[inline(always)]
-    fn strips<S: Simd, const V: usize>(self, simd: S) {
-        let Self {
-            s,
-            plan,
-            geometry,
-            images,
-            ky,
-            x,
-            dy,
-            sums,
-            buffer,
-        } = self;
-        let StripGeometry {
-            together,
-            rows: strip_rows,
-            padded_image,
-            cout_padded,
-            copy,
-        } = *geometry;
-        let block = V * S::F32_LANES;
-        let (oh, ow) = (s.oh(), s.ow());
-        let pitch = plan.padded.1 * s.cin;
-        let out_pixels = oh * ow;
-        let run = s.k * s.cin;
-        let (padded, wide_dy) = buffer.split_at_mut(together * padded_image);
-        let mut first = images.start;
-        while first < images.end {
-            let count = together.min(images.end - first);
-            for i in 0..count {
-                let image = &x[(first + i) * s.h * s.w * s.cin..][..s.h * s.w * s.cin];
-                pad_image(plan, image, &mut padded[i * padded_image..][..padded_image]);
-            }
-            let mut dy = &dy[first * out_pixels * s.cout..][..count * out_pixels * s.cout];
-            if copy > 0 {
-                for (out, src) in wide_dy
-                    .chunks_exact_mut(cout_padded)
-                    .zip(dy.chunks_exact(s.cout))
-                {
-                    out[..s.cout].copy_from_slice(src);
-                    out[s.cout..].fill(0.0);
-                }
-                dy = &wide_dy[..count * out_pixels * cout_padded];
-            }
-            let mut row0 = 0;
-            while row0 < oh {
-                let rows = strip_rows.min(oh - row0);
-                let mut c0 = 0;
-                while c0 < s.cout {
-                    let lanes = block.min(s.cout - c0);
-                    let mut slab = 0;
-                    while slab < ky.len() {
-                        let mut m = 0;
-                        while m < run {
-                            let left = run - m;
-                            let strip = Strip {
-                                images: count,
-                                rows,
-                                cols: ow,
-                                x: &padded[(row0 * s.stride + ky.start + slab) * pitch + m..],
-                                x_pitch: (padded_image, s.stride * pitch, s.stride * s.cin),
-                                dy: &dy[row0 * ow * cout_padded + c0..],
-                                dy_pitch: (out_pixels * cout_padded, ow * cout_padded, cout_padded),
-                            };
-                            let out = &mut sums[(slab * run + m) * s.cout + c0..];
-                            m += if left >= 16 && V == 1 && S::F32_LANES >= 16 {
-                                strip.add::<S, 16, V>(simd, s.cout, lanes, out)
-                            } else if left >= 8 && S::F32_LANES >= 16 {
-                                strip.add::<S, 8, V>(simd, s.cout, lanes, out)
-                            } else if left >= 4 {
-                                strip.add::<S, 4, V>(simd, s.cout, lanes, out)
-                            } else {
-                                strip.add::<S, 1, V>(simd, s.cout, lanes, out)
-                            };
-                        }
-                        slab += 1;
-                    }
-                    c0 += block;
-                }
-                row0 += rows;
-            }
-            first += count;
-        }
-    }
-}
-
-/// Rows of some images of the padded input and of the output gradient, from the first element of a tile on.
-struct Strip<'a> {
-    images: usize,
-    rows: usize,
-    cols: usize,
-    x: &'a [f32],
-    /// Floats from image to image, row to row and column to column.
-    x_pitch: (usize, usize, usize),
-    dy: &'a [f32],
-    dy_pitch: (usize, usize, usize),
-}
-
-impl Strip<'_> {
-    /// Adds the products of `M` input elements with `V` vectors of output channels over all pixels; returns `M`.
-    #[inline(always)]
-    fn add<S: Simd, const M: usize, const V: usize>(
-        &self,
-        simd: S,
-        cout: usize,
-        lanes: usize,
-        out: &mut [f32],
-    ) -> usize {
-        let last = |p: (usize, usize, usize)| {
-            (self.images - 1) * p.0 + (self.rows - 1) * p.1 + (self.cols - 1) * p.2
-        };
-        assert!(last(self.x_pitch) + M <= self.x.len(), "input strip");
-        assert!(
-            last(self.dy_pitch) + V * S::F32_LANES <= self.dy.len(),
-            "gradient strip"
-        );
-        let zero = simd.splat_f32s(0.0);
-        let mut acc = [[zero; V]; M];
-        for image in 0..self.images {
-            for row in 0..self.rows {
-                // SAFETY: `last` above is the largest offset that these three loops reach.
-                let (mut x, mut dy) = unsafe {
-                    (
-                        self.x
-                            .as_ptr()
-                            .add(image * self.x_pitch.0 + row * self.x_pitch.1),
-                        self.dy
-                            .as_ptr()
-                            .add(image * self.dy_pitch.0 + row * self.dy_pitch.1),
-                    )
-                };
-                for _ in 0..self.cols {
-                    let mut vector = [zero; V];
-                    for (v, out) in vector.iter_mut().enumerate() {
-                        // SAFETY: `V` vectors from the pixel's offset lie inside `dy` (asserted).
-                        *out =
-                            unsafe { dy.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned() };
-                    }
-                    for m in 0..M {
-                        // SAFETY: `M` floats from the pixel's offset lie inside `x` (asserted).
-                        let value = simd.splat_f32s(unsafe { *x.add(m) });
-                        for v in 0..V {
-                            acc[m][v] = simd.mul_add_e_f32s(value, vector[v], acc[m][v]);
-                        }
-                    }
-                    x = x.wrapping_add(self.x_pitch.2);
-                    dy = dy.wrapping_add(self.dy_pitch.2);
-                }
-            }
-        }
-        for m in 0..M {
-            accumulate::<S, V>(simd, acc[m], &mut out[m * cout..][..lanes]);
-        }
-        M
     }
 }

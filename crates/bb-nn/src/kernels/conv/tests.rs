@@ -1,0 +1,205 @@
+//! Each form against plain loops in `f64`.
+
+use super::*;
+use proptest::prelude::*;
+
+/// Reproducible values in -0.5..0.5.
+fn random(len: usize, seed: u64) -> Vec<f32> {
+    let mut stream = bb_core::rng::stream(seed, "convolution tests", 0, len as u64);
+    (0..len)
+        .map(|_| bb_core::rng::unit_f32(&mut stream) - 0.5)
+        .collect()
+}
+
+/// The largest difference may be `tolerance` times the root mean square of what is expected.
+fn assert_near(name: &str, s: &ConvShape, found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    let scale = (expected.iter().map(|e| e * e).sum::<f64>() / expected.len() as f64).sqrt();
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        assert!(
+            (f64::from(*f) - e).abs() <= tolerance * scale + 1e-30,
+            "{name}[{i}] of {s:?}: {f} instead of {e} (typical size {scale})"
+        );
+    }
+}
+
+/// Output, input gradient and weight gradient by the definition.
+fn reference(s: &ConvShape, x: &[f64], w: &[f32], dy: &[f32]) -> [Vec<f64>; 3] {
+    let (oh, ow) = (s.oh(), s.ow());
+    let mut y = vec![0f64; s.output_len()];
+    let mut dx = vec![0f64; s.input_len()];
+    let mut dw = vec![0f64; s.weight_len()];
+    for n in 0..s.n {
+        for (i, j) in (0..oh).flat_map(|i| (0..ow).map(move |j| (i, j))) {
+            for (ky, kx) in (0..s.k).flat_map(|a| (0..s.k).map(move |b| (a, b))) {
+                let (Some(r), Some(c)) = (
+                    (i * s.stride + ky).checked_sub(s.pad).filter(|r| *r < s.h),
+                    (j * s.stride + kx).checked_sub(s.pad).filter(|c| *c < s.w),
+                ) else {
+                    continue;
+                };
+                for ci in 0..s.cin {
+                    for co in 0..s.cout {
+                        let xi = ((n * s.h + r) * s.w + c) * s.cin + ci;
+                        let yi = ((n * oh + i) * ow + j) * s.cout + co;
+                        let wi = ((ky * s.k + kx) * s.cin + ci) * s.cout + co;
+                        y[yi] += x[xi] * f64::from(w[wi]);
+                        dx[xi] += f64::from(dy[yi]) * f64::from(w[wi]);
+                        dw[wi] += f64::from(dy[yi]) * x[xi];
+                    }
+                }
+            }
+        }
+    }
+    [y, dx, dw]
+}
+
+fn sum(a: &[f64], b: &[f32]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a + f64::from(*b)).collect()
+}
+
+/// The three functions of one form.
+struct Form {
+    forward: fn(&ConvShape, Source<'_>, &[f32], Add<'_>, &mut [f32]),
+    input_gradient: fn(&ConvShape, &[f32], &[f32], Add<'_>, &mut [f32]),
+    weight_gradient: fn(&ConvShape, Source<'_>, &[f32], &mut [f32]),
+    tolerance: f64,
+}
+
+const DIRECT: Form = Form {
+    forward: direct::forward,
+    input_gradient: direct::input_gradient,
+    weight_gradient: weight::gradient,
+    tolerance: 1e-5,
+};
+
+const WINOGRAD: Form = Form {
+    forward: winograd::forward,
+    input_gradient: winograd::input_gradient,
+    weight_gradient: winograd::weight::gradient,
+    tolerance: 3e-5,
+};
+
+fn check(form: &Form, s: ConvShape, seed: u64) {
+    let (raw, w, dy) = (
+        random(s.input_len(), seed),
+        random(s.weight_len(), seed + 1),
+        random(s.output_len(), seed + 2),
+    );
+    let (scale, shift) = (random(s.cin, seed + 5), random(s.cin, seed + 6));
+    let affine = Affine {
+        scale: &scale,
+        shift: &shift,
+        relu: true,
+    };
+    for affine in [None, Some(affine)] {
+        let source = Source { data: &raw, affine };
+        let x: Vec<f64> = raw
+            .iter()
+            .enumerate()
+            .map(|(i, v)| {
+                let v = f64::from(*v);
+                affine.map_or(v, |a| {
+                    (v * f64::from(a.scale[i % s.cin]) + f64::from(a.shift[i % s.cin])).max(0.0)
+                })
+            })
+            .collect();
+        let [y, dx, dw] = reference(&s, &x, &w, &dy);
+        let near = |name, found: &[f32], expected: &[f64]| {
+            assert_near(name, &s, found, expected, form.tolerance);
+        };
+        let mut found = vec![f32::NAN; s.output_len()];
+        (form.forward)(&s, source, &w, Add::Nothing, &mut found);
+        near("y", &found, &y);
+        let mut found = vec![f32::NAN; s.weight_len()];
+        (form.weight_gradient)(&s, source, &dy, &mut found);
+        near("dw", &found, &dw);
+        let mut found = vec![f32::NAN; s.input_len()];
+        (form.input_gradient)(&s, &dy, &w, Add::Nothing, &mut found);
+        near("dx", &found, &dx);
+
+        // What is added: another tensor, or what was there.
+        let other = random(s.output_len(), seed + 3);
+        let mut found = vec![f32::NAN; s.output_len()];
+        (form.forward)(&s, source, &w, Add::Other(&other), &mut found);
+        near("y + other", &found, &sum(&y, &other));
+        let mut found = random(s.input_len(), seed + 4);
+        let expected = sum(&dx, &found);
+        (form.input_gradient)(&s, &dy, &w, Add::Destination, &mut found);
+        near("dx + destination", &found, &expected);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn direct_form_is_the_definition(
+        n in 1usize..4, h in 1usize..12, w in 1usize..12, cin in 1usize..24, cout in 1usize..40,
+        k in 1usize..6, stride in 1usize..4, pad in 0usize..3, seed in 0u64..1000,
+    ) {
+        let s = ConvShape { n, h, w, cin, cout, k, stride, pad: pad.min(k - 1) };
+        prop_assume!(s.is_valid());
+        check(&DIRECT, s, seed);
+    }
+
+    #[test]
+    fn winograds_form_is_the_definition(
+        n in 1usize..4, h in 1usize..12, w in 1usize..12, cin in 1usize..4, cout in 1usize..4,
+        pad in 0usize..3, seed in 0u64..1000,
+    ) {
+        let s = ConvShape { n, h, w, cin: cin * 16, cout: cout * 16, k: 3, stride: 1, pad };
+        prop_assume!(s.is_valid());
+        check(&WINOGRAD, s, seed);
+    }
+}
+
+#[test]
+fn shapes_of_the_models() {
+    let shape = |h, cin, cout, k, stride, pad| ConvShape {
+        n: 3,
+        h,
+        w: h,
+        cin,
+        cout,
+        k,
+        stride,
+        pad,
+    };
+    for s in [
+        shape(32, 3, 16, 3, 1, 1),
+        shape(8, 32, 64, 3, 2, 1),
+        shape(8, 32, 64, 1, 2, 0),
+        shape(17, 3, 8, 7, 2, 3),
+        shape(1, 5, 33, 1, 1, 0),
+    ] {
+        check(&DIRECT, s, 7);
+    }
+    // The last has so many weights that it is multiplied block by block.
+    for s in [
+        shape(16, 16, 16, 3, 1, 1),
+        shape(8, 64, 64, 3, 1, 1),
+        shape(4, 64, 96, 3, 1, 1),
+        shape(3, 256, 272, 3, 1, 1),
+    ] {
+        check(&WINOGRAD, s, 7);
+    }
+}
+
+#[test]
+fn small_problems_keep_the_direct_form() {
+    let large = ConvShape {
+        n: 128,
+        h: 8,
+        w: 8,
+        cin: 64,
+        cout: 64,
+        k: 3,
+        stride: 1,
+        pad: 1,
+    };
+    assert!(winograd::serves(&large));
+    assert!(!winograd::serves(&ConvShape { n: 1, ..large }));
+    assert!(!winograd::serves(&ConvShape { stride: 2, ..large }));
+    assert!(!winograd::serves(&ConvShape { cin: 24, ..large }));
+}
