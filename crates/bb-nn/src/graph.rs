@@ -79,8 +79,20 @@ pub(crate) struct Graph {
     pub(crate) values: usize,
     /// Index of the last operation that reads a value, per value.
     pub(crate) last_read: Vec<usize>,
+    /// The batch normalisation whose result a value is, where only convolutions read it: they normalise while they
+    /// lay out their input, so the value itself is never made.
+    pub(crate) folded: Vec<Option<Folded>>,
     /// Values with names, for access to features (`layer4`, `avgpool`).
     pub(crate) named: Vec<(String, Value)>,
+}
+
+/// A value that exists only as a batch normalisation of another one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Folded {
+    /// What is normalised.
+    pub(crate) x: Value,
+    /// Index of the normalisation.
+    pub(crate) norm: usize,
 }
 
 /// Where a name of the state dictionary points.
@@ -201,10 +213,30 @@ impl Graph {
 
     /// Computes what execution needs to know once the list is complete.
     pub(crate) fn finish(mut self) -> Self {
+        self.folded = vec![None; self.values];
+        for op in &self.ops {
+            if let Op::BatchNorm { x, norm, out, .. } = *op {
+                self.folded[out] = Some(Folded { x, norm });
+            }
+        }
+        for op in &self.ops {
+            match *op {
+                Op::Conv { residual, .. } => {
+                    residual.into_iter().for_each(|v| self.folded[v] = None)
+                }
+                _ => op.reads().for_each(|v| self.folded[v] = None),
+            }
+        }
+        for (_, value) in &self.named {
+            self.folded[*value] = None;
+        }
         self.last_read = vec![0; self.values];
         for (i, op) in self.ops.iter().enumerate() {
             for v in op.reads() {
                 self.last_read[v] = i;
+                if let Some(folded) = self.folded[v] {
+                    self.last_read[folded.x] = i;
+                }
             }
         }
         self

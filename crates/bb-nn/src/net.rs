@@ -9,7 +9,7 @@ use crate::data::Input;
 use crate::error::NnError;
 use crate::flat::Flat;
 use crate::graph::{Graph, Op, StateName, Value};
-use crate::kernels::conv::{self, Add, ConvShape};
+use crate::kernels::conv::{self, Add, Affine, ConvShape, Source};
 use crate::kernels::loss::{Loss, cross_entropy};
 use crate::kernels::{linear, norm, pool, vector};
 use crate::state::StateDict;
@@ -416,13 +416,7 @@ impl Net {
             self.run.release(v);
         }
         for (i, op) in graph.ops.iter().enumerate() {
-            let shape_of = |run: &Run, v: Value| {
-                if v == 0 {
-                    input.shape()
-                } else {
-                    activation(run, v).shape
-                }
-            };
+            let shape_of = |run: &Run, v: Value| shape_of(run, &graph, input, v);
             match *op {
                 Op::Conv {
                     x,
@@ -440,7 +434,7 @@ impl Net {
                         .map_or(Add::Nothing, |r| Add::Other(&activation(&self.run, r).data));
                     conv::forward(
                         &conv,
-                        data(&self.run, input, x),
+                        source(&self.run, &graph, input, x),
                         self.params.tensor(weight),
                         add,
                         &mut y,
@@ -456,18 +450,18 @@ impl Net {
                 Op::BatchNorm { x, norm, relu, out } => {
                     let shape = shape_of(&self.run, x);
                     let run = self.normalisation(norm, relu, input, x, mode);
-                    let mut y = self.run.take(shape.len());
-                    norm::apply(
-                        data(&self.run, input, x),
-                        &run.scale,
-                        &run.shift,
-                        relu,
-                        &mut y,
-                    );
-                    self.run.values[out] = Some(Activation { shape, data: y });
-                    if keep {
-                        self.run.norms[norm] = Some(run);
+                    if graph.folded[out].is_none() {
+                        let mut y = self.run.take(shape.len());
+                        norm::apply(
+                            data(&self.run, input, x),
+                            &run.scale,
+                            &run.shift,
+                            relu,
+                            &mut y,
+                        );
+                        self.run.values[out] = Some(Activation { shape, data: y });
                     }
+                    self.run.norms[norm] = Some(run);
                 }
                 Op::GlobalAveragePool { x, out } => {
                     let Shape { n, h, w, c } = shape_of(&self.run, x);
@@ -499,11 +493,12 @@ impl Net {
                 }
             }
             if !keep {
-                for v in op
-                    .reads()
-                    .filter(|v| graph.last_read[*v] == i && !wanted.contains(v))
-                {
-                    self.run.release(v);
+                for v in op.reads() {
+                    // A folded value's place is empty: what it is made of is what can be released.
+                    let v = graph.folded[v].map_or(v, |folded| folded.x);
+                    if graph.last_read[v] == i && !wanted.contains(&v) {
+                        self.run.release(v);
+                    }
                 }
             }
         }
@@ -654,15 +649,11 @@ impl Net {
                     let dy = gradients[out]
                         .take()
                         .expect("an operation's result has a gradient");
-                    let shape = if x == 0 {
-                        input.shape()
-                    } else {
-                        activation(run, x).shape
-                    };
+                    let shape = shape_of(run, &graph, input, x);
                     let conv = conv_shape(&self.params, shape, weight, k, stride, pad);
                     conv::weight_gradient(
                         &conv,
-                        data(run, input, x),
+                        source(run, &graph, input, x),
                         &dy,
                         grads.tensor_mut(weight),
                     );
@@ -739,6 +730,31 @@ fn data<'a>(run: &'a Run, input: &'a Input, v: Value) -> &'a [f32] {
         &input.data
     } else {
         &activation(run, v).data
+    }
+}
+
+/// What a convolution reads: a value, or the batch normalisation that the value would be the result of.
+fn source<'a>(run: &'a Run, graph: &Graph, input: &'a Input, v: Value) -> Source<'a> {
+    let Some(folded) = graph.folded[v] else {
+        return data(run, input, v).into();
+    };
+    let norm = run.norms[folded.norm]
+        .as_ref()
+        .expect("a normalisation runs before what reads it");
+    Source {
+        data: data(run, input, folded.x),
+        affine: Some(Affine {
+            scale: &norm.scale,
+            shift: &norm.shift,
+            relu: norm.relu,
+        }),
+    }
+}
+
+fn shape_of(run: &Run, graph: &Graph, input: &Input, v: Value) -> Shape {
+    match graph.folded[v].map_or(v, |folded| folded.x) {
+        0 => input.shape(),
+        v => activation(run, v).shape,
     }
 }
 
