@@ -10,5 +10,6 @@ pub mod events;
 pub mod method;
 pub mod metrics;
 pub mod poison;
+pub mod precision;
 pub mod rng;
 pub mod settings;

@@ -5,10 +5,10 @@
 //! Images are random and already in memory, so only the network's own work is timed: for `train` forward,
 //! cross-entropy, backward and SGD with momentum 0.9 and weight decay 5e-4; for `eval` a forward pass in eval mode.
 
-use bb_nn::ArchSpec;
 use bb_nn::data::Input;
 use bb_nn::net::{Mode, Net};
 use bb_nn::optim::Sgd;
+use bb_nn::{ArchSpec, Precision};
 use clap::{Parser, ValueEnum};
 use std::time::Instant;
 
@@ -29,6 +29,9 @@ struct Options {
     /// What is timed.
     #[arg(long, value_enum, default_value = "train")]
     mode: What,
+    /// How convolutions multiply: `f32` or `bf16`.
+    #[arg(long, default_value_t)]
+    precision: Precision,
     /// Timed steps in one repeat.
     #[arg(long, default_value_t = 6)]
     steps: usize,
@@ -106,7 +109,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .num_threads(o.threads)
         .build_global()?;
     let classes = 10;
-    let mut net = Net::new(&ArchSpec::new("preactresnet18", o.width, classes)?, 0);
+    let mut net = Net::new(&ArchSpec::new("preactresnet18", o.width, classes)?, 0)
+        .with_precision(o.precision)?;
     let mut stream = bb_core::rng::stream(0, "bench", 0, 0);
     let data = (0..o.batch * o.image * o.image * 3)
         .map(|_| bb_core::rng::unit_f32(&mut stream) * 2.0 - 1.0)
@@ -151,7 +155,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let gflops = median * forward_flops(o.width, o.image, classes) * passes / 1e9;
     let line = serde_json::json!({
         "width": o.width, "batch": o.batch, "mode": if o.mode == What::Train { "train" } else { "eval" },
-        "precision": "f32", "threads": o.threads,
+        "precision": o.precision, "threads": o.threads,
         "img_per_s_median": (median * 100.0).round() / 100.0,
         "img_per_s_min": (rates[0] * 100.0).round() / 100.0,
         "img_per_s_max": (rates[rates.len() - 1] * 100.0).round() / 100.0,

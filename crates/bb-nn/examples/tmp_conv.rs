@@ -7,6 +7,9 @@ fn main() {
         .unwrap();
     let w0: usize = std::env::args().nth(1).map_or(64, |v| v.parse().unwrap());
     let n: usize = std::env::args().nth(2).map_or(128, |v| v.parse().unwrap());
+    let pr: bb_nn::Precision = std::env::args()
+        .nth(3)
+        .map_or(bb_nn::Precision::F32, |v| v.parse().unwrap());
     let mut total = [0f64; 3];
     for (h, cin, cout, k, stride, times) in [
         (32, 3, w0, 3, 1, 1.),
@@ -39,15 +42,15 @@ fn main() {
         let mut best = [f64::MAX; 3];
         for _ in 0..6 {
             let t = Instant::now();
-            conv::forward(&s, &x, &w, Add::Nothing, &mut y);
+            conv::forward(&s, pr, &x, &w, Add::Nothing, &mut y);
             best[0] = best[0].min(t.elapsed().as_secs_f64());
             let t = Instant::now();
             if cin > 3 {
-                conv::input_gradient(&s, &y, &w, Add::Nothing, &mut dx);
+                conv::input_gradient(&s, pr, &y, &w, Add::Nothing, &mut dx);
             }
             best[1] = best[1].min(t.elapsed().as_secs_f64());
             let t = Instant::now();
-            conv::weight_gradient(&s, &x, &y, &mut dw);
+            conv::weight_gradient(&s, pr, &x, &y, &mut dw);
             best[2] = best[2].min(t.elapsed().as_secs_f64());
         }
         for i in 0..3 {

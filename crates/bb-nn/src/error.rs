@@ -1,5 +1,6 @@
 //! What can go wrong in the engine.
 
+use crate::kernels::precision::UnsupportedPrecision;
 use bb_core::cli::{Coded, exit};
 use std::path::PathBuf;
 
@@ -88,6 +89,9 @@ pub enum NnError {
         /// What the reader said.
         reason: String,
     },
+    /// The processor cannot compute in the chosen precision.
+    #[error(transparent)]
+    Precision(#[from] UnsupportedPrecision),
     /// candle refused an operation.
     #[error("tensor operation failed")]
     Candle(#[from] candle_core::Error),
@@ -96,7 +100,7 @@ pub enum NnError {
 impl Coded for NnError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::UnknownArch { .. } | Self::ArchSize { .. } => exit::USAGE,
+            Self::UnknownArch { .. } | Self::ArchSize { .. } | Self::Precision(_) => exit::USAGE,
             Self::Read { source, .. } => source.exit_code(),
             Self::Candle(_) => exit::BUG,
             _ => exit::INPUT,

@@ -25,6 +25,7 @@ pub mod state;
 pub mod train;
 
 pub use arch::ArchSpec;
+pub use bb_core::precision::Precision;
 pub use error::NnError;
 pub use flat::Flat;
 pub use net::{Mode, Net};

@@ -11,6 +11,7 @@ use crate::flat::Flat;
 use crate::graph::{Graph, Op, StateName, Value};
 use crate::kernels::conv::{self, Add, Affine, ConvShape, Source};
 use crate::kernels::loss::{Loss, cross_entropy};
+use crate::kernels::precision::{Precision, supported};
 use crate::kernels::{linear, norm, pool, vector};
 use crate::state::StateDict;
 use candle_core::{Device, Tensor};
@@ -73,6 +74,7 @@ pub struct Net {
     buffers: Flat,
     /// `num_batches_tracked` of each batch normalisation.
     tracked: Vec<i64>,
+    precision: Precision,
     run: Run,
 }
 
@@ -84,6 +86,7 @@ impl Clone for Net {
             params: self.params.clone(),
             buffers: self.buffers.clone(),
             tracked: self.tracked.clone(),
+            precision: self.precision,
             run: Run::default(),
         }
     }
@@ -193,6 +196,7 @@ impl Net {
             params,
             buffers,
             tracked,
+            precision: Precision::F32,
             run: Run::default(),
         }
     }
@@ -294,6 +298,22 @@ impl Net {
             }
         }
         Ok(state)
+    }
+
+    /// The network, multiplying in `precision` from now on; a new network uses `f32`.
+    pub fn with_precision(mut self, precision: Precision) -> Result<Self, NnError> {
+        self.precision = supported(precision)?;
+        Ok(self)
+    }
+
+    /// How convolutions multiply.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// See [`Net::with_precision`], for a precision that this processor is known to support.
+    pub(crate) fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// The architecture.
@@ -434,6 +454,7 @@ impl Net {
                         .map_or(Add::Nothing, |r| Add::Other(&activation(&self.run, r).data));
                     conv::forward(
                         &conv,
+                        self.precision,
                         source(&self.run, &graph, input, x),
                         self.params.tensor(weight),
                         add,
@@ -653,6 +674,7 @@ impl Net {
                     let conv = conv_shape(&self.params, shape, weight, k, stride, pad);
                     conv::weight_gradient(
                         &conv,
+                        self.precision,
                         source(run, &graph, input, x),
                         &dy,
                         grads.tensor_mut(weight),
@@ -660,13 +682,13 @@ impl Net {
                     let w = self.params.tensor(weight);
                     if x == 0 {
                         if let Some(dx) = input_gradient.as_deref_mut() {
-                            conv::input_gradient(&conv, &dy, w, Add::Nothing, dx);
+                            conv::input_gradient(&conv, self.precision, &dy, w, Add::Nothing, dx);
                         }
                     } else if let Some(dx) = &mut gradients[x] {
-                        conv::input_gradient(&conv, &dy, w, Add::Destination, dx);
+                        conv::input_gradient(&conv, self.precision, &dy, w, Add::Destination, dx);
                     } else {
                         let mut dx = run.take(conv.input_len());
-                        conv::input_gradient(&conv, &dy, w, Add::Nothing, &mut dx);
+                        conv::input_gradient(&conv, self.precision, &dy, w, Add::Nothing, &mut dx);
                         gradients[x] = Some(dx);
                     }
                     match residual {

@@ -6,6 +6,7 @@
 //! The gradients are first order: what an operation's backward pass returns is detached.
 
 use crate::kernels::conv::{self, Add, ConvShape};
+use crate::kernels::precision::Precision;
 use crate::kernels::{linear as linear_kernel, loss, norm, pool};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail,
@@ -171,7 +172,14 @@ impl CustomOp2 for Conv2d {
         let s = self.shape(lx.shape(), lw.shape())?;
         let x = transposed(elements(x, lx)?, s.n, s.cin, s.h * s.w);
         let mut y = vec![0.0; s.output_len()];
-        conv::forward(&s, &x, &hwio(elements(w, lw)?, &s), Add::Nothing, &mut y);
+        conv::forward(
+            &s,
+            Precision::F32,
+            &x,
+            &hwio(elements(w, lw)?, &s),
+            Add::Nothing,
+            &mut y,
+        );
         let y = transposed(&y, s.n, s.oh() * s.ow(), s.cout);
         Ok((
             CpuStorage::F32(y),
@@ -189,9 +197,17 @@ impl CustomOp2 for Conv2d {
         let s = self.shape(x.shape(), w.shape())?;
         let dy = transposed(&values(dy)?, s.n, s.cout, s.oh() * s.ow());
         let (mut dx, mut dw) = (vec![0.0; s.input_len()], vec![0.0; s.weight_len()]);
-        conv::input_gradient(&s, &dy, &hwio(&values(w)?, &s), Add::Nothing, &mut dx);
+        conv::input_gradient(
+            &s,
+            Precision::F32,
+            &dy,
+            &hwio(&values(w)?, &s),
+            Add::Nothing,
+            &mut dx,
+        );
         conv::weight_gradient(
             &s,
+            Precision::F32,
             &transposed(&values(x)?, s.n, s.cin, s.h * s.w),
             &dy,
             &mut dw,

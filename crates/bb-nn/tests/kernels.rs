@@ -1,6 +1,7 @@
 //! The kernels against plain loops in `f64`, over random shapes, and against themselves on another number of threads.
 
 use bb_nn::kernels::conv::{self, Add, ConvShape};
+use bb_nn::kernels::precision::{Precision, supported};
 use bb_nn::kernels::{linear, loss, norm, pool, vector};
 use bb_nn::ops;
 use candle_core::{Device, Tensor, Var};
@@ -74,7 +75,7 @@ fn same_bits_on_any_number_of_threads() {
             random(s.weight_len(), 2),
             random(s.output_len(), 3),
         );
-        let run = |threads| {
+        let run = |precision, threads| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build()
@@ -83,15 +84,24 @@ fn same_bits_on_any_number_of_threads() {
                 let mut y = vec![0.0; s.output_len()];
                 let mut dx = vec![0.0; s.input_len()];
                 let mut dw = vec![0.0; s.weight_len()];
-                conv::forward(&s, &x, &w, Add::Nothing, &mut y);
-                conv::input_gradient(&s, &dy, &w, Add::Nothing, &mut dx);
-                conv::weight_gradient(&s, &x, &dy, &mut dw);
+                conv::forward(&s, precision, &x, &w, Add::Nothing, &mut y);
+                conv::input_gradient(&s, precision, &dy, &w, Add::Nothing, &mut dx);
+                conv::weight_gradient(&s, precision, &x, &dy, &mut dw);
                 let (mean, var) = norm::statistics(&y, s.cout);
                 (y, dx, dw, mean, var, vector::sum_of_squares(&x).to_bits())
             })
         };
-        let one = run(1);
-        assert!(one == run(2) && one == run(3), "{s:?}");
+        for precision in [Precision::F32, Precision::Bf16] {
+            if supported(precision).is_err() {
+                eprintln!("skipped {precision}: this processor lacks it");
+                continue;
+            }
+            let one = run(precision, 1);
+            assert!(
+                one == run(precision, 2) && one == run(precision, 3),
+                "{s:?}, {precision}"
+            );
+        }
     }
 }
 

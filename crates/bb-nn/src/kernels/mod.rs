@@ -9,5 +9,6 @@ pub mod linear;
 pub mod loss;
 pub mod norm;
 pub mod pool;
+pub mod precision;
 mod scratch;
 pub mod vector;

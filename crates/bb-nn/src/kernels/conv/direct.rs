@@ -6,10 +6,13 @@
 //! Inside a phase a tile of eight pixels times two vectors of output channels stays in registers, the window of a
 //! pixel is `rows x (columns * channels)` contiguous floats, and the packed weights of the tile's channels are
 //! streamed from the second-level cache.
+//! Source and weights are laid out in words (see [`precision`](crate::kernels::precision)), so one code serves all
+//! precisions.
 
 use super::{Add, ConvShape, Source};
+use crate::kernels::precision::{Kernel, Precision, Product, dispatch, lanes, per_word};
 use crate::kernels::{norm, scratch};
-use pulp::{Arch, Simd, WithSimd};
+use pulp::Simd;
 use rayon::prelude::*;
 
 /// A sub-convolution with dense windows; see the module's head.
@@ -32,6 +35,9 @@ struct Phase {
 /// How a convolution (or its input gradient) runs over a padded source.
 #[derive(Debug)]
 pub(super) struct Plan {
+    /// Source channels.
+    channels: usize,
+    /// Source rows, columns and words of a pixel.
     src: (usize, usize, usize),
     dst: (usize, usize, usize),
     /// Rows and columns of zeros before the source.
@@ -43,16 +49,18 @@ pub(super) struct Plan {
     /// Destination pixels between neighbouring destination pixels of a phase.
     dst_step: usize,
     phases: Vec<Phase>,
-    /// Window elements (rows of packed weights) of all phases together.
+    /// Window words (rows of packed weights) of all phases together.
     depth: usize,
 }
 
 impl Plan {
-    pub(super) fn forward(s: &ConvShape) -> Self {
+    pub(super) fn forward(s: &ConvShape, precision: Precision) -> Self {
         let (oh, ow) = (s.oh(), s.ow());
+        let words = s.cin.div_ceil(per_word(precision));
         let taps: Vec<usize> = (0..s.k).collect();
         Self {
-            src: (s.h, s.w, s.cin),
+            channels: s.cin,
+            src: (s.h, s.w, words),
             dst: (oh, ow, s.cout),
             lead: (s.pad, s.pad),
             padded: (
@@ -70,13 +78,14 @@ impl Plan {
                 kx: taps,
                 weights_at: 0,
             }],
-            depth: s.k * s.k * s.cin,
+            depth: s.k * s.k * words,
         }
     }
 
     /// The input gradient: `dx[i] = sum over ky with (i + pad - ky) divisible by stride of dy[(i + pad - ky) / stride] * w[ky]`.
-    fn input_gradient(s: &ConvShape) -> Self {
+    fn input_gradient(s: &ConvShape, precision: Precision) -> Self {
         let (oh, ow) = (s.oh(), s.ow());
+        let words = s.cout.div_ceil(per_word(precision));
         let axis = |size: usize, out: usize| -> (usize, usize, Vec<AxisPhase>) {
             let parts: Vec<AxisPhase> = (0..s.stride.min(size))
                 .map(|a| AxisPhase::new(a, size, s.k, s.stride, s.pad))
@@ -113,11 +122,12 @@ impl Plan {
                     kx: col.taps.clone(),
                     weights_at: depth,
                 });
-                depth += row.taps.len() * col.taps.len() * s.cout;
+                depth += row.taps.len() * col.taps.len() * words;
             }
         }
         Self {
-            src: (oh, ow, s.cout),
+            channels: s.cout,
+            src: (oh, ow, words),
             dst: (s.h, s.w, s.cin),
             lead: (lead_h, lead_w),
             padded: (pad_h, pad_w),
@@ -156,20 +166,38 @@ impl AxisPhase {
 }
 
 /// `y = conv(x, w) [+ add]`; the lengths must have been checked.
-pub(super) fn forward(s: &ConvShape, x: Source<'_>, w: &[f32], add: Add<'_>, y: &mut [f32]) {
-    run(&Plan::forward(s), s, false, x, w, add, y);
+pub(super) fn forward(
+    s: &ConvShape,
+    precision: Precision,
+    x: Source<'_>,
+    w: &[f32],
+    add: Add<'_>,
+    y: &mut [f32],
+) {
+    let plan = Plan::forward(s, precision);
+    run(&plan, precision, s, false, x, w, add, y);
 }
 
 /// `dx = d/dx conv(x, w) * dy [+ add]`; the lengths must have been checked.
-pub(super) fn input_gradient(s: &ConvShape, dy: &[f32], w: &[f32], add: Add<'_>, dx: &mut [f32]) {
-    run(&Plan::input_gradient(s), s, true, dy.into(), w, add, dx);
+pub(super) fn input_gradient(
+    s: &ConvShape,
+    precision: Precision,
+    dy: &[f32],
+    w: &[f32],
+    add: Add<'_>,
+    dx: &mut [f32],
+) {
+    let plan = Plan::input_gradient(s, precision);
+    run(&plan, precision, s, true, dy.into(), w, add, dx);
 }
 
 /// Bytes of padded source a worker keeps at a time: half of a common second-level cache.
 const GROUP_BYTES: usize = 384 * 1024;
 
+#[allow(clippy::too_many_arguments)] // private, and all of it differs between the two callers
 fn run(
     plan: &Plan,
+    precision: Precision,
     s: &ConvShape,
     transposed: bool,
     src: Source<'_>,
@@ -180,13 +208,26 @@ fn run(
     if let Add::Other(other) = add {
         assert_eq!(other.len(), dst.len(), "length of the tensor to add");
     }
-    let arch = Arch::new();
-    let block = arch.dispatch(BlockWidth(plan.dst.2));
+    let block = block_width(precision, plan.dst.2);
     let packed_len = plan.dst.2.div_ceil(block) * plan.depth * block;
     scratch::with(packed_len, |packed| {
-        pack_weights(plan, s, transposed, w, block, packed);
+        packed
+            .par_chunks_mut(plan.depth * block)
+            .enumerate()
+            .for_each(|(b, out)| {
+                let pack = Pack {
+                    plan,
+                    s,
+                    transposed,
+                    w,
+                    first: b * block,
+                    block,
+                    out,
+                };
+                dispatch(precision, pack);
+            });
         let image = plan.dst.0 * plan.dst.1 * plan.dst.2;
-        let src_image = plan.src.0 * plan.src.1 * plan.src.2;
+        let src_image = plan.src.0 * plan.src.1 * plan.channels;
         let padded_image = plan.padded.0 * plan.padded.1 * plan.src.2;
         // Small batches are cut finer so that every core has work.
         let group = (GROUP_BYTES / (4 * padded_image)).clamp(1, s.n.div_ceil(8).max(1));
@@ -199,13 +240,14 @@ fn run(
                 scratch::with(images * padded_image, |padded| {
                     for i in 0..images {
                         let src = src.part((first + i) * src_image, src_image);
-                        pad_image(plan, &src, &mut padded[i * padded_image..][..padded_image]);
+                        let padded = &mut padded[i * padded_image..][..padded_image];
+                        pad_image(plan, precision, &src, padded);
                     }
                     let add = match add {
                         Add::Other(other) => Add::Other(&other[first * image..][..out.len()]),
                         same => same,
                     };
-                    Arch::new().dispatch(Group {
+                    let group = Group {
                         plan,
                         images,
                         padded,
@@ -213,90 +255,177 @@ fn run(
                         block,
                         add,
                         out,
-                    });
+                    };
+                    dispatch(precision, group);
                 });
             });
     });
 }
 
 /// Output channels of one packed block: two vectors, or one when the channels fit into it.
-pub(super) struct BlockWidth(pub(super) usize);
-impl WithSimd for BlockWidth {
-    type Output = usize;
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        if self.0 <= S::F32_LANES {
-            S::F32_LANES
-        } else {
-            2 * S::F32_LANES
-        }
-    }
+pub(super) fn block_width(precision: Precision, channels: usize) -> usize {
+    let lanes = lanes(precision);
+    if channels <= lanes { lanes } else { 2 * lanes }
 }
 
-/// Packs the weights as `[block][phase][window row][window column][source channel][lane]`, zero where a lane has no channel.
-fn pack_weights(
-    plan: &Plan,
-    s: &ConvShape,
+/// Most lanes of a block: two vectors of 16.
+pub(super) const MAX_BLOCK: usize = 32;
+
+/// Packs the weights of one block of destination channels as `[phase][window row][window column][source word][lane]`,
+/// zero where a lane has no channel.
+struct Pack<'a> {
+    plan: &'a Plan,
+    s: &'a ConvShape,
     transposed: bool,
-    w: &[f32],
+    w: &'a [f32],
+    /// First destination channel.
+    first: usize,
     block: usize,
-    packed: &mut [f32],
-) {
-    let (src_c, dst_c) = (plan.src.2, plan.dst.2);
-    let hwio = |ky: usize, kx: usize| &w[(ky * s.k + kx) * s.cin * s.cout..][..s.cin * s.cout];
-    packed
-        .par_chunks_mut(plan.depth * block)
-        .enumerate()
-        .for_each(|(b, out)| {
-            let c0 = b * block;
-            let lanes = block.min(dst_c - c0);
-            let mut rows = out.chunks_exact_mut(src_c * block);
-            for phase in &plan.phases {
-                for &ky in &phase.ky {
-                    for &kx in &phase.kx {
-                        let tap = hwio(ky, kx);
-                        let out = rows
-                            .next()
-                            .expect("the packed block holds every tap of every phase");
-                        for (c, lane) in out.chunks_exact_mut(block).enumerate() {
+    out: &'a mut [f32],
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, P: Product<S>>(self, simd: S, product: P) {
+        let Self {
+            plan,
+            s,
+            transposed,
+            w,
+            first,
+            block,
+            out,
+        } = self;
+        let lanes = block.min(plan.dst.2 - first);
+        let mut rows = out.chunks_exact_mut(plan.src.2 * block);
+        for phase in &plan.phases {
+            for &ky in &phase.ky {
+                for &kx in &phase.kx {
+                    let tap = &w[(ky * s.k + kx) * s.cin * s.cout..][..s.cin * s.cout];
+                    let out = rows
+                        .next()
+                        .expect("the packed block holds every tap of every phase");
+                    for (word, out) in out.chunks_exact_mut(block).enumerate() {
+                        let mut values = [[0f32; MAX_BLOCK]; 2];
+                        for (i, values) in values.iter_mut().enumerate().take(P::PER_WORD) {
+                            let c = word * P::PER_WORD + i;
+                            if c >= plan.channels {
+                                continue;
+                            }
                             if transposed {
                                 // Source channels are the convolution's outputs.
-                                for (l, v) in lane[..lanes].iter_mut().enumerate() {
-                                    *v = tap[(c0 + l) * s.cout + c];
+                                for (l, v) in values[..lanes].iter_mut().enumerate() {
+                                    *v = tap[(first + l) * s.cout + c];
                                 }
                             } else {
-                                lane[..lanes].copy_from_slice(&tap[c * s.cout + c0..][..lanes]);
+                                let row = &tap[c * s.cout + first..][..lanes];
+                                values[..lanes].copy_from_slice(row);
                             }
-                            lane[lanes..].fill(0.0);
+                        }
+                        for (v, out) in out.chunks_exact_mut(S::F32_LANES).enumerate() {
+                            let at = v * S::F32_LANES;
+                            let mut vectors = [simd.splat_f32s(0.0); 2];
+                            for (vector, values) in vectors.iter_mut().zip(&values) {
+                                *vector = vector_at::<S>(values, at);
+                            }
+                            let words = product.words(simd, &vectors[..P::PER_WORD]);
+                            out.copy_from_slice(bytemuck::cast_slice(&[words]));
                         }
                     }
                 }
             }
-        });
+        }
+    }
 }
 
-/// Copies one source image into its zero-padded place.
-pub(super) fn pad_image(plan: &Plan, src: &Source<'_>, padded: &mut [f32]) {
-    let c = plan.src.2;
-    let row = plan.src.1 * c;
-    let pitch = plan.padded.1 * c;
-    let lead = plan.lead.1 * c;
-    let (above, rest) = padded.split_at_mut(plan.lead.0 * pitch);
-    above.fill(0.0);
-    let (inside, below) = rest.split_at_mut(plan.src.0 * pitch);
-    below.fill(0.0);
-    for (out, values) in inside
-        .chunks_exact_mut(pitch)
-        .zip(src.data.chunks_exact(row))
-    {
-        out[..lead].fill(0.0);
-        match src.channels(c) {
-            None => out[lead..lead + row].copy_from_slice(values),
-            Some(a) => {
-                norm::apply_piece(values, a.scale, a.shift, a.relu, &mut out[lead..lead + row])
+/// The vector that begins at element `at`.
+#[inline(always)]
+pub(super) fn vector_at<S: Simd>(values: &[f32], at: usize) -> S::f32s {
+    bytemuck::pod_read_unaligned(bytemuck::cast_slice(&values[at..at + S::F32_LANES]))
+}
+
+/// Copies one source image into its zero-padded place, as words.
+pub(super) fn pad_image(plan: &Plan, precision: Precision, src: &Source<'_>, padded: &mut [f32]) {
+    let row = plan.src.1 * plan.channels;
+    let line = if precision == Precision::F32 { 0 } else { row };
+    scratch::with(line, |line| {
+        let pitch = plan.padded.1 * plan.src.2;
+        let lead = plan.lead.1 * plan.src.2;
+        let words = plan.src.1 * plan.src.2;
+        let (above, rest) = padded.split_at_mut(plan.lead.0 * pitch);
+        above.fill(0.0);
+        let (inside, below) = rest.split_at_mut(plan.src.0 * pitch);
+        below.fill(0.0);
+        for (out, values) in inside
+            .chunks_exact_mut(pitch)
+            .zip(src.data.chunks_exact(row))
+        {
+            out[..lead].fill(0.0);
+            let inner = &mut out[lead..lead + words];
+            match (precision, src.channels(plan.channels)) {
+                (Precision::F32, None) => inner.copy_from_slice(values),
+                (Precision::F32, Some(a)) => {
+                    norm::apply_piece(values, a.scale, a.shift, a.relu, inner);
+                }
+                (Precision::Bf16, affine) => {
+                    let values = affine.map_or(values, |a| {
+                        norm::apply_piece(values, a.scale, a.shift, a.relu, line);
+                        line
+                    });
+                    let c = plan.channels;
+                    dispatch(
+                        precision,
+                        ToWords {
+                            values,
+                            c,
+                            out: inner,
+                        },
+                    );
+                }
+            }
+            out[lead + words..].fill(0.0);
+        }
+    });
+}
+
+/// Pixels of `c` channels as words; the last word of a pixel is filled up with zero.
+struct ToWords<'a> {
+    values: &'a [f32],
+    c: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for ToWords<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, P: Product<S>>(self, simd: S, product: P) {
+        let Self { values, c, out } = self;
+        // Without a gap at the end of a pixel, all pixels are one.
+        let c = if c.is_multiple_of(P::PER_WORD) {
+            values.len()
+        } else {
+            c
+        };
+        let chunk = S::F32_LANES / P::PER_WORD;
+        let mut full = [0f32; 16];
+        let mut words = [0f32; 16];
+        for (values, out) in values
+            .chunks_exact(c)
+            .zip(out.chunks_exact_mut(c.div_ceil(P::PER_WORD)))
+        {
+            for (values, out) in values.chunks(S::F32_LANES).zip(out.chunks_mut(chunk)) {
+                full.fill(0.0);
+                full[..values.len()].copy_from_slice(values);
+                // SAFETY: `words` has room for a whole vector.
+                unsafe {
+                    product.put_neighbours(simd, vector_at::<S>(&full, 0), words.as_mut_ptr())
+                };
+                out.copy_from_slice(&words[..out.len()]);
             }
         }
-        out[lead + row..].fill(0.0);
     }
 }
 
@@ -311,28 +440,32 @@ struct Group<'a> {
     out: &'a mut [f32],
 }
 
-impl WithSimd for Group<'_> {
+impl Kernel for Group<'_> {
     type Output = ();
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn run<S: Simd, P: Product<S>>(self, simd: S, product: P) {
         // Two vectors times eight pixels fill the 32 registers of AVX-512; AVX2 has 16.
         if self.block == S::F32_LANES {
             if S::F32_LANES >= 16 {
-                self.tiles::<S, 8, 1, 2>(simd)
+                self.tiles::<S, P, 8, 1, 2>(simd, product)
             } else {
-                self.tiles::<S, 4, 1, 2>(simd)
+                self.tiles::<S, P, 4, 1, 2>(simd, product)
             }
         } else if S::F32_LANES >= 16 {
-            self.tiles::<S, 8, 2, 1>(simd);
+            self.tiles::<S, P, 8, 2, 1>(simd, product);
         } else {
-            self.tiles::<S, 4, 2, 1>(simd);
+            self.tiles::<S, P, 4, 2, 1>(simd, product);
         }
     }
 }
 
 impl Group<'_> {
     #[inline(always)]
-    fn tiles<S: Simd, const P: usize, const V: usize, const U: usize>(self, simd: S) {
+    fn tiles<S: Simd, R: Product<S>, const P: usize, const V: usize, const U: usize>(
+        self,
+        simd: S,
+        product: R,
+    ) {
         let Self {
             plan,
             images,
@@ -392,7 +525,15 @@ impl Group<'_> {
                     // SAFETY: every window is `ty` rows of `tx` floats at distance `pitch` inside `padded` (asserted
                     // above), and `weights` holds `ty * tx` rows of `V` vectors.
                     let sums = unsafe {
-                        tile::<S, P, V, U>(simd, &windows, ty, tx, pitch, weights.as_ptr())
+                        tile::<S, R, P, V, U>(
+                            simd,
+                            product,
+                            &windows,
+                            ty,
+                            tx,
+                            pitch,
+                            weights.as_ptr(),
+                        )
                     };
                     for p in 0..count {
                         let target = &mut out[targets[p]..][..lanes];
@@ -436,14 +577,22 @@ impl Cursor {
     }
 }
 
-/// Dot products of `P` windows with `V` vectors of output channels, `U` partial sums each.
+/// Dot products of `P` windows with `V` vectors of output channels, `U` partial sums each; windows and weights are
+/// words.
 ///
 /// # Safety
-/// Each of `windows` must be readable for `rows` runs of `len` floats, `pitch` apart; `weights` for
+/// Each of `windows` must be readable for `rows` runs of `len` words, `pitch` apart; `weights` for
 /// `rows * len * V` vectors.
 #[inline(always)]
-pub(super) unsafe fn tile<S: Simd, const P: usize, const V: usize, const U: usize>(
+pub(super) unsafe fn tile<
+    S: Simd,
+    R: Product<S>,
+    const P: usize,
+    const V: usize,
+    const U: usize,
+>(
     simd: S,
+    product: R,
     windows: &[*const f32; P],
     rows: usize,
     len: usize,
@@ -477,7 +626,7 @@ pub(super) unsafe fn tile<S: Simd, const P: usize, const V: usize, const U: usiz
                     // SAFETY: `i + u < len`.
                     let x = simd.splat_f32s(unsafe { *at[p].add(i + u) });
                     for v in 0..V {
-                        acc[u][p][v] = simd.mul_add_e_f32s(x, vector[v], acc[u][p][v]);
+                        acc[u][p][v] = product.mul_add(simd, x, vector[v], acc[u][p][v]);
                     }
                 }
             }
@@ -485,14 +634,15 @@ pub(super) unsafe fn tile<S: Simd, const P: usize, const V: usize, const U: usiz
             weights = unsafe { weights.add(U * V * lanes) };
             i += U;
         }
-        while i < len {
+        // Said for `U` = 1 as well, so that no second loop keeps the sums from their registers.
+        while U > 1 && i < len {
             for v in 0..V {
                 // SAFETY: as above.
                 let vector = unsafe { weights.add(v * lanes).cast::<S::f32s>().read_unaligned() };
                 for p in 0..P {
                     // SAFETY: `i < len`.
                     let x = simd.splat_f32s(unsafe { *at[p].add(i) });
-                    acc[0][p][v] = simd.mul_add_e_f32s(x, vector, acc[0][p][v]);
+                    acc[0][p][v] = product.mul_add(simd, x, vector, acc[0][p][v]);
                 }
             }
             // SAFETY: as above.

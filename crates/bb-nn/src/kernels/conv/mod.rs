@@ -13,6 +13,7 @@ mod tests;
 mod weight;
 mod winograd;
 
+use super::precision::Precision;
 use pulp::Simd;
 
 /// Sizes of a square convolution with equal padding on all sides.
@@ -181,8 +182,11 @@ impl<S: Simd> AffineLanes<S> {
 /// `y = conv(x, w) [+ add]`.
 ///
 /// `x` is `[n, h, w, cin]`, `w` is `[k, k, cin, cout]`, `y` and what is added are `[n, oh, ow, cout]`.
+///
+/// In `bf16` the products of Winograd's form and of inputs with few channels stay in `f32`.
 pub fn forward<'a>(
     s: &ConvShape,
+    precision: Precision,
     x: impl Into<Source<'a>>,
     w: &[f32],
     add: Add<'_>,
@@ -193,29 +197,47 @@ pub fn forward<'a>(
     if winograd::serves(s) {
         winograd::forward(s, x, w, add, y);
     } else {
-        direct::forward(s, x, w, add, y);
+        direct::forward(s, direct_precision(s, precision), x, w, add, y);
     }
 }
 
 /// `dx = d/dx conv(x, w) * dy [+ add]`; shapes as in [`forward`].
-pub fn input_gradient(s: &ConvShape, dy: &[f32], w: &[f32], add: Add<'_>, dx: &mut [f32]) {
+pub fn input_gradient(
+    s: &ConvShape,
+    precision: Precision,
+    dy: &[f32],
+    w: &[f32],
+    add: Add<'_>,
+    dx: &mut [f32],
+) {
     check(s, dx.len(), w.len(), dy.len());
     if winograd::serves(s) {
-        winograd::input_gradient(s, dy, w, add, dx);
+        winograd::input_gradient(s, precision, dy, w, add, dx);
     } else {
-        direct::input_gradient(s, dy, w, add, dx);
+        direct::input_gradient(s, direct_precision(s, precision), dy, w, add, dx);
     }
 }
 
 /// `dw = d/dw conv(x, w) * dy`; shapes as in [`forward`]. Overwrites `dw`.
-pub fn weight_gradient<'a>(s: &ConvShape, x: impl Into<Source<'a>>, dy: &[f32], dw: &mut [f32]) {
+pub fn weight_gradient<'a>(
+    s: &ConvShape,
+    precision: Precision,
+    x: impl Into<Source<'a>>,
+    dy: &[f32],
+    dw: &mut [f32],
+) {
     let x = x.into();
     check(s, x.data.len(), dw.len(), dy.len());
     if winograd::serves(s) {
-        winograd::weight::gradient(s, x, dy, dw);
+        winograd::weight::gradient(s, precision, x, dy, dw);
     } else {
-        weight::gradient(s, x, dy, dw);
+        weight::gradient(s, direct_precision(s, precision), x, dy, dw);
     }
+}
+
+/// Images as inputs stay in `f32`: three channels fill half of their words only, which costs more than it gains.
+fn direct_precision(s: &ConvShape, precision: Precision) -> Precision {
+    if s.cin < 8 { Precision::F32 } else { precision }
 }
 
 fn check(s: &ConvShape, x: usize, w: usize, y: usize) {

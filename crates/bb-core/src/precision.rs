@@ -1,0 +1,68 @@
+//! In which numbers a network is trained.
+
+use serde::{Deserialize, Serialize};
+
+/// How convolutions multiply while a network is trained.
+/// Sums, activations, weights, optimiser and everything else are `f32` in either case, and measuring always is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Products of `f32`: the reference.
+    #[default]
+    F32,
+    /// Products of `bf16` (8 significant bits), summed in `f32`.
+    Bf16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// The name used in options, settings and results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is no precision's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown precision `{0}`, expected `f32` or `bf16`")]
+pub struct ParsePrecisionError(String);
+
+impl std::str::FromStr for Precision {
+    type Err = ParsePrecisionError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|p| p.name() == s)
+            .ok_or_else(|| ParsePrecisionError(s.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for precision in Precision::ALL {
+            assert_eq!(precision.to_string().parse(), Ok(precision));
+            assert_eq!(serde_json::json!(precision), precision.name());
+        }
+        let error = "fp16".parse::<Precision>().expect_err("an unknown name");
+        assert_eq!(
+            error.to_string(),
+            "unknown precision `fp16`, expected `f32` or `bf16`"
+        );
+    }
+}
