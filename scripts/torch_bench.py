@@ -7,6 +7,7 @@ Needs torch only.
 """
 import argparse
 import json
+import resource
 import statistics
 import time
 
@@ -83,7 +84,8 @@ def main():
         rates.append(o.batch * o.steps / (time.perf_counter() - start))
     print(json.dumps({"torch": torch.__version__, "mode": o.mode, "width": o.width, "batch": o.batch,
                       "precision": o.precision, "channels_last": o.channels_last,
-                      "img_per_s_median": round(statistics.median(rates), 2)}))
+                      "img_per_s_median": round(statistics.median(rates), 2),
+                      "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ fn attack(method: &str, args: &Args) -> Result<(), Failure> {
         test_limit: args.test_limit,
         arch: options.arch().to_owned(),
         width: options.width(),
+        precision: options.precision,
         given,
         seed: options.seed,
         out: options.host.out.clone(),

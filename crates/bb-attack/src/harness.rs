@@ -27,9 +27,11 @@ use bb_core::data::{Dataset, OpenOptions};
 use bb_core::events::{Log, Progress, env_facts};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
+use bb_core::precision::Precision;
 use bb_nn::data::{Batch, batch_count};
+use bb_nn::kernels::precision::supported;
 use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, TrainError, fit};
-use bb_nn::{ArchSpec, Net, eval};
+use bb_nn::{ArchSpec, Net, NnError, eval};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -54,6 +56,8 @@ pub struct AttackRequest {
     pub arch: String,
     /// Channels of its first stage.
     pub width: usize,
+    /// How convolutions multiply while it is trained.
+    pub precision: Precision,
     /// Settings on top of the defaults and the committed recipe.
     pub given: Given,
     /// Seed of everything random.
@@ -143,6 +147,7 @@ struct Inputs {
 impl Inputs {
     fn open(attack: &dyn AnyAttack, request: &AttackRequest) -> Result<Self, AttackError> {
         let ready = attack.resolve(&request.dataset, &request.given)?;
+        supported(request.precision).map_err(NnError::from)?;
         let options = OpenOptions {
             cache_dir: Some(request.out.join("cache")),
             train_limit: request.train_limit,
@@ -170,7 +175,14 @@ impl Inputs {
             test_limit: request.test_limit,
             dataset: &self.dataset,
         };
-        cell_spec(attack, &*self.ready, &given, &self.arch, request.seed)
+        cell_spec(
+            attack,
+            &*self.ready,
+            &given,
+            &self.arch,
+            request.precision,
+            request.seed,
+        )
     }
 }
 
@@ -190,12 +202,13 @@ pub struct GivenData<'a> {
 /// What the cell of a run follows from.
 ///
 /// Beside the attack's own settings it has the tables `data` and `model`: what a reader of the cell needs to open
-/// the same data and to build the same network.
+/// the same data and to build the same network. The table `compute` says in which precision it was trained.
 pub fn cell_spec(
     attack: &dyn AnyAttack,
     ready: &dyn Ready,
     data: &GivenData<'_>,
     arch: &ArchSpec,
+    precision: Precision,
     seed: u64,
 ) -> Result<CellSpec, AttackError> {
     let mut inputs = BTreeMap::from([("dataset".to_owned(), data.dataset.digest.clone())]);
@@ -210,6 +223,7 @@ pub fn cell_spec(
     });
     settings["model"] =
         json!({ "arch": arch.name(), "width": arch.width(), "classes": arch.classes() });
+    settings["compute"] = json!({ "precision": precision });
     Ok(CellSpec {
         kind: Kind::Attack,
         method: attack.info().id.to_owned(),
@@ -273,7 +287,8 @@ impl Run<'_> {
             Some(_) => self.dataset.train.clone(),
             None => static_attack::mixed(&self.dataset.train, &sets.train)?,
         };
-        let mut net = Net::new(self.arch, self.request.seed);
+        let mut net =
+            Net::new(self.arch, self.request.seed).with_precision(self.request.precision)?;
         let started = Instant::now();
         let (row, measured) = {
             let mut loop_part = LoopPart::new(self, &work, &log, &sets.test, hook.as_deref_mut())?;

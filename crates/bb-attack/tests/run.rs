@@ -15,8 +15,10 @@ use bb_core::data::{Dataset, OpenOptions};
 use bb_core::method::{MethodInfo, Needs, Status};
 use bb_core::metrics::Scores;
 use bb_core::poison::PoisonSet;
+use bb_core::precision::Precision;
 use bb_core::settings::{SettingsError, Valid, Validate};
 use bb_nn::data::Batch;
+use bb_nn::kernels::precision::supported;
 use bb_nn::train::Recipe;
 use bb_nn::{ArchSpec, Net, StateDict, eval};
 use serde::{Deserialize, Serialize};
@@ -34,6 +36,7 @@ fn request(method: &str, out: &Path, set: &[&str]) -> AttackRequest {
         test_limit: Some(TEST),
         arch: "preactresnet18".to_owned(),
         width: 4,
+        precision: Precision::F32,
         given: Given {
             files: Vec::new(),
             set: small
@@ -202,6 +205,36 @@ fn another_setting_seed_or_input_is_another_cell() {
     }
     let unique: std::collections::BTreeSet<&String> = ids.iter().collect();
     assert_eq!(unique.len(), 7);
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
+fn bf16_is_a_cell_of_its_own_with_the_same_bits_twice() {
+    let (one, two) = (folder(), folder());
+    let bf16 = |out: &Path| AttackRequest {
+        precision: Precision::Bf16,
+        ..request("badnets", out, &[])
+    };
+    if supported(Precision::Bf16).is_err() {
+        eprintln!("not trained: this processor lacks bf16");
+        let error = run(&bf16(one.path())).expect_err("it cannot be trained");
+        assert!(error.to_string().starts_with("precision `bf16` needs"));
+        assert_eq!(error.exit_code(), exit::USAGE);
+        let left = fs_err::read_dir(one.path()).expect("a folder").count();
+        assert_eq!(left, 0, "nothing was begun");
+        return;
+    }
+    let first = run(&bf16(one.path())).expect("a run");
+    let second = run(&bf16(two.path())).expect("a run");
+    assert_eq!(first.manifest, second.manifest);
+    let compute = &first.manifest.settings["compute"];
+    assert_eq!(*compute, serde_json::json!({ "precision": "bf16" }));
+    let plain = run(&request("badnets", one.path(), &[])).expect("a run");
+    assert_eq!(plain.manifest.settings["compute"]["precision"], "f32");
+    assert_ne!(plain.manifest.id, first.manifest.id);
+    assert_ne!(plain.manifest.files[MODEL], first.manifest.files[MODEL]);
+    let plan = bb_attack::harness::plan(&bf16(one.path())).expect("a plan");
+    assert_eq!(plan.dir(one.path()), first.dir);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use bb_core::cli::{
     self, Backend, CliError, Coded, Device, Failure, HostArgs, RunArgs, exit, finish, init_threads,
 };
+use bb_core::precision::Precision;
 use bb_core::settings::render;
 use clap::{CommandFactory as _, Parser};
 
@@ -68,16 +69,19 @@ Tests the options
 Usage: bb-test [OPTIONS]
 
 Options:
-      --dataset <ID>     Dataset [default: cifar10 for an attack, that of the model for a defense]
-      --arch <ID>        Architecture [default: preactresnet18 for an attack, that of the model for
-                         a defense]
-      --width <N>        Channels of the first stage [default: 64 for an attack, that of the model
-                         for a defense]
-  -c, --config <FILE>    Settings file, over the recipe of the dataset; may be repeated
-      --set <KEY=VALUE>  One setting, over the files; may be repeated
-      --seed <N>         Seed of everything random [default: 0]
-      --show-config      Print every setting with its origin, and stop
-  -h, --help             Print help
+      --dataset <ID>           Dataset [default: cifar10 for an attack, that of the model for a
+                               defense]
+      --arch <ID>              Architecture [default: preactresnet18 for an attack, that of the
+                               model for a defense]
+      --width <N>              Channels of the first stage [default: 64 for an attack, that of the
+                               model for a defense]
+      --precision <PRECISION>  How convolutions multiply while training: f32 or bf16 (needs
+                               AVX512-BF16) [default: f32]
+  -c, --config <FILE>          Settings file, over the recipe of the dataset; may be repeated
+      --set <KEY=VALUE>        One setting, over the files; may be repeated
+      --seed <N>               Seed of everything random [default: 0]
+      --show-config            Print every setting with its origin, and stop
+  -h, --help                   Print help
 
 Machine:
       --data <DIR>       Folder with the datasets
@@ -100,7 +104,10 @@ fn options_have_their_defaults() {
         (args.dataset.as_deref(), args.arch.as_deref(), args.width),
         (None, None, None)
     );
-    assert_eq!((args.seed, args.show_config), (0, false));
+    assert_eq!(
+        (args.precision, args.seed, args.show_config),
+        (Precision::F32, 0, false)
+    );
     assert!(args.config.is_empty() && args.set.is_empty());
     let HostArgs {
         data,
@@ -118,7 +125,7 @@ fn options_have_their_defaults() {
 #[test]
 fn options_are_read() {
     let args = parse(
-        "--dataset gtsrb --arch vgg --width 16 -c a.toml --config b.toml --set x=1 --set y=-2 --seed 3 \
+        "--dataset gtsrb --arch vgg --width 16 --precision bf16 -c a.toml --config b.toml --set x=1 --set y=-2 --seed 3 \
          --show-config --data d --out o --device cuda:1 --threads 2 -q",
     )
     .unwrap();
@@ -139,12 +146,12 @@ fn options_are_read() {
         )
     );
     assert_eq!(
-        (args.seed, args.show_config, args.host.quiet),
-        (3, true, true)
+        (args.precision, args.seed, args.show_config),
+        (Precision::Bf16, 3, true)
     );
     assert_eq!(
-        (args.host.device, args.host.threads),
-        (Device::Cuda(1), NonZeroUsize::new(2))
+        (args.host.device, args.host.threads, args.host.quiet),
+        (Device::Cuda(1), NonZeroUsize::new(2), true)
     );
 }
 
@@ -170,6 +177,10 @@ fn wrong_options_are_told_in_one_line() {
         (
             "--threads 1025",
             "error: invalid value '1025' for '--threads <N>': expected a number from 1 to 1024",
+        ),
+        (
+            "--precision fp16",
+            "error: invalid value 'fp16' for '--precision <PRECISION>': unknown precision `fp16`, expected `f32` or `bf16`",
         ),
         ("--seed -1", "error: unexpected argument '-1' found"),
         ("--epochs 3", "error: unexpected argument '--epochs' found"),

@@ -235,7 +235,8 @@ impl Coded for DefenseError {
             Self::Artifact(error) => error.exit_code(),
             Self::Poison(error) => error.exit_code(),
             Self::Interrupted(error) => error.exit_code(),
-            Self::NoCleanImages { .. }
+            Self::Nn(NnError::Precision(_))
+            | Self::NoCleanImages { .. }
             | Self::OtherModel { .. }
             | Self::IndexFile { .. }
             | Self::IndexLine { .. }

@@ -15,7 +15,9 @@ use bb_core::data::{self, Dataset, OpenOptions};
 use bb_core::events::{Log, env_facts};
 use bb_core::metrics::Scores;
 use bb_core::poison::{PoisonError, PoisonSet};
-use bb_nn::{ArchSpec, Net, StateDict};
+use bb_core::precision::Precision;
+use bb_nn::kernels::precision::supported;
+use bb_nn::{ArchSpec, Net, NnError, StateDict};
 use serde_json::{Value, json};
 
 use crate::context::{At, Ctx, Host, not_finite};
@@ -39,6 +41,8 @@ pub struct DefenseRequest {
     pub data: Option<PathBuf>,
     /// Settings over the recipe.
     pub given: Given,
+    /// How convolutions multiply while networks are trained, whatever the attack was trained in.
+    pub precision: Precision,
     /// Seed of everything random but the choice of the clean images, which is a setting.
     pub seed: u64,
     /// Folder for the results.
@@ -102,6 +106,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
         width,
     } = open_suspect(&req.model)?;
     let ready = req.defense.resolve(&attack.manifest.dataset, &req.given)?;
+    supported(req.precision).map_err(NnError::from)?;
     let (dataset, poisoned) = open_data(req, &attack)?;
     let arch = ArchSpec::new(&arch, width, dataset.spec.classes)?;
     let state = StateDict::load(&attack.file(MODEL))?;
@@ -115,6 +120,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
         &attack,
         &dataset,
         clean_indices,
+        req.precision,
         req.seed,
     );
     let work = match open(&req.out, &spec)? {
@@ -149,7 +155,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
         before
     };
     let mut ctx = Ctx::new(req.seed, req.quiet, host);
-    let repaired = armed.repair(&arch, &dataset.spec, &state, &mut ctx)?;
+    let repaired = armed.repair(&arch, &dataset.spec, &state, req.precision, &mut ctx)?;
     ctx.check()?;
     let mut host = ctx.into_host().expect("it was made with one");
     let results = measure(&mut host, &arch, before, &repaired, armed.as_ref())?;
@@ -278,12 +284,15 @@ fn open_data(req: &DefenseRequest, attack: &Cell) -> Result<(Dataset, PoisonSet)
 }
 
 /// What the cell of a defense follows from; `clean_indices` is the digest of the clean images' indices, if it has any.
+///
+/// Beside the defense's own settings it has the table `compute`, which says in which precision it trained.
 pub fn cell_spec(
     defense: &dyn AnyDefense,
     ready: &dyn Ready,
     attack: &Cell,
     dataset: &Dataset,
     clean_indices: Option<&str>,
+    precision: Precision,
     seed: u64,
 ) -> CellSpec {
     let mut inputs = BTreeMap::from([
@@ -293,12 +302,14 @@ pub fn cell_spec(
     if let Some(digest) = clean_indices {
         inputs.insert("clean_indices".to_owned(), digest.to_owned());
     }
+    let mut settings = ready.tree().clone();
+    settings["compute"] = json!({ "precision": precision });
     CellSpec {
         kind: Kind::Defense,
         method: defense.info().id.to_owned(),
         dataset: attack.manifest.dataset.clone(),
         arch: attack.manifest.arch.clone(),
-        settings: ready.tree().clone(),
+        settings,
         inputs,
         seed,
     }

@@ -2,6 +2,7 @@
 
 use bb_core::data::{Dataset, DatasetSpec, Split};
 use bb_core::method::MethodInfo;
+use bb_core::precision::Precision;
 use bb_core::settings::{Layers, Origin, Resolved, Valid, Validate, render};
 use bb_nn::{ArchSpec, Net, StateDict};
 use serde::Serialize;
@@ -44,7 +45,7 @@ pub trait Defense: Sync + 'static {
     const RECIPES: &'static [RecipeFile] = &[];
     /// What the method is given besides the suspect model.
     type Data: FromNeeds;
-    /// The settings. Their default is the reference's choice.
+    /// The settings. Their default is the reference's choice. The table `compute` is the harness's own.
     type Config: Serialize + DeserializeOwned + Default + Validate + 'static;
 
     /// How much of its data the method is given.
@@ -70,10 +71,11 @@ pub struct Suspect<'a, D> {
     task: &'a DatasetSpec,
     state: &'a StateDict,
     data: &'a D,
+    precision: Precision,
 }
 
 impl<'a, D> Suspect<'a, D> {
-    /// A suspect model; the harness makes one, and so do tests.
+    /// A suspect model, to be trained in `f32`; the harness makes one, and so do tests.
     pub fn new(
         arch: &'a ArchSpec,
         task: &'a DatasetSpec,
@@ -85,7 +87,14 @@ impl<'a, D> Suspect<'a, D> {
             task,
             state,
             data,
+            precision: Precision::F32,
         }
+    }
+
+    /// The same, to be trained in `precision`.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The architecture.
@@ -103,9 +112,14 @@ impl<'a, D> Suspect<'a, D> {
         self.state
     }
 
-    /// A network of its own with the suspect's parameters and buffers.
+    /// How convolutions multiply while a network is trained; [`Suspect::net`] gives one that does.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// A network of its own with the suspect's parameters and buffers, to be trained in [`Suspect::precision`].
     pub fn net(&self) -> Result<Net, DefenseError> {
-        Ok(Net::from_state(self.arch, self.state)?)
+        Ok(Net::from_state(self.arch, self.state)?.with_precision(self.precision)?)
     }
 }
 
@@ -239,6 +253,7 @@ pub trait Armed {
         arch: &ArchSpec,
         task: &DatasetSpec,
         state: &StateDict,
+        precision: Precision,
         ctx: &mut Ctx<'_>,
     ) -> Result<Repaired, DefenseError>;
 }
@@ -320,12 +335,10 @@ impl<D: Defense> Armed for WithData<'_, D> {
         arch: &ArchSpec,
         task: &DatasetSpec,
         state: &StateDict,
+        precision: Precision,
         ctx: &mut Ctx<'_>,
     ) -> Result<Repaired, DefenseError> {
-        D::repair(
-            self.config,
-            Suspect::new(arch, task, state, &self.data),
-            ctx,
-        )
+        let suspect = Suspect::new(arch, task, state, &self.data).with_precision(precision);
+        D::repair(self.config, suspect, ctx)
     }
 }

@@ -12,6 +12,7 @@ use bb_core::cli::Coded as _;
 use bb_core::data::{self, Dataset, Images, OpenOptions};
 use bb_core::method::{MethodInfo, Needs, Status};
 use bb_core::poison::PoisonSet;
+use bb_core::precision::Precision;
 use bb_core::settings::{Layers, Resolved, SettingsError, Valid, Validate};
 use bb_defense::context::{At, Ctx};
 use bb_defense::data::{CleanImages, NoImages};
@@ -20,6 +21,7 @@ use bb_defense::results::Results;
 use bb_defense::tsbd::Tsbd;
 use bb_defense::tsbd::config::TsbdConfig;
 use bb_defense::{DefenseError, DefenseRequest, run};
+use bb_nn::kernels::precision::supported;
 use bb_nn::{ArchSpec, Net, StateDict};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -136,6 +138,7 @@ fn request(
             files: Vec::new(),
             set: set.iter().map(|&s| s.to_owned()).collect(),
         },
+        precision: Precision::F32,
         seed: 0,
         out: out.to_owned(),
         cache: None,
@@ -449,6 +452,41 @@ fn the_settings_change_the_result() {
     for record in ["record_layer=\"\"", "probe_every=0"] {
         assert_eq!(repair(&[record]), plain, "{record}");
     }
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
+fn bf16_is_a_cell_of_its_own_and_changes_the_result() {
+    let out = folder();
+    let attack = Draft::new().write(out.path());
+    let plain = request(&Tsbd, &attack.dir, out.path(), &quick(&[]));
+    let bf16 = DefenseRequest {
+        precision: Precision::Bf16,
+        ..plain.clone()
+    };
+    if supported(Precision::Bf16).is_err() {
+        eprintln!("not trained: this processor lacks bf16");
+        let error = run(&bf16).expect_err("it cannot be trained");
+        assert!(error.to_string().starts_with("precision `bf16` needs"));
+        assert_eq!(error.exit_code(), 2);
+        assert!(!out.path().join("defense").exists(), "nothing was begun");
+        return;
+    }
+    let (plain, bf16) = (
+        run(&plain).expect("repaired"),
+        run(&bf16).expect("repaired"),
+    );
+    for (cell, precision) in [(&plain, "f32"), (&bf16, "bf16")] {
+        let compute = &cell.manifest.settings["compute"];
+        assert_eq!(*compute, json!({ "precision": precision }));
+    }
+    assert_ne!(plain.manifest.id, bf16.manifest.id);
+    assert_ne!(
+        bytes(&plain, "model.safetensors"),
+        bytes(&bf16, "model.safetensors")
+    );
+    // The suspect model is only measured, which nothing but its weights decides.
+    assert_eq!(results(&plain).before, results(&bf16).before);
 }
 
 #[test]

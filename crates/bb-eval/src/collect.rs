@@ -7,9 +7,10 @@ use bb_core::cell::{Cell, ENV, Kind, LOG, MANIFEST, canonical_json};
 use bb_core::cli::{Coded, exit};
 use bb_core::data;
 use bb_core::metrics::{Ratio, Scores};
+use bb_core::precision::Precision;
 use bb_defense::method::AnyDefense;
 use bb_defense::results::Results;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::paper::{Facts, Paper};
 use crate::plan::{State, Step};
@@ -107,12 +108,20 @@ pub fn facts(cell: &Cell) -> Facts {
         dataset: cell.manifest.dataset.clone(),
         arch: word(&settings["model"]["arch"]),
         width: settings["model"]["width"].as_u64().unwrap_or(0) as usize,
+        precision: precision(cell).to_owned(),
         ratio: settings["ratio"].as_f64(),
         label: settings["label"].as_str().map(str::to_owned),
         epochs: settings["train"]["epochs"].as_u64(),
         train_limit: settings["data"]["train_limit"].as_u64(),
         test_limit: settings["data"]["test_limit"].as_u64(),
     }
+}
+
+/// How convolutions multiplied when a cell's networks were trained; in `f32` if it is older than the choice.
+fn precision(cell: &Cell) -> &str {
+    cell.manifest.settings["compute"]["precision"]
+        .as_str()
+        .unwrap_or(Precision::F32.name())
 }
 
 /// The table of a grid, from the complete cells among its steps.
@@ -155,6 +164,7 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
             &prepared.arch.label(),
             grid.train_limit,
             grid.test_limit,
+            &BTreeSet::from([grid.precision.name()]),
             &grid.seeds,
         ),
         dataset: grid.dataset.clone(),
@@ -200,7 +210,9 @@ pub fn from_folder(
         let limits = facts(attacks[0]);
         let limit = |l: Option<u64>| l.map(|l| l as usize);
         let (train, test) = (limit(limits.train_limit), limit(limits.test_limit));
-        input.title = title(dataset, arch, train, test, &input.seeds);
+        let precisions = attacks.iter().chain(&defenses).map(|c| precision(c));
+        let precisions = precisions.collect();
+        input.title = title(dataset, arch, train, test, &precisions, &input.seeds);
         (input.dataset, input.arch, input.data) = key;
         tables.push(Table::new(&input));
     }
@@ -374,10 +386,19 @@ fn variants<'a>(
     cells: &[&'a Cell],
     title: impl Fn(&str) -> String,
 ) -> (Vec<(&'a Cell, String)>, Vec<usize>) {
+    let settings = |cell: &Cell| {
+        let mut settings = cell.manifest.settings.clone();
+        if let Value::Object(table) = &mut settings {
+            table
+                .entry("compute")
+                .or_insert_with(|| json!({ "precision": precision(cell) }));
+        }
+        settings
+    };
     let key = |cell: &Cell| {
         (
             cell.manifest.method.clone(),
-            canonical_json(&cell.manifest.settings),
+            canonical_json(&settings(cell)),
         )
     };
     let mut found: Vec<&'a Cell> = Vec::new();
@@ -393,7 +414,7 @@ fn variants<'a>(
         .iter()
         .map(|cell| {
             let mut leaves = BTreeMap::new();
-            flatten(&cell.manifest.settings, "", &mut leaves);
+            flatten(&settings(cell), "", &mut leaves);
             leaves
         })
         .collect();
@@ -478,12 +499,13 @@ fn subfolders(folder: &Path) -> Result<Vec<PathBuf>, CollectError> {
     Ok(found)
 }
 
-/// `CIFAR-10, preactresnet18-w64, seed 0`.
+/// `CIFAR-10, preactresnet18-w64, seed 0`; a precision is named unless all is `f32`.
 fn title(
     dataset: &str,
     arch: &str,
     train: Option<usize>,
     test: Option<usize>,
+    precisions: &BTreeSet<&str>,
     seeds: &[u64],
 ) -> String {
     let dataset =
@@ -494,6 +516,10 @@ fn title(
     }
     if let Some(test) = test {
         let _ = write!(title, ", first {test} test images");
+    }
+    if precisions.iter().any(|p| *p != Precision::F32.name()) {
+        let names: Vec<&str> = precisions.iter().copied().collect();
+        let _ = write!(title, ", trained in {}", names.join(" and "));
     }
     let numbers: Vec<String> = seeds.iter().map(u64::to_string).collect();
     let plural = if numbers.len() == 1 { "" } else { "s" };

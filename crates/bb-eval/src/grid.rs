@@ -6,6 +6,7 @@
 //! dataset = "synthetic"
 //! arch = "preactresnet18"             # this is the default
 //! width = 8                           # channels of the first stage; 64 is the default
+//! precision = "bf16"                  # how convolutions multiply while training; "f32" is the default
 //! seeds = [0]                         # [0, 1, 2] is the default
 //! data = "data"                       # optional; `--data` wins; relative to the current folder
 //! out = "runs/quickstart"             # optional; `--out` wins; relative to the current folder
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 
 use bb_core::cli::{Coded, DEFAULT_ARCH, DEFAULT_WIDTH, exit};
 use bb_core::data;
+use bb_core::precision::Precision;
 use bb_zoo::strict::{Document, Field, StrictError, Table};
 
 /// Seeds of a grid that names none: enough for a mean and a spread.
@@ -95,6 +97,8 @@ pub struct Grid {
     pub arch: String,
     /// Channels of the first stage.
     pub width: usize,
+    /// How convolutions multiply while networks are trained.
+    pub precision: Precision,
     /// One run per seed.
     pub seeds: Vec<u64>,
     /// Folder for the results.
@@ -147,6 +151,7 @@ impl Grid {
                 "data",
                 "arch",
                 "width",
+                "precision",
                 "seeds",
                 "out",
                 "train_limit",
@@ -164,6 +169,7 @@ impl Grid {
                 data: path("data")?,
                 arch: word(&t, "arch")?.map_or_else(|| DEFAULT_ARCH.to_owned(), |f| f.value),
                 width: count(&t, "width")?.unwrap_or(DEFAULT_WIDTH),
+                precision: precision(&t)?,
                 seeds: seeds(&t)?,
                 out: path("out")?,
                 train_limit: count(&t, "train_limit")?,
@@ -243,6 +249,14 @@ fn count(t: &Table<'_>, name: &str) -> Result<Option<usize>, StrictError> {
         .map_err(|_| field.refuse("a number that fits this machine"))
 }
 
+fn precision(t: &Table<'_>) -> Result<Precision, StrictError> {
+    let Some(field) = word(t, "precision")? else {
+        return Ok(Precision::default());
+    };
+    let known = field.value.parse();
+    known.map_err(|_| field.refuse("`f32` or `bf16`"))
+}
+
 fn seeds(t: &Table<'_>) -> Result<Vec<u64>, StrictError> {
     let Some(fields) = t.ints("seeds")? else {
         return Ok(DEFAULT_SEEDS.to_vec());
@@ -309,6 +323,7 @@ set.n = 0.3
             ),
             (4, &[3, 1][..], Some(100), None)
         );
+        assert_eq!(grid.precision, Precision::F32, "the default");
         assert_eq!(grid.out.as_deref(), Some(Path::new("runs/x")));
         let [first, second] = &grid.attacks[..] else {
             panic!("two attacks")
@@ -326,12 +341,13 @@ set.n = 0.3
             (9, 14, "BadNets 5 %")
         );
         assert_eq!(grid.defenses[0].set, ["n=0.3"]);
-        let small = "grid = { name = 'a', dataset = 'cifar10' }\nattack = [{ method = 'badnets' }]";
+        let small = "grid = { name = 'a', dataset = 'cifar10', precision = 'bf16' }\nattack = [{ method = 'badnets' }]";
         let grid = Grid::parse("g.toml", small).expect("a small grid");
         assert_eq!(
             (grid.width, grid.seeds.as_slice()),
             (DEFAULT_WIDTH, &DEFAULT_SEEDS[..])
         );
+        assert_eq!(grid.precision, Precision::Bf16);
         assert!(grid.defenses.is_empty(), "attacks alone may be wanted");
     }
 
@@ -354,6 +370,12 @@ set.n = 0.3
                 "width = 4",
                 "width = \"4\"",
                 "`grid.width` is a string, expected an integer\n  in g.toml, line 4",
+                "",
+            ),
+            (
+                "train_limit = 100",
+                "precision = \"fp16\"",
+                "`grid.precision` is `fp16`, expected `f32` or `bf16`\n  in g.toml, line 7",
                 "",
             ),
             (

@@ -20,6 +20,8 @@ pub struct Facts {
     pub arch: String,
     /// Channels of the first stage.
     pub width: usize,
+    /// How convolutions multiplied in training.
+    pub precision: String,
     /// Share of poisoned training images.
     pub ratio: Option<f64>,
     /// How labels are changed, e.g. `all2one`.
@@ -53,6 +55,8 @@ impl Paper {
                 dataset: "cifar10".into(),
                 arch: "preactresnet18".into(),
                 width: 64,
+                // Not said, so it is PyTorch's own.
+                precision: "f32".into(),
                 ratio: Some(0.1),
                 label: Some("all2one".into()),
                 epochs: Some(100),
@@ -80,6 +84,11 @@ impl Paper {
         differ("dataset", ours.dataset.clone(), theirs.dataset.clone());
         differ("network", ours.arch.clone(), theirs.arch.clone());
         differ("width", ours.width.to_string(), theirs.width.to_string());
+        differ(
+            "precision",
+            ours.precision.clone(),
+            theirs.precision.clone(),
+        );
         differ("poisoning ratio", known(ours.ratio), known(theirs.ratio));
         differ(
             "labels",
@@ -300,12 +309,14 @@ mod tests {
         let mut ours = paper.facts.clone();
         assert!(paper.differences(&ours).is_empty());
         ours.width = 16;
+        ours.precision = "bf16".into();
         ours.epochs = Some(20);
         ours.train_limit = Some(1000);
         assert_eq!(
             paper.differences(&ours),
             [
                 "width 16 instead of 64",
+                "precision bf16 instead of f32",
                 "training epochs 20 instead of 100",
                 "training images 1000 instead of all"
             ]

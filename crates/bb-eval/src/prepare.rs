@@ -119,6 +119,7 @@ impl Prepared {
             &*prepared.ready,
             &data,
             &self.arch,
+            self.grid.precision,
             seed,
         );
         Ok(spec?)
@@ -133,6 +134,7 @@ impl Prepared {
             attack,
             &self.dataset,
             prepared.clean_indices.as_deref(),
+            self.grid.precision,
             seed,
         )
     }

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use bb_core::cell::{Cell, CellSpec, Opened, open};
 use bb_eval::grid::Grid;
 use bb_eval::prepare::{Places, Prepared};
+use bb_nn::kernels::precision::{Precision, supported};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -370,7 +372,7 @@ fn a_cell_that_another_process_works_on_is_left_to_it() {
     };
     let prepared = Prepared::new(grid, &places, &[]).expect("all is there");
     let spec = prepared.attack_spec(0, 0).expect("a specification");
-    let held = bb_core::cell::open(&place.path("out"), &spec).expect("nobody works on it");
+    let held = open(&place.path("out"), &spec).expect("nobody works on it");
     let (code, stdout, stderr) = place.fails(&["run", "grid.toml", "--out", "out"]);
     assert_eq!(code, 75, "try again\n{stderr}");
     assert!(
@@ -387,6 +389,80 @@ fn a_cell_that_another_process_works_on_is_left_to_it() {
             .ok(&["run", "grid.toml", "--out", "out", "--quiet"])
             .contains("Average")
     );
+}
+
+/// One attack and TSBD.
+fn tinier() -> String {
+    let end = TINY.rfind("[[attack]]").expect("two attacks");
+    let defense = TINY.find("[[defense]]").expect("a defense");
+    format!("{}{}", &TINY[..end], &TINY[defense..])
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
+fn a_grid_in_bf16_has_cells_and_rows_of_its_own() {
+    let grid = tinier();
+    let place = Place::new(&grid);
+    let bf16 = grid.replace("width = 4", "width = 4\nprecision = \"bf16\"");
+    place.write("bf16.toml", &bf16);
+    if supported(Precision::Bf16).is_err() {
+        eprintln!("not trained: this processor lacks bf16");
+        let (code, _, stderr) = place.fails(&["run", "bf16.toml", "--out", "out"]);
+        assert!(stderr.contains("error: precision `bf16` needs"), "{stderr}");
+        assert_eq!((code, place.path("out/attack").exists()), (2, false));
+        return;
+    }
+    place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
+    let plan = place.ok(&["plan", "bf16.toml", "--out", "out"]);
+    assert!(plan.ends_with(" 0 partial, 2 missing\n"), "{plan}");
+    let table = place.ok(&["run", "bf16.toml", "--out", "out", "--quiet"]);
+    assert!(table.contains(", trained in bf16, seed 0\n"), "{table}");
+    let plan = place.ok(&["plan", "bf16.toml", "--out", "out"]);
+    assert!(plan.ends_with(" 0 partial, 0 missing\n"), "{plan}");
+    for manifest in place.manifests("out").keys() {
+        let cell = place.path("out").join(manifest);
+        let line = place.ok(&["metrics", cell.to_str().expect("plain")]);
+        assert!(line.contains("\"agrees\":true"), "{line}");
+    }
+    let table = place.ok(&["table", "out"]);
+    for expect in [
+        ", trained in bf16 and f32, seed 0\n",
+        "\nBadNets (compute.precision=bf16) ",
+        "TSBD (compute.precision=f32) ",
+    ] {
+        assert!(table.contains(expect), "{table}\nlacks {expect}");
+    }
+}
+
+#[test]
+fn a_cell_from_before_the_choice_of_a_precision_is_one_in_f32() {
+    let grid = tinier();
+    let place = Place::new(&grid[..grid.find("[[defense]]").expect("a defense")]);
+    place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
+    let manifest = place.manifests("out").into_keys().next().expect("one cell");
+    let cell = Cell::load(place.path("out").join(manifest)).expect("a cell");
+    let mut old = CellSpec {
+        seed: 1,
+        ..cell.manifest.spec()
+    };
+    old.settings
+        .as_object_mut()
+        .expect("a table")
+        .remove("compute");
+    let Opened::Work(work) = open(&place.path("out"), &old).expect("nobody works on it") else {
+        panic!("it is there already");
+    };
+    for name in cell.manifest.files.keys() {
+        let bytes = fs_err::read(cell.file(name)).expect("readable");
+        work.write(name, &bytes).expect("written");
+    }
+    let old = work.finish(cell.manifest.results).expect("complete");
+    let line = place.ok(&["metrics", old.dir.to_str().expect("plain")]);
+    assert!(line.contains("\"agrees\":true"), "{line}");
+    let table = place.ok(&["table", "out"]);
+    assert!(table.contains("-w4, first 200 training images"), "{table}");
+    assert!(table.contains("images, seeds 0, 1\n"), "{table}");
+    assert!(!table.contains("precision"), "one row for both\n{table}");
 }
 
 #[test]

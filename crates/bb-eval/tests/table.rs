@@ -24,6 +24,7 @@ fn attack(method: &str, width: usize) -> AttackRow {
             dataset: "cifar10".into(),
             arch: "preactresnet18".into(),
             width,
+            precision: "f32".into(),
             ratio: Some(0.1),
             label: Some("all2one".into()),
             epochs: Some(100),

@@ -4,13 +4,18 @@
 //!
 //! Images are random and already in memory, so only the network's own work is timed: for `train` forward,
 //! cross-entropy, backward and SGD with momentum 0.9 and weight decay 5e-4; for `eval` a forward pass in eval mode.
+//! `gflops_direct` counts what the convolutions would need in direct form, so Winograd's form can take
+//! `share_of_peak` (of a large `f32` matrix product) above 1.
 
-use bb_nn::data::Input;
+use bb_core::data::{Images, Split};
+use bb_nn::data::{Input, LoaderOptions, batches};
 use bb_nn::net::{Mode, Net};
 use bb_nn::optim::Sgd;
-use bb_nn::{ArchSpec, Precision};
+use bb_nn::{ArchSpec, Flat, Precision};
 use clap::{Parser, ValueEnum};
 use std::time::Instant;
+
+const CLASSES: usize = 10;
 
 #[derive(Clone, Copy, ValueEnum, PartialEq)]
 enum What {
@@ -44,6 +49,12 @@ struct Options {
     /// Worker threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Print the time of every operation to standard error.
+    #[arg(long)]
+    profile: bool,
+    /// Assemble each batch from 8-bit images (crop, flip, normalise), as training does.
+    #[arg(long)]
+    assemble: bool,
     /// Image side in pixels.
     #[arg(long, default_value_t = 32)]
     image: usize,
@@ -103,47 +114,155 @@ fn peak(threads: usize) -> f64 {
     best
 }
 
+/// The network and what a step needs.
+struct Work {
+    mode: What,
+    net: Net,
+    split: Option<Split>,
+    input: Input,
+    labels: Vec<u32>,
+    grads: Flat,
+    sgd: Sgd,
+    batches: u64,
+}
+
+impl Work {
+    fn new(o: &Options) -> Result<Self, Box<dyn std::error::Error>> {
+        let net = Net::new(&ArchSpec::new("preactresnet18", o.width, CLASSES)?, 0)
+            .with_precision(o.precision)?;
+        let mut stream = bb_core::rng::stream(0, "bench", 0, 0);
+        let len = o.batch * o.image * o.image * 3;
+        let pixels: Vec<u8> = (0..len)
+            .map(|_| bb_core::rng::below(&mut stream, 256) as u8)
+            .collect();
+        let labels: Vec<u32> = (0..o.batch)
+            .map(|_| bb_core::rng::below(&mut stream, CLASSES as u64) as u32)
+            .collect();
+        let input = Input {
+            n: o.batch,
+            h: o.image,
+            w: o.image,
+            data: pixels.iter().map(|v| f32::from(*v) / 127.5 - 1.0).collect(),
+        };
+        let split = if o.assemble {
+            Some(Split {
+                images: Images::new(o.batch, o.image, o.image, pixels)?,
+                labels: labels.clone().into(),
+            })
+        } else {
+            None
+        };
+        Ok(Self {
+            mode: o.mode,
+            grads: net.zeros(),
+            sgd: Sgd::new(net.params(), 0.9, 5e-4, false),
+            net,
+            split,
+            input,
+            labels,
+            batches: 0,
+        })
+    }
+
+    fn step(&mut self) -> f32 {
+        if let Some(split) = &self.split {
+            let options = LoaderOptions {
+                batch_size: split.len(),
+                shuffle: true,
+                drop_last: true,
+                augment: true,
+                seed: 0,
+                purpose: "bench",
+            };
+            let spec = bb_core::data::spec("cifar10").expect("a known dataset");
+            let batch = batches(split, spec, options, self.batches).next();
+            let batch = batch.expect("one batch");
+            (self.input, self.labels) = (batch.input, batch.labels);
+            self.batches += 1;
+        }
+        match self.mode {
+            What::Train => {
+                let Self {
+                    net,
+                    input,
+                    labels,
+                    grads,
+                    sgd,
+                    ..
+                } = self;
+                let loss = net.loss_grad(input, labels, Mode::Train, grads);
+                sgd.step(net.params_mut(), grads, 0.01);
+                loss.mean
+            }
+            What::Eval => self.net.forward(&self.input, Mode::Eval).iter().sum(),
+        }
+    }
+
+    /// One line per kind of operation: calls and milliseconds in a step, share of the time, and of the peak where
+    /// arithmetic counts. What is left over is loss, optimiser, and the batch where it is assembled.
+    fn profile(&mut self, steps: usize, peak: f64) {
+        let start = Instant::now();
+        self.net.start_profile();
+        for _ in 0..steps {
+            self.step();
+        }
+        let total = start.elapsed().as_secs_f64();
+        let profile = self.net.take_profile().expect("it was started");
+        let line = |name: &str, calls: usize, seconds: f64, flops: f64| {
+            let rate = flops / seconds / 1e9;
+            let rate = if flops > 0.0 {
+                format!("{rate:8.0} {:5.2}", rate / peak)
+            } else {
+                String::new()
+            };
+            eprintln!(
+                "{name:44} {calls:4} {:9.2} {:5.1}% {rate}",
+                seconds * 1e3 / steps as f64,
+                100.0 * seconds / total
+            );
+        };
+        eprintln!(
+            "{:44} {:>4} {:>9} {:>6} {:>8} {:>5}",
+            "operation", "n", "ms/step", "share", "GFLOP/s", "peak"
+        );
+        let mut rest = total;
+        for row in profile.rows() {
+            let seconds = row.time.as_secs_f64();
+            rest -= seconds;
+            line(&row.name, row.calls / steps, seconds, row.flops);
+        }
+        line("everything else", 1, rest, 0.0);
+        line("step", 1, total, 0.0);
+    }
+}
+
+/// The most memory this process has held, in MiB, where the system tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib / 1024)
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let o = Options::parse();
     rayon::ThreadPoolBuilder::new()
         .num_threads(o.threads)
         .build_global()?;
-    let classes = 10;
-    let mut net = Net::new(&ArchSpec::new("preactresnet18", o.width, classes)?, 0)
-        .with_precision(o.precision)?;
-    let mut stream = bb_core::rng::stream(0, "bench", 0, 0);
-    let data = (0..o.batch * o.image * o.image * 3)
-        .map(|_| bb_core::rng::unit_f32(&mut stream) * 2.0 - 1.0)
-        .collect();
-    let input = Input {
-        n: o.batch,
-        h: o.image,
-        w: o.image,
-        data,
-    };
-    let labels: Vec<u32> = (0..o.batch)
-        .map(|_| bb_core::rng::below(&mut stream, classes as u64) as u32)
-        .collect();
-    let mut grads = net.zeros();
-    let mut sgd = Sgd::new(net.params(), 0.9, 5e-4, false);
     let peak = peak(o.threads);
-    let mut step = || match o.mode {
-        What::Train => {
-            let loss = net.loss_grad(&input, &labels, Mode::Train, &mut grads);
-            sgd.step(net.params_mut(), &grads, 0.01);
-            loss.mean
-        }
-        What::Eval => net.forward(&input, Mode::Eval).iter().sum(),
-    };
+    let mut work = Work::new(&o)?;
     for _ in 0..o.warmup {
-        step();
+        work.step();
+    }
+    if o.profile {
+        work.profile(o.steps, peak);
     }
     let mut last = 0.0;
     let mut rates: Vec<f64> = (0..o.repeats.max(1))
         .map(|_| {
             let start = Instant::now();
             for _ in 0..o.steps {
-                last = step();
+                last = work.step();
             }
             (o.batch * o.steps) as f64 / start.elapsed().as_secs_f64()
         })
@@ -152,15 +271,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let median = rates[rates.len() / 2];
     // The backward pass costs twice the forward pass, less the input gradient of the first layer.
     let passes = if o.mode == What::Train { 3.0 } else { 1.0 };
-    let gflops = median * forward_flops(o.width, o.image, classes) * passes / 1e9;
+    let gflops = median * forward_flops(o.width, o.image, CLASSES) * passes / 1e9;
+    let hundredths = |v: f64| (v * 100.0).round() / 100.0;
     let line = serde_json::json!({
         "width": o.width, "batch": o.batch, "mode": if o.mode == What::Train { "train" } else { "eval" },
         "precision": o.precision, "threads": o.threads,
-        "img_per_s_median": (median * 100.0).round() / 100.0,
-        "img_per_s_min": (rates[0] * 100.0).round() / 100.0,
-        "img_per_s_max": (rates[rates.len() - 1] * 100.0).round() / 100.0,
+        "img_per_s_median": hundredths(median),
+        "img_per_s_min": hundredths(rates[0]),
+        "img_per_s_max": hundredths(rates[rates.len() - 1]),
         "gflops_direct": gflops.round(), "gemm_peak_gflops": peak.round(),
-        "share_of_peak": (gflops / peak * 1000.0).round() / 1000.0, "last": last,
+        "share_of_peak": hundredths(gflops / peak), "peak_memory_mib": peak_memory(), "last": last,
     });
     println!("{line}");
     Ok(())

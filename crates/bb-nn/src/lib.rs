@@ -20,6 +20,7 @@ pub mod kernels;
 pub mod net;
 pub mod ops;
 pub mod optim;
+pub mod profile;
 pub mod schedule;
 pub mod state;
 pub mod train;

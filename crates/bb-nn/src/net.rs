@@ -13,9 +13,11 @@ use crate::kernels::conv::{self, Add, Affine, ConvShape, Source};
 use crate::kernels::loss::{Loss, cross_entropy};
 use crate::kernels::precision::{Precision, supported};
 use crate::kernels::{linear, norm, pool, vector};
+use crate::profile::Profile;
 use crate::state::StateDict;
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What batch normalisation does in a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,9 +100,17 @@ struct Run {
     values: Vec<Option<Activation>>,
     norms: Vec<Option<NormRun>>,
     free: Vec<Vec<f32>>,
+    profile: Option<Profile>,
 }
 
 impl Run {
+    /// Notes in the profile, if there is one, that an operation began at `start` and ends now.
+    fn note(&mut self, start: Instant, name: impl FnOnce() -> String, flops: usize) {
+        if let Some(profile) = &mut self.profile {
+            profile.record(&name(), start, flops);
+        }
+    }
+
     fn take(&mut self, len: usize) -> Vec<f32> {
         let best = self
             .free
@@ -316,6 +326,16 @@ impl Net {
         self.precision = precision;
     }
 
+    /// Times every operation from now on.
+    pub fn start_profile(&mut self) {
+        self.run.profile = Some(Profile::default());
+    }
+
+    /// The times since [`Net::start_profile`]; ends the profile.
+    pub fn take_profile(&mut self) -> Option<Profile> {
+        self.run.profile.take()
+    }
+
     /// The architecture.
     pub fn spec(&self) -> &ArchSpec {
         &self.spec
@@ -437,6 +457,7 @@ impl Net {
         }
         for (i, op) in graph.ops.iter().enumerate() {
             let shape_of = |run: &Run, v: Value| shape_of(run, &graph, input, v);
+            let start = Instant::now();
             match *op {
                 Op::Conv {
                     x,
@@ -448,7 +469,7 @@ impl Net {
                     out,
                 } => {
                     let shape = shape_of(&self.run, x);
-                    let conv = self.conv_shape(shape, weight, k, stride, pad);
+                    let conv = conv_shape(&self.params, shape, weight, k, stride, pad);
                     let mut y = self.run.take(conv.output_len());
                     let add = residual
                         .map_or(Add::Nothing, |r| Add::Other(&activation(&self.run, r).data));
@@ -460,6 +481,8 @@ impl Net {
                         add,
                         &mut y,
                     );
+                    let name = || format!("forward {conv}");
+                    self.run.note(start, name, conv.flops());
                     let shape = Shape {
                         n: conv.n,
                         h: conv.oh(),
@@ -483,6 +506,8 @@ impl Net {
                         self.run.values[out] = Some(Activation { shape, data: y });
                     }
                     self.run.norms[norm] = Some(run);
+                    let name = || format!("forward batch norm {} @{}", shape.c, shape.h);
+                    self.run.note(start, name, 0);
                 }
                 Op::GlobalAveragePool { x, out } => {
                     let Shape { n, h, w, c } = shape_of(&self.run, x);
@@ -593,6 +618,7 @@ impl Net {
         let mut gradients: Vec<Option<Vec<f32>>> = vec![None; graph.values];
         gradients[graph.values - 1] = Some(gradient);
         for op in graph.ops.iter().rev() {
+            let start = Instant::now();
             match *op {
                 Op::Linear {
                     x,
@@ -657,6 +683,8 @@ impl Net {
                     let at = graph.norms[norm];
                     grads.tensor_mut(at.gamma).copy_from_slice(&dgamma);
                     grads.tensor_mut(at.beta).copy_from_slice(&dbeta);
+                    let Shape { h, c, .. } = shape_of(run, &graph, input, x);
+                    run.note(start, || format!("backward batch norm {c} @{h}"), 0);
                 }
                 Op::Conv {
                     x,
@@ -679,6 +707,8 @@ impl Net {
                         &dy,
                         grads.tensor_mut(weight),
                     );
+                    run.note(start, || format!("weight gradient {conv}"), conv.flops());
+                    let start = Instant::now();
                     let w = self.params.tensor(weight);
                     if x == 0 {
                         if let Some(dx) = input_gradient.as_deref_mut() {
@@ -690,6 +720,9 @@ impl Net {
                         let mut dx = run.take(conv.input_len());
                         conv::input_gradient(&conv, self.precision, &dy, w, Add::Nothing, &mut dx);
                         gradients[x] = Some(dx);
+                    }
+                    if x != 0 {
+                        run.note(start, || format!("input gradient {conv}"), conv.flops());
                     }
                     match residual {
                         Some(r) => join(run, &mut gradients[r], dy),
@@ -706,17 +739,6 @@ impl Net {
             };
             run.release(out);
         }
-    }
-
-    fn conv_shape(
-        &self,
-        x: Shape,
-        weight: usize,
-        k: usize,
-        stride: usize,
-        pad: usize,
-    ) -> ConvShape {
-        conv_shape(&self.params, x, weight, k, stride, pad)
     }
 }
 

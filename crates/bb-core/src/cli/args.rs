@@ -7,6 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Device;
+use crate::precision::Precision;
 use crate::settings::{Layers, SettingsError};
 
 /// Dataset of an attack that names none.
@@ -49,6 +50,9 @@ pub struct RunArgs {
     /// Channels of the first stage [default: 64 for an attack, that of the model for a defense]
     #[arg(long, value_name = "N")]
     pub width: Option<usize>,
+    /// How convolutions multiply while training: f32 or bf16 (needs AVX512-BF16)
+    #[arg(long, value_name = "PRECISION", default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// Settings file, over the recipe of the dataset; may be repeated
     #[arg(short, long, value_name = "FILE")]
     pub config: Vec<PathBuf>,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bb_core::metrics::Ratio;
+use bb_core::precision::Precision;
 use bb_nn::data::{Input, LoaderOptions, batches};
 use bb_nn::kernels::loss::{Loss, argmax};
 use bb_nn::optim::Sgd;
@@ -122,6 +123,8 @@ pub fn run(
             purpose: "tsbd/unlearn-check",
             ..options
         };
+        // It is a measurement, so it is computed in `f32` as all of them are.
+        net = net.with_precision(Precision::F32)?;
         let (mut hits, mut predicted) = (0, BTreeSet::new());
         for batch in batches(clean, task, check, epoch as u64) {
             let logits = net.forward(&batch.input, Mode::Eval);
@@ -131,6 +134,7 @@ pub fn run(
                 predicted.insert(class);
             }
         }
+        net = net.with_precision(suspect.precision())?;
         let accuracy = Ratio {
             hits,
             total: images,

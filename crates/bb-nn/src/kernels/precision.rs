@@ -98,6 +98,8 @@ pub(super) fn dispatch<K: Kernel>(precision: Precision, kernel: K) -> K::Output 
         }
     }
     match precision {
+        #[cfg(test)]
+        Precision::F32 if narrow::limit() > 0 => narrow::dispatch(Singles(kernel)),
         Precision::F32 => Arch::new().dispatch(Singles(kernel)),
         Precision::Bf16 => pair::dispatch(kernel),
     }
@@ -114,6 +116,51 @@ pub(super) fn lanes(precision: Precision) -> usize {
         }
     }
     dispatch(precision, Lanes)
+}
+
+/// Lets tests run the code for narrower vectors than this processor has.
+#[cfg(test)]
+pub(super) mod narrow {
+    use pulp::{Simd, WithSimd};
+    use std::sync::atomic::{AtomicU8, Ordering};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    static LIMIT: AtomicU8 = AtomicU8::new(0);
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    /// 0: the widest vectors; 1: AVX2, if there is such a thing; 2: no vectors.
+    pub(in crate::kernels) const LEVELS: [u8; 3] = [0, 1, 2];
+
+    /// The limit for this process while the guard lives.
+    pub(in crate::kernels) fn set(level: u8) -> Guard {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        LIMIT.store(level, Ordering::SeqCst);
+        Guard(alone)
+    }
+
+    pub(in crate::kernels) struct Guard(
+        #[expect(dead_code, reason = "held")] MutexGuard<'static, ()>,
+    );
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            LIMIT.store(0, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn limit() -> u8 {
+        LIMIT.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn dispatch<W: WithSimd>(work: W) -> W::Output {
+        #[cfg(target_arch = "x86_64")]
+        if limit() == 1
+            && let Some(avx2) = pulp::x86::V3::try_new()
+        {
+            return Simd::vectorize(avx2, work);
+        }
+        Simd::vectorize(pulp::Scalar::new(), work)
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

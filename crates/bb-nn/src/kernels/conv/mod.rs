@@ -81,6 +81,21 @@ impl ConvShape {
     }
 }
 
+impl std::fmt::Display for ConvShape {
+    /// `conv KxK/stride cin->cout @side`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            k,
+            stride,
+            cin,
+            cout,
+            h,
+            ..
+        } = self;
+        write!(f, "conv {k}x{k}/{stride} {cin}->{cout} @{h}")
+    }
+}
+
 /// What a kernel adds to the result it writes.
 #[derive(Clone, Copy, Debug)]
 pub enum Add<'a> {

@@ -1,7 +1,7 @@
 //! Each form against plain loops in `f64`.
 
 use super::*;
-use crate::kernels::precision::{per_word, supported};
+use crate::kernels::precision::{narrow, per_word, supported};
 use proptest::prelude::*;
 
 /// Reproducible values in -0.5..0.5.
@@ -93,13 +93,17 @@ const WINOGRAD: Form = Form {
     rounds_factors: false,
 };
 
+/// With every width of vectors in `f32`, and in `bf16`.
 fn check(form: &Form, s: ConvShape, seed: u64) {
-    for precision in [Precision::F32, Precision::Bf16] {
-        if supported(precision).is_ok() {
-            check_precision(form, precision, s, seed);
-        } else {
-            eprintln!("skipped {precision}: this processor lacks it");
-        }
+    for level in narrow::LEVELS {
+        let _limit = narrow::set(level);
+        check_precision(form, Precision::F32, s, seed);
+    }
+    let _limit = narrow::set(0);
+    if supported(Precision::Bf16).is_ok() {
+        check_precision(form, Precision::Bf16, s, seed);
+    } else {
+        eprintln!("skipped bf16: this processor lacks it");
     }
 }
 
