@@ -1,6 +1,8 @@
 //! The command line of `bb-attack`.
 
 use bb_core::cli::{self, Failure, RunArgs};
+use bb_core::events::Log;
+use bb_nn::Compute;
 use clap::{Parser, Subcommand};
 use serde_json::{Map, Value, json};
 
@@ -83,8 +85,10 @@ fn attack(method: &str, args: &Args) -> Result<(), Failure> {
         let ready = registry::find(method)?.resolve(options.dataset(), &given)?;
         return cli::print(&ready.show());
     }
-    // There is no other device in this build.
-    options.host.device.resolve(None)?;
+    let compute = Compute::open(options.host.device)?;
+    if let Some(text) = compute.choice(options.host.device) {
+        Log::new(options.host.quiet).info("device", &text, &Value::Null)?;
+    }
     cli::init_threads(options.host.threads)?;
     let cell = run(&AttackRequest {
         method: method.to_owned(),
@@ -95,6 +99,7 @@ fn attack(method: &str, args: &Args) -> Result<(), Failure> {
         arch: options.arch().to_owned(),
         width: options.width(),
         precision: options.precision,
+        compute,
         given,
         seed: options.seed,
         out: options.host.out.clone(),

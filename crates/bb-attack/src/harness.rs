@@ -23,15 +23,14 @@ use bb_core::cell::{
     POISON_TRAIN, Work,
 };
 use bb_core::cli::catch_interrupts;
-use bb_core::data::{Dataset, OpenOptions};
+use bb_core::data::{Dataset, DatasetSpec, OpenOptions, Split};
 use bb_core::events::{Log, Progress, env_facts};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
 use bb_core::precision::Precision;
 use bb_nn::data::{Batch, batch_count};
-use bb_nn::kernels::precision::supported;
 use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, TrainError, fit};
-use bb_nn::{ArchSpec, Net, NnError, eval};
+use bb_nn::{ArchSpec, Compute, Net, eval};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -58,6 +57,8 @@ pub struct AttackRequest {
     pub width: usize,
     /// How convolutions multiply while it is trained.
     pub precision: Precision,
+    /// Where it is trained and measured; no setting, so a cell's name does not depend on it.
+    pub compute: Compute,
     /// Settings on top of the defaults and the committed recipe.
     pub given: Given,
     /// Seed of everything random.
@@ -147,7 +148,7 @@ struct Inputs {
 impl Inputs {
     fn open(attack: &dyn AnyAttack, request: &AttackRequest) -> Result<Self, AttackError> {
         let ready = attack.resolve(&request.dataset, &request.given)?;
-        supported(request.precision).map_err(NnError::from)?;
+        request.compute.supports(request.precision)?;
         let options = OpenOptions {
             cache_dir: Some(request.out.join("cache")),
             train_limit: request.train_limit,
@@ -250,7 +251,9 @@ impl Run<'_> {
         let dir = work.dir().to_owned();
         let log = Log::open(&dir.join(LOG), self.request.quiet).map_err(AttackError::log(&dir))?;
         work.write(CONFIG, self.ready.to_toml().as_bytes())?;
-        work.write(ENV, env_facts().to_string().as_bytes())?;
+        let mut facts = env_facts();
+        facts["device"] = json!(self.request.compute.name());
+        work.write(ENV, facts.to_string().as_bytes())?;
 
         let ctx = Ctx {
             dataset: self.dataset,
@@ -287,8 +290,9 @@ impl Run<'_> {
             Some(_) => self.dataset.train.clone(),
             None => static_attack::mixed(&self.dataset.train, &sets.train)?,
         };
-        let mut net =
-            Net::new(self.arch, self.request.seed).with_precision(self.request.precision)?;
+        let mut net = Net::new(self.arch, self.request.seed)
+            .with_precision(self.request.precision)?
+            .on(&self.request.compute)?;
         let started = Instant::now();
         let (row, measured) = {
             let mut loop_part = LoopPart::new(self, &work, &log, &sets.test, hook.as_deref_mut())?;
@@ -302,6 +306,7 @@ impl Run<'_> {
             None => measured,
             Some(mut hook) => {
                 sets = hook.finish(&mut net)?;
+                net.take_failure()?;
                 self.check(&sets)?;
                 write_sets(&work, &sets)?;
                 // The sets may have changed after the last epoch was measured.
@@ -309,7 +314,10 @@ impl Run<'_> {
             }
         };
         let (spec, test) = (&self.dataset.spec, &self.dataset.test);
-        let scores = scores.unwrap_or_else(|| eval::scores(&mut net, test, &sets.test, spec));
+        let scores = match scores {
+            Some(scores) => scores,
+            None => measured_on(&mut net, test, &sets.test, spec)?,
+        };
         work.write(MODEL, &net.state()?.to_bytes(&self.metadata())?)?;
 
         let seconds = started.elapsed().as_secs_f64();
@@ -322,7 +330,7 @@ impl Run<'_> {
     fn fit(
         self,
         net: &mut Net,
-        split: &bb_core::data::Split,
+        split: &Split,
         work: &Work,
         hooks: &mut LoopPart<'_>,
     ) -> Result<(), AttackError> {
@@ -344,7 +352,8 @@ impl Run<'_> {
             &checkpoints,
             hooks,
         )
-        .map_err(unwrapped)
+        .map_err(unwrapped)?;
+        Ok(net.take_failure()?)
     }
 
     /// The poisoned images fit the data.
@@ -485,6 +494,8 @@ impl<'a> LoopPart<'a> {
     }
 
     fn end_epoch(&mut self, net: &mut Net, row: &EpochRow) -> Result<(), AttackError> {
+        // Neither a row nor a checkpoint is written of what a failed device computed.
+        net.take_failure()?;
         let done = row.epoch + 1;
         let every = self.run.ready.eval_every();
         let due = every > 0 && done.is_multiple_of(every);
@@ -512,12 +523,8 @@ impl<'a> LoopPart<'a> {
             Some(hook) => hook.test_set()?,
             None => None,
         };
-        Ok(eval::scores(
-            net,
-            &dataset.test,
-            own.as_ref().unwrap_or(self.test),
-            &dataset.spec,
-        ))
+        let poisoned = own.as_ref().unwrap_or(self.test);
+        measured_on(net, &dataset.test, poisoned, &dataset.spec)
     }
 
     fn write_row(&mut self, row: &EpochRow) -> Result<(), AttackError> {
@@ -563,6 +570,10 @@ impl Hooks for LoopPart<'_> {
         self.resume(epochs).map_err(wrapped)
     }
 
+    fn sees_batches(&self) -> bool {
+        self.hook.is_some()
+    }
+
     fn batch(&mut self, epoch: usize, batch: &mut Batch) -> Result<(), TrainError> {
         if let Some(hook) = self.hook.as_deref_mut() {
             hook.batch(epoch, batch);
@@ -579,6 +590,18 @@ impl Hooks for LoopPart<'_> {
     fn epoch(&mut self, net: &mut Net, row: &EpochRow) -> Result<(), TrainError> {
         self.end_epoch(net, row).map_err(wrapped)
     }
+}
+
+/// The scores, if what computed them did not fail.
+fn measured_on(
+    net: &mut Net,
+    clean: &Split,
+    poisoned: &PoisonSet,
+    spec: &DatasetSpec,
+) -> Result<Scores, AttackError> {
+    let scores = eval::scores(net, clean, poisoned, spec);
+    net.take_failure()?;
+    Ok(scores)
 }
 
 /// Writes the poisoned images and the files of the attack's own.

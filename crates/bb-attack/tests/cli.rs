@@ -118,6 +118,7 @@ fn mistakes_are_told_once_with_their_exit_code() {
         "error: unknown setting `train.learning_rate`\n  in `--set train.learning_rate=1`\n\
          hint: did you mean `train.lr`?\n",
     );
+    #[cfg(not(feature = "cuda"))]
     check(
         &["badnets", "--dataset", "synthetic", "--device", "cuda:0"],
         2,

@@ -9,7 +9,7 @@ use bb_attack::method::{Attack, Ctx, Finished, Given, Poisoned, TrainHook, erase
 use bb_attack::registry::ATTACKS;
 use bb_attack::{AttackError, static_attack};
 use bb_core::cell::Cell;
-use bb_core::cell::{CONFIG, METRICS, MODEL, POISON_TEST, POISON_TRAIN};
+use bb_core::cell::{CONFIG, ENV, METRICS, MODEL, POISON_TEST, POISON_TRAIN};
 use bb_core::cli::{Coded, exit};
 use bb_core::data::{Dataset, OpenOptions};
 use bb_core::method::{MethodInfo, Needs, Status};
@@ -20,7 +20,7 @@ use bb_core::settings::{SettingsError, Valid, Validate};
 use bb_nn::data::Batch;
 use bb_nn::kernels::precision::supported;
 use bb_nn::train::Recipe;
-use bb_nn::{ArchSpec, Net, StateDict, eval};
+use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
 use serde::{Deserialize, Serialize};
 
 const TRAIN: usize = 192;
@@ -37,6 +37,7 @@ fn request(method: &str, out: &Path, set: &[&str]) -> AttackRequest {
         arch: "preactresnet18".to_owned(),
         width: 4,
         precision: Precision::F32,
+        compute: Compute::Cpu,
         given: Given {
             files: Vec::new(),
             set: small
@@ -91,6 +92,9 @@ fn every_attack_leaves_a_complete_cell_with_the_same_bits_twice() {
             assert!(first.manifest.files.contains_key(name), "{id}: {name}");
         }
         assert!(!first.file("ckpt").exists());
+        let env = fs_err::read(first.file(ENV)).expect("the machine");
+        let env: serde_json::Value = serde_json::from_slice(&env).expect("JSON");
+        assert_eq!(env["device"], "cpu");
         let rows = rows(&first);
         assert_eq!(rows.len(), 2);
         assert!(

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use bb_core::cell::Cell;
 use bb_core::cli::{self, Failure, RunArgs, init_threads, print};
+use bb_core::events::Log;
 use bb_core::method::MethodInfo;
+use bb_nn::Compute;
 use clap::Parser;
 use serde_json::{Map, Value, json};
 
@@ -86,8 +88,10 @@ fn execute(args: Args, extra: &'static [&'static dyn AnyDefense]) -> Result<(), 
                 .render(),
         );
     }
-    // No device but the CPU yet, and a request for another one must not be ignored.
-    args.run.host.device.resolve(None)?;
+    let compute = Compute::open(args.run.host.device)?;
+    if let Some(text) = compute.choice(args.run.host.device) {
+        Log::new(args.run.host.quiet).info("device", &text, &Value::Null)?;
+    }
     init_threads(args.run.host.threads)?;
     let cell = run(&DefenseRequest {
         defense,
@@ -95,6 +99,7 @@ fn execute(args: Args, extra: &'static [&'static dyn AnyDefense]) -> Result<(), 
         data: args.run.host.data.clone(),
         given,
         precision: args.run.precision,
+        compute,
         seed: args.run.seed,
         out: args.run.host.out.clone(),
         cache: Some(args.run.host.out.join("cache")),

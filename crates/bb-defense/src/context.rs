@@ -319,13 +319,15 @@ impl<'a> Host<'a> {
         })
     }
 
-    /// ACC, ASR and RA of a model.
-    pub(crate) fn scores(&self, net: &mut Net) -> Scores {
-        eval::scores(net, self.test, self.poisoned, self.task)
+    /// ACC, ASR and RA of a model, if what computed them did not fail.
+    pub(crate) fn scores(&self, net: &mut Net) -> Result<Scores, DefenseError> {
+        let scores = eval::scores(net, self.test, self.poisoned, self.task);
+        net.take_failure()?;
+        Ok(scores)
     }
 
     fn probe(&mut self, at: At<'_>, net: &mut Net) -> Result<(), DefenseError> {
-        let scores = self.scores(net);
+        let scores = self.scores(net)?;
         self.append_scores(at, &scores)
     }
 

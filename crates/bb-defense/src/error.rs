@@ -23,7 +23,7 @@ pub enum DefenseError {
     /// A setting is unknown, of the wrong type or out of range.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The device cannot be had.
+    /// The machine cannot do what was asked.
     #[error(transparent)]
     Cli(#[from] CliError),
     /// The dataset cannot be opened.
@@ -230,13 +230,12 @@ impl Coded for DefenseError {
             Self::Settings(error) => error.exit_code(),
             Self::Cli(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
-            Self::Nn(NnError::Read { source, .. }) | Self::Log { source, .. } => source.exit_code(),
+            Self::Log { source, .. } => source.exit_code(),
             Self::Cell(error) => error.exit_code(),
             Self::Artifact(error) => error.exit_code(),
             Self::Poison(error) => error.exit_code(),
             Self::Interrupted(error) => error.exit_code(),
-            Self::Nn(NnError::Precision(_))
-            | Self::NoCleanImages { .. }
+            Self::NoCleanImages { .. }
             | Self::OtherModel { .. }
             | Self::IndexFile { .. }
             | Self::IndexLine { .. }
@@ -244,7 +243,8 @@ impl Coded for DefenseError {
             | Self::HoldOut { .. }
             | Self::NoTensor { .. } => exit::USAGE,
             Self::Diverged { .. } | Self::NotFinite { .. } => exit::NUMERICAL,
-            Self::Nn(_)
+            // The manifest of the suspect model names the architecture.
+            Self::Nn(NnError::UnknownArch { .. } | NnError::ArchSize { .. })
             | Self::NotAnAttack { .. }
             | Self::NoField { .. }
             | Self::NoFile { .. }
@@ -253,6 +253,7 @@ impl Coded for DefenseError {
             | Self::ImageSize { .. }
             | Self::Mismatch(_)
             | Self::Checkpoint { .. } => exit::INPUT,
+            Self::Nn(error) => error.exit_code(),
             Self::SameName { .. } => exit::BUG,
             Self::Method { code, .. } => *code,
         }

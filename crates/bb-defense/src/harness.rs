@@ -16,13 +16,13 @@ use bb_core::events::{Log, env_facts};
 use bb_core::metrics::Scores;
 use bb_core::poison::{PoisonError, PoisonSet};
 use bb_core::precision::Precision;
-use bb_nn::kernels::precision::supported;
-use bb_nn::{ArchSpec, Net, NnError, StateDict};
+use bb_nn::{ArchSpec, Compute, Net, StateDict};
 use serde_json::{Value, json};
 
 use crate::context::{At, Ctx, Host, not_finite};
+use crate::data::Granted;
 use crate::error::DefenseError;
-use crate::method::{AnyDefense, Armed, Given, Ready, Repaired};
+use crate::method::{AnyDefense, Given, Ready, Repaired};
 use crate::results::Results;
 
 /// The best candidate in a defense's cell, if there were several.
@@ -43,6 +43,8 @@ pub struct DefenseRequest {
     pub given: Given,
     /// How convolutions multiply while networks are trained, whatever the attack was trained in.
     pub precision: Precision,
+    /// Where networks are trained and measured; no setting, so a cell's name does not depend on it.
+    pub compute: Compute,
     /// Seed of everything random but the choice of the clean images, which is a setting.
     pub seed: u64,
     /// Folder for the results.
@@ -106,11 +108,11 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
         width,
     } = open_suspect(&req.model)?;
     let ready = req.defense.resolve(&attack.manifest.dataset, &req.given)?;
-    supported(req.precision).map_err(NnError::from)?;
+    req.compute.supports(req.precision)?;
     let (dataset, poisoned) = open_data(req, &attack)?;
     let arch = ArchSpec::new(&arch, width, dataset.spec.classes)?;
     let state = StateDict::load(&attack.file(MODEL))?;
-    let mut suspect = Net::from_state(&arch, &state)?;
+    let suspect = Net::from_state(&arch, &state)?;
 
     let armed = ready.grant(&dataset)?;
     let clean_indices = armed.granted().map(|g| g.indices_sha256.as_str());
@@ -149,16 +151,27 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     let before = if let Some(saved) = host.load::<Scores>(BEFORE)? {
         saved.progress
     } else {
-        let before = host.scores(&mut suspect);
+        let before = host.scores(&mut suspect.on(&req.compute)?)?;
         host.append_scores(At::stage("suspect"), &before)?;
         host.save(BEFORE, &StateDict::new(), &before)?;
         before
     };
     let mut ctx = Ctx::new(req.seed, req.quiet, host);
-    let repaired = armed.repair(&arch, &dataset.spec, &state, req.precision, &mut ctx)?;
+    let repaired = armed.repair(
+        &arch,
+        &dataset.spec,
+        &state,
+        req.precision,
+        &req.compute,
+        &mut ctx,
+    );
+    // A method need not ask, and what it says of NaN is explained by a failed device.
+    req.compute.take_failure()?;
+    let repaired = repaired?;
     ctx.check()?;
     let mut host = ctx.into_host().expect("it was made with one");
-    let results = measure(&mut host, &arch, before, &repaired, armed.as_ref())?;
+    let granted = armed.granted().cloned();
+    let results = measure(&mut host, &arch, &req.compute, before, &repaired, granted)?;
 
     for (name, bytes) in &repaired.artefacts {
         work.write(name, bytes)?;
@@ -319,9 +332,10 @@ pub fn cell_spec(
 fn measure(
     host: &mut Host<'_>,
     arch: &ArchSpec,
+    compute: &Compute,
     before: Scores,
     repaired: &Repaired,
-    armed: &dyn Armed,
+    granted: Option<Granted>,
 ) -> Result<Results, DefenseError> {
     let mut measured: Vec<(String, Scores, Value)> = Vec::with_capacity(repaired.candidates.len());
     for candidate in &repaired.candidates {
@@ -329,9 +343,9 @@ fn measure(
         if measured.iter().any(|(earlier, ..)| earlier == name) {
             return Err(DefenseError::SameName { name: name.clone() });
         }
-        let mut net =
+        let net =
             Net::from_state(arch, &candidate.state).map_err(|error| not_finite(name, error))?;
-        let scores = host.scores(&mut net);
+        let scores = host.scores(&mut net.on(compute)?)?;
         host.append_scores(At::stage("final").variant(name), &scores)?;
         measured.push((name.clone(), scores, candidate.notes.clone()));
     }
@@ -340,7 +354,7 @@ fn measure(
         before,
         measured,
         repaired.chosen,
-        armed.granted().cloned(),
+        granted,
         notes,
     ))
 }
@@ -356,7 +370,7 @@ fn write_env(
     let mut facts = env_facts();
     facts["attack_cell"] = json!(absolute(&attack.dir));
     facts["data"] = json!(req.data.as_deref().map(absolute));
-    facts["device"] = json!("cpu");
+    facts["device"] = json!(req.compute.name());
     facts["seconds"] = json!(began.map(|began| began.elapsed().as_secs_f64()));
     let mut text = serde_json::to_string_pretty(&facts).expect("facts are plain data");
     text.push('\n');

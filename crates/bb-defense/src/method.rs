@@ -4,7 +4,7 @@ use bb_core::data::{Dataset, DatasetSpec, Split};
 use bb_core::method::MethodInfo;
 use bb_core::precision::Precision;
 use bb_core::settings::{Layers, Origin, Resolved, Valid, Validate, render};
-use bb_nn::{ArchSpec, Net, StateDict};
+use bb_nn::{ArchSpec, Compute, Net, StateDict};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -72,10 +72,11 @@ pub struct Suspect<'a, D> {
     state: &'a StateDict,
     data: &'a D,
     precision: Precision,
+    compute: &'a Compute,
 }
 
 impl<'a, D> Suspect<'a, D> {
-    /// A suspect model, to be trained in `f32`; the harness makes one, and so do tests.
+    /// A suspect model, to be trained in `f32` on the CPU; the harness makes one, and so do tests.
     pub fn new(
         arch: &'a ArchSpec,
         task: &'a DatasetSpec,
@@ -88,6 +89,7 @@ impl<'a, D> Suspect<'a, D> {
             state,
             data,
             precision: Precision::F32,
+            compute: &Compute::Cpu,
         }
     }
 
@@ -95,6 +97,12 @@ impl<'a, D> Suspect<'a, D> {
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The same, to be trained on `compute`.
+    #[must_use]
+    pub fn with_compute(self, compute: &'a Compute) -> Self {
+        Self { compute, ..self }
     }
 
     /// The architecture.
@@ -117,9 +125,16 @@ impl<'a, D> Suspect<'a, D> {
         self.precision
     }
 
+    /// Where networks compute; [`Suspect::net`] gives one that does.
+    pub fn compute(&self) -> &'a Compute {
+        self.compute
+    }
+
     /// A network of its own with the suspect's parameters and buffers, to be trained in [`Suspect::precision`].
     pub fn net(&self) -> Result<Net, DefenseError> {
-        Ok(Net::from_state(self.arch, self.state)?.with_precision(self.precision)?)
+        Ok(Net::from_state(self.arch, self.state)?
+            .with_precision(self.precision)?
+            .on(self.compute)?)
     }
 }
 
@@ -254,6 +269,7 @@ pub trait Armed {
         task: &DatasetSpec,
         state: &StateDict,
         precision: Precision,
+        compute: &Compute,
         ctx: &mut Ctx<'_>,
     ) -> Result<Repaired, DefenseError>;
 }
@@ -336,9 +352,12 @@ impl<D: Defense> Armed for WithData<'_, D> {
         task: &DatasetSpec,
         state: &StateDict,
         precision: Precision,
+        compute: &Compute,
         ctx: &mut Ctx<'_>,
     ) -> Result<Repaired, DefenseError> {
-        let suspect = Suspect::new(arch, task, state, &self.data).with_precision(precision);
+        let suspect = Suspect::new(arch, task, state, &self.data)
+            .with_precision(precision)
+            .with_compute(compute);
         D::repair(self.config, suspect, ctx)
     }
 }

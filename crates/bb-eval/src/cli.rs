@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use bb_core::cli::{self, Device, Failure};
+use bb_core::events::Log;
 use bb_defense::method::AnyDefense;
+use bb_nn::Compute;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
 
 use crate::grid::Grid;
 use crate::plan;
@@ -97,11 +100,13 @@ struct MachineArgs {
 }
 
 impl MachineArgs {
-    fn start(&self) -> Result<(), Failure> {
-        // There is no other device in this build, and a request for one must not be ignored.
-        self.device.resolve(None)?;
+    fn start(&self, quiet: bool) -> Result<Compute, Failure> {
+        let compute = Compute::open(self.device)?;
+        if let Some(text) = compute.choice(self.device) {
+            Log::new(quiet).info("device", &text, &Value::Null)?;
+        }
         cli::init_threads(self.threads)?;
-        Ok(())
+        Ok(compute)
     }
 }
 
@@ -157,9 +162,9 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             quiet,
         } => {
             // Opening the data uses the threads already.
-            machine.start()?;
+            let compute = machine.start(quiet)?;
             let prepared = places.prepare(&grid, extra)?;
-            let outcome = run::run(&prepared, quiet)?;
+            let outcome = run::run(&prepared, &compute, quiet)?;
             cli::print(&table::text::write(&outcome.table, Layout::Long))?;
             outcome.into_result()
         }
@@ -187,8 +192,8 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             attack,
             machine,
         } => {
-            machine.start()?;
-            let verified = verify::verify(&cell, data.as_deref(), attack.as_deref())?;
+            let compute = machine.start(false)?;
+            let verified = verify::verify(&cell, data.as_deref(), attack.as_deref(), &compute)?;
             cli::print(&verified.to_json())?;
             if verified.agree() {
                 return Ok(());

@@ -13,8 +13,7 @@ use bb_core::cell::Cell;
 use bb_core::cli::{Failure, check_interrupt, exit};
 use bb_core::events::Log;
 use bb_defense::DefenseRequest;
-use bb_nn::NnError;
-use bb_nn::kernels::precision::supported;
+use bb_nn::Compute;
 use serde_json::Value;
 
 use crate::collect;
@@ -45,16 +44,16 @@ pub struct Counts {
     pub skipped: usize,
 }
 
-/// Runs a grid and writes `table.txt`, `table.md`, `table.csv` and `table.tex` into its folder.
+/// Runs a grid on `compute` and writes `table.txt`, `table.md`, `table.csv` and `table.tex` into its folder.
 ///
 /// # Errors
 /// An interruption ends the run at once; everything that goes wrong with a single cell is in the [`Outcome`].
-pub fn run(prepared: &Prepared, quiet: bool) -> Result<Outcome, Failure> {
+pub fn run(prepared: &Prepared, compute: &Compute, quiet: bool) -> Result<Outcome, Failure> {
     let log = Log::new(quiet);
     let mut steps = plan(prepared)?;
     // What is complete needs no training, so that any machine prints the table of a grid that has run.
     if steps.iter().any(|s| !matches!(s.state, State::Complete(_))) {
-        supported(prepared.grid.precision).map_err(NnError::from)?;
+        compute.supports(prepared.grid.precision)?;
     }
     let mut counts = Counts::default();
     let mut failures: Vec<(String, Failure)> = Vec::new();
@@ -84,7 +83,7 @@ pub fn run(prepared: &Prepared, quiet: bool) -> Result<Outcome, Failure> {
             }
             _ => None,
         });
-        match one(prepared, step, attack, quiet) {
+        match one(prepared, step, attack, compute, quiet) {
             Ok((cell, found)) => {
                 *(if found {
                     &mut counts.found
@@ -142,10 +141,11 @@ fn one(
     prepared: &Prepared,
     step: &Step,
     attack: Option<&Cell>,
+    compute: &Compute,
     quiet: bool,
 ) -> Result<(Cell, bool), Failure> {
     let body = || match (step.defense, attack) {
-        (None, _) => bb_attack::run(&attack_request(prepared, step, quiet))
+        (None, _) => bb_attack::run(&attack_request(prepared, step, compute, quiet))
             .map(|c| (c, false))
             .map_err(Failure::from),
         (Some(defense), Some(attack)) => {
@@ -154,7 +154,8 @@ fn one(
                 .defense_spec(defense, attack, step.seed)
                 .dir(&prepared.out);
             let found = dir.join(bb_core::cell::MANIFEST).exists();
-            let cell = bb_defense::run(&defense_request(prepared, step, defense, attack, quiet))?;
+            let request = defense_request(prepared, step, defense, attack, compute, quiet);
+            let cell = bb_defense::run(&request)?;
             Ok((cell, found))
         }
         (Some(_), None) => Err(Failure::new(
@@ -174,7 +175,12 @@ fn one(
     })
 }
 
-fn attack_request(prepared: &Prepared, step: &Step, quiet: bool) -> AttackRequest {
+fn attack_request(
+    prepared: &Prepared,
+    step: &Step,
+    compute: &Compute,
+    quiet: bool,
+) -> AttackRequest {
     let (attack, grid) = (&prepared.attacks[step.attack], &prepared.grid);
     AttackRequest {
         method: attack.attack.info().id.to_owned(),
@@ -185,6 +191,7 @@ fn attack_request(prepared: &Prepared, step: &Step, quiet: bool) -> AttackReques
         arch: grid.arch.clone(),
         width: grid.width,
         precision: grid.precision,
+        compute: compute.clone(),
         given: attack.given.clone(),
         seed: step.seed,
         out: prepared.out.clone(),
@@ -197,6 +204,7 @@ fn defense_request(
     step: &Step,
     defense: usize,
     attack: &Cell,
+    compute: &Compute,
     quiet: bool,
 ) -> DefenseRequest {
     let defense = &prepared.defenses[defense];
@@ -206,6 +214,7 @@ fn defense_request(
         data: prepared.data.clone(),
         given: defense.given.clone(),
         precision: prepared.grid.precision,
+        compute: compute.clone(),
         seed: step.seed,
         out: prepared.out.clone(),
         cache: Some(cache(&prepared.out)),

@@ -6,7 +6,7 @@ use bb_core::cli::{Coded, Failure, exit};
 use bb_core::data::{self, OpenOptions};
 use bb_core::metrics::Scores;
 use bb_core::poison::PoisonSet;
-use bb_nn::{ArchSpec, Net, StateDict, eval};
+use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
 use serde_json::{Value, json};
 
 use crate::collect::{attack_scores, defense_results};
@@ -90,13 +90,14 @@ impl Verified {
     }
 }
 
-/// Measures the model of an attack's or a defense's cell on the clean and the poisoned test set.
+/// Measures the model of an attack's or a defense's cell on the clean and the poisoned test set, computing on `compute`.
 ///
 /// `attack` is the cell that a defense repaired, for when it has been moved; `data` the folder with the datasets.
 pub fn verify(
     path: &Path,
     data: Option<&Path>,
     attack: Option<&Path>,
+    compute: &Compute,
 ) -> Result<Verified, Failure> {
     let cell = Cell::load(path)?;
     let (attack, expected) = match cell.manifest.kind {
@@ -139,10 +140,11 @@ pub fn verify(
         .ok_or_else(|| no_field("settings.model.width"))?;
     let arch = ArchSpec::new(name, width as usize, dataset.spec.classes)?;
     let state = StateDict::load(&cell.file(MODEL))?;
-    let mut net = Net::from_state(&arch, &state)?;
+    let mut net = Net::from_state(&arch, &state)?.on(compute)?;
     let poisoned = PoisonSet::load(attack.file(POISON_TEST))?;
     poisoned.check(dataset.test.len(), dataset.spec.classes)?;
     let found = eval::scores(&mut net, &dataset.test, &poisoned, &dataset.spec);
+    net.take_failure()?;
     Ok(Verified { found, expected })
 }
 

@@ -583,6 +583,7 @@ fn mistakes_have_one_clear_error_and_the_right_exit_code() {
             2,
             "error: `--out` and `--data` go with a grid file",
         ),
+        #[cfg(not(feature = "cuda"))]
         (
             &["run", "grid.toml", "--device", "cuda:0"],
             2,

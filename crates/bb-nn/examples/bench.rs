@@ -7,11 +7,13 @@
 //! `gflops_direct` counts what the convolutions would need in direct form, so Winograd's form can take
 //! `share_of_peak` (of a large `f32` matrix product) above 1.
 
+use bb_core::cli::Device;
 use bb_core::data::{Images, Split};
 use bb_nn::data::{Input, LoaderOptions, batches};
 use bb_nn::net::{Mode, Net};
 use bb_nn::optim::Sgd;
-use bb_nn::{ArchSpec, Flat, Precision};
+use bb_nn::train::{Checkpoints, Recipe, fit};
+use bb_nn::{ArchSpec, Compute, Flat, Precision};
 use clap::{Parser, ValueEnum};
 use std::time::Instant;
 
@@ -37,6 +39,9 @@ struct Options {
     /// How convolutions multiply: `f32` or `bf16`.
     #[arg(long, default_value_t)]
     precision: Precision,
+    /// Where: `auto`, `cpu` or `cuda:N`.
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
     /// Timed steps in one repeat.
     #[arg(long, default_value_t = 6)]
     steps: usize,
@@ -117,6 +122,10 @@ fn peak(threads: usize) -> f64 {
 /// The network and what a step needs.
 struct Work {
     mode: What,
+    on_gpu: bool,
+    device: String,
+    /// What the last step gave.
+    last: f32,
     net: Net,
     split: Option<Split>,
     input: Input,
@@ -128,8 +137,10 @@ struct Work {
 
 impl Work {
     fn new(o: &Options) -> Result<Self, Box<dyn std::error::Error>> {
+        let compute = Compute::open(o.device)?;
         let net = Net::new(&ArchSpec::new("preactresnet18", o.width, CLASSES)?, 0)
-            .with_precision(o.precision)?;
+            .with_precision(o.precision)?
+            .on(&compute)?;
         let mut stream = bb_core::rng::stream(0, "bench", 0, 0);
         let len = o.batch * o.image * o.image * 3;
         let pixels: Vec<u8> = (0..len)
@@ -154,6 +165,9 @@ impl Work {
         };
         Ok(Self {
             mode: o.mode,
+            on_gpu: !matches!(compute, Compute::Cpu),
+            device: compute.name(),
+            last: 0.0,
             grads: net.zeros(),
             sgd: Sgd::new(net.params(), 0.9, 5e-4, false),
             net,
@@ -198,7 +212,32 @@ impl Work {
         }
     }
 
-    /// One line per kind of operation: calls and milliseconds in a step, share of the time, and of the peak where
+    /// All timed steps. A GPU trains through the training loop, which keeps the images there.
+    fn steps(&mut self, o: &Options) -> Result<(), Box<dyn std::error::Error>> {
+        if !self.on_gpu || self.mode == What::Eval {
+            for _ in 0..o.steps {
+                self.last = self.step();
+            }
+            return Ok(());
+        }
+        let images = o.batch * o.steps;
+        let pixels = vec![127; images * o.image * o.image * 3];
+        let split = Split {
+            images: Images::new(images, o.image, o.image, pixels)?,
+            labels: (0..images).map(|i| (i % CLASSES) as u32).collect(),
+        };
+        let spec = bb_core::data::spec("cifar10").expect("a known dataset");
+        let recipe = Recipe {
+            epochs: 1,
+            batch_size: o.batch,
+            ..Recipe::default()
+        };
+        let none = Checkpoints::none();
+        fit(&mut self.net, &split, spec, &recipe, 0, &none, &mut ())?;
+        Ok(())
+    }
+
+    /// One line per kind of operation of the CPU: calls and milliseconds in a step, share of the time, and of the peak where
     /// arithmetic counts. What is left over is loss, optimiser, and the batch where it is assembled.
     fn profile(&mut self, steps: usize, peak: f64) {
         let start = Instant::now();
@@ -238,7 +277,7 @@ impl Work {
 
 /// The most memory this process has held, in MiB, where the system tells.
 fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let status = fs_err::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib / 1024)
@@ -254,33 +293,33 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for _ in 0..o.warmup {
         work.step();
     }
+    if work.on_gpu {
+        work.steps(&o)?;
+    }
     if o.profile {
         work.profile(o.steps, peak);
     }
-    let mut last = 0.0;
-    let mut rates: Vec<f64> = (0..o.repeats.max(1))
-        .map(|_| {
-            let start = Instant::now();
-            for _ in 0..o.steps {
-                last = work.step();
-            }
-            (o.batch * o.steps) as f64 / start.elapsed().as_secs_f64()
-        })
-        .collect();
+    let mut rates = Vec::new();
+    for _ in 0..o.repeats.max(1) {
+        let start = Instant::now();
+        work.steps(&o)?;
+        rates.push((o.batch * o.steps) as f64 / start.elapsed().as_secs_f64());
+    }
     rates.sort_by(f64::total_cmp);
     let median = rates[rates.len() / 2];
     // The backward pass costs twice the forward pass, less the input gradient of the first layer.
     let passes = if o.mode == What::Train { 3.0 } else { 1.0 };
     let gflops = median * forward_flops(o.width, o.image, CLASSES) * passes / 1e9;
     let hundredths = |v: f64| (v * 100.0).round() / 100.0;
+    work.net.take_failure()?;
     let line = serde_json::json!({
-        "width": o.width, "batch": o.batch, "mode": if o.mode == What::Train { "train" } else { "eval" },
+        "device": work.device, "width": o.width, "batch": o.batch, "mode": if o.mode == What::Train { "train" } else { "eval" },
         "precision": o.precision, "threads": o.threads,
         "img_per_s_median": hundredths(median),
         "img_per_s_min": hundredths(rates[0]),
         "img_per_s_max": hundredths(rates[rates.len() - 1]),
         "gflops_direct": gflops.round(), "gemm_peak_gflops": peak.round(),
-        "share_of_peak": hundredths(gflops / peak), "peak_memory_mib": peak_memory(), "last": last,
+        "share_of_peak": hundredths(gflops / peak), "peak_memory_mib": peak_memory(), "last": work.last,
     });
     println!("{line}");
     Ok(())

@@ -90,6 +90,12 @@ impl Normaliser {
         }
     }
 
+    /// Normalised value of each byte, `[3][256]`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn table(&self) -> Vec<f32> {
+        self.table.as_flattened().to_vec()
+    }
+
     fn black(&self) -> [f32; 3] {
         [self.table[0][0], self.table[1][0], self.table[2][0]]
     }
@@ -135,27 +141,53 @@ pub fn batches<'a>(
     epoch: u64,
 ) -> Batches<'a> {
     assert!(options.batch_size > 0, "batch size");
-    let mut order: Vec<usize> = (0..split.len()).collect();
-    if options.shuffle {
-        rng::shuffle(
-            &mut rng::stream(
-                options.seed,
-                &format!("{}/order", options.purpose),
-                epoch,
-                0,
-            ),
-            &mut order,
-        );
-    }
     Batches {
         split,
         spec,
         options,
         normaliser: Normaliser::new(spec),
-        order,
+        order: order(split.len(), &options, epoch),
         epoch,
         at: 0,
     }
+}
+
+/// The images of epoch `epoch` in their order.
+fn order(images: usize, options: &LoaderOptions, epoch: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..images).collect();
+    if options.shuffle {
+        let purpose = format!("{}/order", options.purpose);
+        rng::shuffle(
+            &mut rng::stream(options.seed, &purpose, epoch, 0),
+            &mut order,
+        );
+    }
+    order
+}
+
+/// What [`batches`] would take, image by image: index, row shift, column shift and flip.
+#[cfg(feature = "cuda")]
+pub(crate) fn choices(
+    images: usize,
+    spec: &DatasetSpec,
+    options: &LoaderOptions,
+    epoch: u64,
+) -> Vec<[i32; 4]> {
+    let int = |v: isize| i32::try_from(v).expect("indices and shifts fit 31 bits");
+    order(images, options, epoch)
+        .into_par_iter()
+        .map(|i| {
+            let Choice { shift, flip } = if options.augment {
+                Choice::draw(spec, options, epoch, i)
+            } else {
+                Choice {
+                    shift: (0, 0),
+                    flip: false,
+                }
+            };
+            [int(i as isize), int(shift.0), int(shift.1), i32::from(flip)]
+        })
+        .collect()
 }
 
 /// Number of batches of `images` images.

@@ -92,6 +92,10 @@ pub enum NnError {
     /// The processor cannot compute in the chosen precision.
     #[error(transparent)]
     Precision(#[from] UnsupportedPrecision),
+    /// A call to the GPU failed.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
     /// candle refused an operation.
     #[error("tensor operation failed")]
     Candle(#[from] candle_core::Error),

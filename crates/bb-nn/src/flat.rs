@@ -3,6 +3,8 @@
 //! Parameters, gradients and optimiser state of a network have the same [`Layout`], so that an optimiser step, a
 //! perturbation or a norm is one pass over contiguous memory, whatever the number of tensors.
 
+#[cfg(feature = "cuda")]
+use crate::cuda::resident::{self as cuda, Held};
 use crate::kernels::vector;
 use candle_core::{Device, Tensor};
 use std::ops::Range;
@@ -61,19 +63,51 @@ impl Layout {
     }
 }
 
+/// The elements of a [`Flat`].
+#[cfg(not(feature = "cuda"))]
+#[derive(Debug)]
+struct Held(Vec<f32>);
+
+#[cfg(not(feature = "cuda"))]
+impl Held {
+    fn new(data: Vec<f32>) -> Self {
+        Self(data)
+    }
+
+    fn get(&self, _: &Layout) -> &[f32] {
+        &self.0
+    }
+
+    fn get_mut(&mut self, _: &Layout) -> &mut [f32] {
+        &mut self.0
+    }
+}
+
 /// One contiguous `f32` vector of named tensors.
-#[derive(Clone, Debug)]
+///
+/// Where it is used on a GPU it lives there, and comes to the host when somebody looks at it.
+#[derive(Debug)]
 pub struct Flat {
     layout: Arc<Layout>,
-    data: Vec<f32>,
+    data: Held,
+}
+
+impl Clone for Flat {
+    fn clone(&self) -> Self {
+        Self::from_vec(&self.layout, self.data().to_vec())
+    }
 }
 
 impl Flat {
     /// A vector of zeros.
     pub fn zeros(layout: &Arc<Layout>) -> Self {
+        Self::from_vec(layout, vec![0.0; layout.len])
+    }
+
+    fn from_vec(layout: &Arc<Layout>, data: Vec<f32>) -> Self {
         Self {
             layout: Arc::clone(layout),
-            data: vec![0.0; layout.len],
+            data: Held::new(data),
         }
     }
 
@@ -84,11 +118,23 @@ impl Flat {
 
     /// All elements, tensor after tensor, in the engine's order.
     pub fn data(&self) -> &[f32] {
-        &self.data
+        self.data.get(&self.layout)
     }
 
     /// See [`Flat::data`].
     pub fn data_mut(&mut self) -> &mut [f32] {
+        self.data.get_mut(&self.layout)
+    }
+
+    /// Where it is held.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn held(&self) -> &Held {
+        &self.data
+    }
+
+    /// See [`Flat::held`].
+    #[cfg(feature = "cuda")]
+    pub(crate) fn held_mut(&mut self) -> &mut Held {
         &mut self.data
     }
 
@@ -99,47 +145,69 @@ impl Flat {
 
     /// Elements of tensor `i`, in the engine's order.
     pub fn tensor(&self, i: usize) -> &[f32] {
-        &self.data[self.layout.entries[i].range.clone()]
+        &self.data()[self.layout.entries[i].range.clone()]
     }
 
     /// See [`Flat::tensor`].
     pub fn tensor_mut(&mut self, i: usize) -> &mut [f32] {
-        &mut self.data[self.layout.entries[i].range.clone()]
+        let range = self.layout.entries[i].range.clone();
+        &mut self.data_mut()[range]
     }
 
     /// Copies all elements of `other`, which must have the same layout.
     pub fn copy_from(&mut self, other: &Self) {
         self.check(other);
-        self.data.copy_from_slice(&other.data);
+        self.data_mut().copy_from_slice(other.data());
     }
 
     /// `self += a * other`.
     pub fn add_scaled(&mut self, a: f32, other: &Self) {
         self.check(other);
-        vector::add_scaled(&mut self.data, a, &other.data);
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.data.current_device() {
+            let (layout, data) = (&self.layout, &mut self.data);
+            device.keep(cuda::add_scaled(&device, layout, data, a, &other.data));
+            return;
+        }
+        vector::add_scaled(self.data_mut(), a, other.data());
     }
 
     /// `tensor i of self += a * tensor i of other`.
     pub fn add_scaled_tensor(&mut self, i: usize, a: f32, other: &Self) {
         self.check(other);
-        let range = self.layout.entries[i].range.clone();
-        vector::add_scaled(&mut self.data[range.clone()], a, &other.data[range]);
+        vector::add_scaled(self.tensor_mut(i), a, other.tensor(i));
     }
 
     /// `self = a * self + b * other`.
     pub fn mix(&mut self, a: f32, other: &Self, b: f32) {
         self.check(other);
-        vector::mix(&mut self.data, a, &other.data, b);
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.data.current_device() {
+            let (layout, data) = (&self.layout, &mut self.data);
+            device.keep(cuda::mix(&device, layout, data, a, &other.data, b));
+            return;
+        }
+        vector::mix(self.data_mut(), a, other.data(), b);
     }
 
     /// `self *= a`.
     pub fn scale(&mut self, a: f32) {
-        vector::scale(&mut self.data, a);
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.data.current_device() {
+            device.keep(cuda::scale(&device, &self.layout, &mut self.data, a));
+            return;
+        }
+        vector::scale(self.data_mut(), a);
     }
 
     /// L2 norm over all elements.
     pub fn norm_l2(&self) -> f64 {
-        vector::sum_of_squares(&self.data).sqrt()
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.data.current_device() {
+            let sum = cuda::sum_of_squares(&device, &self.layout, &self.data);
+            return device.keep(sum).unwrap_or(f64::NAN).sqrt();
+        }
+        vector::sum_of_squares(self.data()).sqrt()
     }
 
     /// L2 norm of each tensor.
@@ -210,9 +278,9 @@ impl Flat {
         match (entry.order, entry.shape.as_slice()) {
             (Order::Hwio, &[out, inp, kh, kw]) => {
                 let values = reorder(plain, out, inp, kh * kw, false);
-                self.data[range].copy_from_slice(&values);
+                self.data_mut()[range].copy_from_slice(&values);
             }
-            _ => self.data[range].copy_from_slice(plain),
+            _ => self.data_mut()[range].copy_from_slice(plain),
         }
     }
 

@@ -42,6 +42,16 @@ pub(crate) enum Op {
 }
 
 impl Op {
+    /// The value this operation makes.
+    pub(crate) fn out(&self) -> Value {
+        match *self {
+            Self::Conv { out, .. }
+            | Self::BatchNorm { out, .. }
+            | Self::GlobalAveragePool { out, .. }
+            | Self::Linear { out, .. } => out,
+        }
+    }
+
     /// The values this operation reads.
     pub(crate) fn reads(&self) -> impl Iterator<Item = Value> {
         let (first, second) = match *self {

@@ -11,6 +11,9 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod arch;
+pub mod compute;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod eval;
@@ -27,6 +30,7 @@ pub mod train;
 
 pub use arch::ArchSpec;
 pub use bb_core::precision::Precision;
+pub use compute::Compute;
 pub use error::NnError;
 pub use flat::Flat;
 pub use net::{Mode, Net};

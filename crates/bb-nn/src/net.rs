@@ -5,16 +5,23 @@
 //! The same kernels are offered as candle operations in [`crate::ops`] for methods that want autograd.
 
 use crate::arch::ArchSpec;
+use crate::compute::Compute;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::data::Input;
 use crate::error::NnError;
 use crate::flat::Flat;
 use crate::graph::{Graph, Op, StateName, Value};
 use crate::kernels::conv::{self, Add, Affine, ConvShape, Source};
 use crate::kernels::loss::{Loss, cross_entropy};
+#[cfg(feature = "cuda")]
+use crate::kernels::precision::UnsupportedPrecision;
 use crate::kernels::precision::{Precision, supported};
 use crate::kernels::{linear, norm, pool, vector};
 use crate::profile::Profile;
 use crate::state::StateDict;
+#[cfg(feature = "cuda")]
+use bb_core::data::{DatasetSpec, Split};
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,8 +37,8 @@ pub enum Mode {
     TrainKeepStats,
 }
 
-const MOMENTUM: f32 = 0.1;
-const EPS: f32 = 1e-5;
+pub(crate) const MOMENTUM: f32 = 0.1;
+pub(crate) const EPS: f32 = 1e-5;
 
 /// Sizes of an activation, `[n, h, w, c]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +85,9 @@ pub struct Net {
     tracked: Vec<i64>,
     precision: Precision,
     run: Run,
+    /// The GPU that passes run on, if there is one.
+    #[cfg(feature = "cuda")]
+    cuda: Option<cuda::Pass>,
 }
 
 impl Clone for Net {
@@ -90,6 +100,8 @@ impl Clone for Net {
             tracked: self.tracked.clone(),
             precision: self.precision,
             run: Run::default(),
+            #[cfg(feature = "cuda")]
+            cuda: self.cuda.as_ref().map(|c| cuda::Pass::new(c.device())),
         }
     }
 }
@@ -208,6 +220,8 @@ impl Net {
             tracked,
             precision: Precision::F32,
             run: Run::default(),
+            #[cfg(feature = "cuda")]
+            cuda: None,
         }
     }
 
@@ -313,6 +327,10 @@ impl Net {
     /// The network, multiplying in `precision` from now on; a new network uses `f32`.
     pub fn with_precision(mut self, precision: Precision) -> Result<Self, NnError> {
         self.precision = supported(precision)?;
+        #[cfg(feature = "cuda")]
+        if self.cuda.is_some() && precision != Precision::F32 {
+            return Err(UnsupportedPrecision::OnCuda.into());
+        }
         Ok(self)
     }
 
@@ -366,8 +384,135 @@ impl Net {
         Flat::zeros(self.params.layout())
     }
 
+    /// The network with its passes on `compute` from now on; `bf16` is for CPUs.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(unused_mut, reason = "the GPU's arm needs it")
+    )]
+    pub fn on(mut self, compute: &Compute) -> Result<Self, NnError> {
+        match compute {
+            Compute::Cpu => {
+                #[cfg(feature = "cuda")]
+                {
+                    self.cuda = None;
+                }
+            }
+            #[cfg(feature = "cuda")]
+            Compute::Cuda(device) => {
+                if self.precision != Precision::F32 {
+                    return Err(UnsupportedPrecision::OnCuda.into());
+                }
+                self.cuda = Some(cuda::Pass::new(device));
+            }
+        }
+        Ok(self)
+    }
+
+    /// What a GPU failed at since the last question; results after a failure are NaN.
+    pub fn take_failure(&mut self) -> Result<(), NnError> {
+        #[cfg(feature = "cuda")]
+        if let Some(error) = self.cuda.as_ref().and_then(|c| c.device().take_error()) {
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Runs `f` on the GPU if there is one; a failure is kept and gives `otherwise`.
+    #[cfg(feature = "cuda")]
+    fn on_device<T>(
+        &mut self,
+        batch: cuda::Batch<'_>,
+        mode: Mode,
+        otherwise: impl FnOnce(&Self) -> T,
+        f: impl FnOnce(&mut cuda::Pass, cuda::Job<'_>) -> cuda::Result<T>,
+    ) -> Option<T> {
+        let mut pass = self.cuda.take()?;
+        let graph = Arc::clone(&self.graph);
+        let job = cuda::Job {
+            graph: &graph,
+            params: &self.params,
+            buffers: &mut self.buffers,
+            batch,
+            mode,
+        };
+        let result = f(&mut pass, job);
+        let result = pass.device().keep(result);
+        self.cuda = Some(pass);
+        if mode == Mode::Train {
+            self.count_batch();
+        }
+        Some(result.unwrap_or_else(|| otherwise(self)))
+    }
+
+    /// Without a GPU no dataset is on one.
+    #[cfg(not(feature = "cuda"))]
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "as with the feature"
+    )]
+    pub(crate) fn resident(
+        &self,
+        _: &bb_core::data::Split,
+        _: &bb_core::data::DatasetSpec,
+    ) -> Result<Option<std::convert::Infallible>, NnError> {
+        Ok(None)
+    }
+
+    /// The dataset on the GPU, if there is one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn resident<'a>(
+        &self,
+        split: &'a Split,
+        spec: &'a DatasetSpec,
+    ) -> Result<Option<cuda::DeviceSplit<'a>>, NnError> {
+        let Some(pass) = &self.cuda else {
+            return Ok(None);
+        };
+        Ok(Some(cuda::DeviceSplit::new(pass.device(), split, spec)?))
+    }
+
+    /// [`Net::loss_grad`] in train mode on images that are on the GPU; the loss goes to the tally.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn gradients_resident(
+        &mut self,
+        split: &cuda::DeviceSplit<'_>,
+        range: std::ops::Range<usize>,
+        grads: &mut Flat,
+    ) {
+        self.on_device(
+            cuda::Batch::Resident(split, range),
+            Mode::Train,
+            |_| (),
+            |pass, job| pass.gradients(job, grads, false).map(|_| ()),
+        );
+    }
+
+    /// What [`Net::gradients_resident`] has summed up since the last question.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn take_tally(&mut self) -> Result<cuda::Tally, NnError> {
+        self.take_failure()?;
+        let pass = self.cuda.as_mut().expect("its images are on the GPU");
+        Ok(pass.take_tally()?)
+    }
+
+    fn count_batch(&mut self) {
+        for t in &mut self.tracked {
+            *t += 1;
+        }
+    }
+
     /// Logits `[n, classes]`.
     pub fn forward(&mut self, input: &Input, mode: Mode) -> Vec<f32> {
+        #[cfg(feature = "cuda")]
+        if let Some(logits) = self.on_device(
+            cuda::Batch::Host(input, &[]),
+            mode,
+            |net| vec![f32::NAN; input.n * net.spec.classes()],
+            |pass, job| Ok(pass.forward(job, &[])?.0),
+        ) {
+            return logits;
+        }
         self.run_forward(input, mode, false, &[]);
         self.take_logits()
     }
@@ -389,6 +534,15 @@ impl Net {
                     .map(|(_, v)| *v)
             })
             .collect();
+        #[cfg(feature = "cuda")]
+        if let Some(found) = self.on_device(
+            cuda::Batch::Host(input, &[]),
+            mode,
+            |net| (vec![f32::NAN; input.n * net.spec.classes()], Vec::new()),
+            |pass, job| pass.forward(job, &wanted),
+        ) {
+            return found;
+        }
         self.run_forward(input, mode, false, &wanted);
         let features = wanted
             .iter()
@@ -427,8 +581,21 @@ impl Net {
         labels: &[u32],
         mode: Mode,
         grads: &mut Flat,
-        input_gradient: Option<&mut [f32]>,
+        #[cfg_attr(
+            not(feature = "cuda"),
+            expect(unused_mut, reason = "the GPU's arm needs it")
+        )]
+        mut input_gradient: Option<&mut [f32]>,
     ) -> Loss {
+        #[cfg(feature = "cuda")]
+        if let Some(loss) = self.on_device(
+            cuda::Batch::Host(input, labels),
+            mode,
+            |_| cuda::failed_loss(),
+            |pass, job| pass.loss_grad(job, grads, input_gradient.as_deref_mut()),
+        ) {
+            return loss;
+        }
         self.run_forward(input, mode, true, &[]);
         let logits = self.take_logits();
         let mut gradient = self.run.take(logits.len());
@@ -549,9 +716,7 @@ impl Net {
             }
         }
         if mode == Mode::Train {
-            for t in &mut self.tracked {
-                *t += 1;
-            }
+            self.count_batch();
         }
     }
 
@@ -731,13 +896,7 @@ impl Net {
                 }
             }
             // The operation's result has been used by every reader and now by its own backward step.
-            let out = match *op {
-                Op::Linear { out, .. }
-                | Op::GlobalAveragePool { out, .. }
-                | Op::BatchNorm { out, .. }
-                | Op::Conv { out, .. } => out,
-            };
-            run.release(out);
+            run.release(op.out());
         }
     }
 }

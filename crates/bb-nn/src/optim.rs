@@ -1,5 +1,7 @@
 //! Optimisers over all parameters at once.
 
+#[cfg(feature = "cuda")]
+use crate::cuda::resident::{SgdStep, sgd};
 use crate::flat::Flat;
 use crate::kernels::vector;
 
@@ -30,6 +32,19 @@ impl Sgd {
 
     /// One step with learning rate `lr`.
     pub fn step(&mut self, params: &mut Flat, grads: &Flat, lr: f32) {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = params.held().current_device() {
+            let layout = std::sync::Arc::clone(params.layout());
+            let step = SgdStep {
+                lr,
+                momentum: self.momentum,
+                weight_decay: self.weight_decay,
+                nesterov: self.nesterov,
+            };
+            let held = (params.held_mut(), self.velocity.held_mut(), grads.held());
+            device.keep(sgd(&device, &layout, held, step));
+            return;
+        }
         vector::sgd_momentum(
             params.data_mut(),
             self.velocity.data_mut(),

@@ -1,7 +1,8 @@
 //! The one training loop.
 
-use crate::data::{Batch, LoaderOptions, batch_count, batches};
+use crate::data::{Batch, Batches, LoaderOptions, batch_count, batches};
 use crate::error::NnError;
+use crate::flat::Flat;
 use crate::net::{Mode, Net};
 use crate::optim::Sgd;
 use crate::schedule::{PlateauState, Schedule};
@@ -141,6 +142,7 @@ pub struct EpochRow {
 #[non_exhaustive]
 pub enum TrainError {
     /// The loss is not a finite number.
+    /// A GPU is asked once an epoch, so there the step is the epoch's last one.
     #[error("training diverged: the loss of epoch {epoch}, step {step} is {loss}")]
     Diverged {
         /// Epoch, counted from 0.
@@ -208,6 +210,11 @@ pub trait Hooks {
         Ok(())
     }
 
+    /// Whether [`Hooks::batch`] must be called; otherwise a GPU assembles the batches itself.
+    fn sees_batches(&self) -> bool {
+        true
+    }
+
     /// May change a batch before it is used, as attacks that poison inside the loop do.
     fn batch(&mut self, epoch: usize, batch: &mut Batch) -> Result<(), TrainError> {
         let _ = (epoch, batch);
@@ -227,7 +234,11 @@ pub trait Hooks {
 }
 
 /// No hook.
-impl Hooks for () {}
+impl Hooks for () {
+    fn sees_batches(&self) -> bool {
+        false
+    }
+}
 
 /// Where checkpoints of a training run are kept.
 #[derive(Clone, Debug)]
@@ -375,6 +386,12 @@ pub fn fit(
         purpose: "train",
     };
     let mut grads = net.zeros();
+    // Where no hook wants to see the batches, the images go to the GPU once.
+    let mut images = if hooks.sees_batches() {
+        None
+    } else {
+        net.resident(split, spec)?
+    };
     for epoch in first..recipe.epochs {
         let rate = |step, plateau: &PlateauState| {
             recipe
@@ -388,25 +405,21 @@ pub fn fit(
             train_correct: 0,
             train_total: 0,
         };
-        for (step, mut batch) in batches(split, spec, options, epoch as u64).enumerate() {
-            if bb_core::cli::interrupted() {
-                return Err(TrainError::Interrupted { epoch });
+        let rate = |step| rate(step, &plateau) as f32;
+        let mut epoch_steps = Steps {
+            net,
+            sgd: &mut sgd,
+            grads: &mut grads,
+            hooks,
+        };
+        match &mut images {
+            #[cfg(feature = "cuda")]
+            Some(images) => epoch_steps.on_device(images, &options, &rate, &mut row)?,
+            _ => {
+                epoch_steps.on_host(batches(split, spec, options, epoch as u64), &rate, &mut row)?
             }
-            hooks.batch(epoch, &mut batch)?;
-            let loss = net.loss_grad(&batch.input, &batch.labels, Mode::Train, &mut grads);
-            if !loss.mean.is_finite() {
-                return Err(TrainError::Diverged {
-                    epoch,
-                    step,
-                    loss: loss.mean,
-                });
-            }
-            sgd.step(net.params_mut(), &grads, rate(step, &plateau) as f32);
-            row.train_loss += f64::from(loss.mean) / steps as f64;
-            row.train_correct += loss.correct as u64;
-            row.train_total += batch.labels.len() as u64;
-            hooks.step(batch.labels.len());
         }
+        row.train_loss /= steps as f64;
         plateau.record(&recipe.schedule, row.train_loss);
         hooks.epoch(net, &row)?;
         let done = epoch + 1;
@@ -415,4 +428,80 @@ pub fn fit(
         }
     }
     Ok(())
+}
+
+/// What the steps of an epoch work on.
+struct Steps<'a> {
+    net: &'a mut Net,
+    sgd: &'a mut Sgd,
+    grads: &'a mut Flat,
+    hooks: &'a mut dyn Hooks,
+}
+
+impl Steps<'_> {
+    /// One step for each batch; losses and hits are added to `row`.
+    fn on_host(
+        &mut self,
+        batches: Batches<'_>,
+        rate: &dyn Fn(usize) -> f32,
+        row: &mut EpochRow,
+    ) -> Result<(), TrainError> {
+        let epoch = row.epoch;
+        for (step, mut batch) in batches.enumerate() {
+            if bb_core::cli::interrupted() {
+                return Err(TrainError::Interrupted { epoch });
+            }
+            self.hooks.batch(epoch, &mut batch)?;
+            let (input, labels) = (&batch.input, &batch.labels);
+            let loss = self.net.loss_grad(input, labels, Mode::Train, self.grads);
+            if !loss.mean.is_finite() {
+                self.net.take_failure()?;
+                let loss = loss.mean;
+                return Err(TrainError::Diverged { epoch, step, loss });
+            }
+            self.sgd.step(self.net.params_mut(), self.grads, rate(step));
+            row.train_loss += f64::from(loss.mean);
+            row.train_correct += loss.correct as u64;
+            row.train_total += labels.len() as u64;
+            self.hooks.step(labels.len());
+        }
+        Ok(())
+    }
+
+    /// The same with images that are on the GPU, which is asked for its sums once, after the last step.
+    #[cfg(feature = "cuda")]
+    fn on_device(
+        &mut self,
+        images: &mut crate::cuda::DeviceSplit<'_>,
+        options: &LoaderOptions,
+        rate: &dyn Fn(usize) -> f32,
+        row: &mut EpochRow,
+    ) -> Result<(), TrainError> {
+        let epoch = row.epoch;
+        images.begin(options, epoch as u64).map_err(NnError::from)?;
+        let steps = batch_count(images.len(), options.batch_size, options.drop_last);
+        for step in 0..steps {
+            if bb_core::cli::interrupted() {
+                return Err(TrainError::Interrupted { epoch });
+            }
+            let first = step * options.batch_size;
+            let range = first..(first + options.batch_size).min(images.len());
+            let count = range.len();
+            self.net.gradients_resident(images, range, self.grads);
+            self.sgd.step(self.net.params_mut(), self.grads, rate(step));
+            row.train_total += count as u64;
+            self.hooks.step(count);
+        }
+        let tally = self.net.take_tally()?;
+        if !tally.loss.is_finite() {
+            return Err(TrainError::Diverged {
+                epoch,
+                step: steps - 1,
+                loss: (tally.loss / steps as f64) as f32,
+            });
+        }
+        row.train_loss += tally.loss;
+        row.train_correct += tally.correct;
+        Ok(())
+    }
 }

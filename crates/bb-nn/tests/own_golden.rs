@@ -1,67 +1,10 @@
-//! PyTorch's numbers on a tiny network, made by `golden_data/make.py` and kept beside it, so that every checkout has them.
+//! PyTorch's numbers on a tiny network, kept in the repository, so that every checkout has them.
 
 mod common;
-
-use bb_nn::data::Input;
-use bb_nn::net::{Mode, Net};
-use bb_nn::optim::Sgd;
-use bb_nn::{ArchSpec, StateDict};
-use common::{assert_close, assert_relative, floats, labels, load};
-use std::path::Path;
+#[path = "common/tiny.rs"]
+mod tiny;
 
 #[test]
 fn golden_tiny_network() {
-    let all = load(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden_data/preactresnet.safetensors"),
-    );
-    let mut state = StateDict::new();
-    for (name, tensor) in all
-        .iter()
-        .filter_map(|(n, t)| Some((n.strip_prefix("state.")?, t)))
-    {
-        state.insert(name, tensor.clone());
-    }
-    let width = all["state.conv1.weight"].dims()[0];
-    let classes = all["state.linear.bias"].dims()[0];
-    let spec = ArchSpec::new("preactresnet18", width, classes).unwrap();
-    let mut net = Net::from_state(&spec, &state).unwrap();
-    let (n, _, h, w) = all["x"].dims4().unwrap();
-    let input = Input::from_nchw(n, h, w, &floats(&all["x"]));
-    let batch_labels = labels(&all["labels"]);
-
-    assert_close(
-        "logits_eval",
-        &net.forward(&input, Mode::Eval),
-        &floats(&all["logits_eval"]),
-        2e-5,
-    );
-    let logits = net.forward(&input, Mode::TrainKeepStats);
-    assert_close("logits_train", &logits, &floats(&all["logits_train"]), 2e-5);
-
-    let mut grads = net.zeros();
-    let mut sgd = Sgd::new(net.params(), 0.9, 5e-4, false);
-    for step in 0..2 {
-        let loss = net.loss_grad(&input, &batch_labels, Mode::Train, &mut grads);
-        if step == 0 {
-            assert_close("loss", &[loss.mean], &floats(&all["loss"]), 1e-5);
-            for (i, entry) in grads.layout().entries().iter().enumerate() {
-                let expected = floats(&all[&format!("grad.{}", entry.name)]);
-                assert_relative(&entry.name, &grads.to_plain(i), &expected, 1e-3);
-            }
-        }
-        sgd.step(net.params_mut(), &grads, 0.05);
-    }
-    let after = net.state().unwrap();
-    assert_eq!(
-        after.len(),
-        all.keys().filter(|k| k.starts_with("after.")).count()
-    );
-    for (name, tensor) in after.iter() {
-        assert_relative(
-            name,
-            &floats(tensor),
-            &floats(&all[&format!("after.{name}")]),
-            1e-3,
-        );
-    }
+    tiny::check(&bb_nn::Compute::Cpu);
 }

@@ -104,6 +104,7 @@ pub fn run(
             ctx.check()?;
             let loss = tuner.step(net, &batch.input, &batch.labels);
             if !loss.mean.is_finite() {
+                net.take_failure()?;
                 let stage = format!("{} {}", part.stage, part.variant);
                 return Err(DefenseError::Diverged {
                     stage,
@@ -117,6 +118,8 @@ pub fn run(
             steps += 1;
             progress.add(batch.labels.len() as u64);
         }
+        // The loss is that of one of the passes only.
+        net.take_failure()?;
         let at = At::stage(part.stage).variant(part.variant).epoch(epoch);
         let row = json!({
             "train_loss": loss_sum / f64::from(steps as u32),

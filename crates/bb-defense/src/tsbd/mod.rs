@@ -329,6 +329,7 @@ fn held_out_accuracy(
     };
     finetune::run(cfg, suspect, &held.train, &mut net, part, ctx)?;
     let accuracy = eval::accuracy(&mut net, &held.test, suspect.task());
+    net.take_failure()?;
     ctx.record(
         At::stage("select").variant(&name),
         &json!({ "held_out_acc": accuracy.value() }),

@@ -99,6 +99,7 @@ pub fn run(
                 unlearn.lr as f32,
             );
             if !loss.mean.is_finite() {
+                net.take_failure()?;
                 return Err(DefenseError::Diverged {
                     stage: STAGE.to_owned(),
                     epoch,
@@ -134,6 +135,7 @@ pub fn run(
                 predicted.insert(class);
             }
         }
+        net.take_failure()?;
         net = net.with_precision(suspect.precision())?;
         let accuracy = Ratio {
             hits,

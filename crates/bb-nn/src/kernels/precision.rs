@@ -6,15 +6,22 @@
 pub use bb_core::precision::Precision;
 use pulp::{Arch, Simd, WithSimd};
 
-/// This processor lacks what a precision needs.
+/// Why a precision cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("precision `bf16` needs a processor with AVX512-BF16, which this one lacks")]
-pub struct UnsupportedPrecision;
+#[non_exhaustive]
+pub enum UnsupportedPrecision {
+    /// The processor lacks the instructions.
+    #[error("precision `bf16` needs a processor with AVX512-BF16, which this one lacks")]
+    Processor,
+    /// The GPU's passes have no such products.
+    #[error("precision `bf16` is for the CPU; a GPU computes in `f32`")]
+    OnCuda,
+}
 
 /// `precision` itself, if this processor can compute in it.
 pub fn supported(precision: Precision) -> Result<Precision, UnsupportedPrecision> {
     match precision {
-        Precision::Bf16 if !pair::is_available() => Err(UnsupportedPrecision),
+        Precision::Bf16 if !pair::is_available() => Err(UnsupportedPrecision::Processor),
         _ => Ok(precision),
     }
 }

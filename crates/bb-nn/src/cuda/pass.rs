@@ -1,0 +1,832 @@
+//! Forward and backward pass on a GPU over the same list of operations as [`crate::net`].
+
+use super::split::DeviceSplit;
+use super::{Context, Device, Result, launch};
+use crate::data::Input;
+use crate::flat::{Flat, Layout};
+use crate::graph::{Graph, Norm, Op, Value};
+use crate::kernels::conv::ConvShape;
+use crate::kernels::loss::Loss;
+use crate::net::{Activation, EPS, MOMENTUM, Mode, Shape};
+use cudarc::driver::{CudaSlice, CudaView, LaunchConfig};
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Threads of a block that reduces rows: channels times rows.
+const REDUCE: (u32, u32) = (32, 8);
+/// Blocks that a reduction over rows aims at.
+const REDUCE_BLOCKS: usize = 512;
+
+/// What one pass leaves for the next.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    device: Rc<Device>,
+    values: Vec<Option<OnDevice>>,
+    norms: Vec<Option<NormRun>>,
+    /// Sum of the batches' mean losses, images predicted right, batches.
+    sums: Option<CudaSlice<f64>>,
+}
+
+/// An activation, `[n, h, w, c]`.
+#[derive(Debug)]
+struct OnDevice {
+    shape: Shape,
+    data: CudaSlice<f32>,
+}
+
+/// Statistics of one batch normalisation in the last forward pass.
+#[derive(Debug)]
+struct NormRun {
+    mean: CudaSlice<f32>,
+    invstd: CudaSlice<f32>,
+    scale: CudaSlice<f32>,
+    shift: CudaSlice<f32>,
+    batch: bool,
+    relu: bool,
+}
+
+/// The network's tensors on the device.
+struct Tensors<'a> {
+    layout: &'a Layout,
+    data: &'a CudaSlice<f32>,
+}
+
+impl<'a> Tensors<'a> {
+    fn tensor(&self, i: usize) -> CudaView<'a, f32> {
+        self.data.slice(self.layout.entries()[i].range.clone())
+    }
+}
+
+/// Sums over several passes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Sum of the batches' mean losses.
+    pub(crate) loss: f64,
+    /// Images predicted right.
+    pub(crate) correct: u64,
+}
+
+/// How a reduction over `rows` rows of `c` channels is cut.
+struct Parts {
+    count: usize,
+    rows: usize,
+}
+
+impl Parts {
+    fn new(rows: usize, c: usize) -> Self {
+        let wanted = (REDUCE_BLOCKS / c.div_ceil(REDUCE.0 as usize)).clamp(1, rows.div_ceil(64));
+        let rows_per_part = rows.div_ceil(wanted);
+        Self {
+            count: rows.div_ceil(rows_per_part),
+            rows: rows_per_part,
+        }
+    }
+
+    fn grid(&self, c: usize) -> (u32, u32) {
+        (self.count as u32, c.div_ceil(REDUCE.0 as usize) as u32)
+    }
+}
+
+/// What a pass computes on.
+pub(crate) struct Job<'a> {
+    pub(crate) graph: &'a Graph,
+    pub(crate) params: &'a Flat,
+    pub(crate) buffers: &'a mut Flat,
+    pub(crate) batch: Batch<'a>,
+    pub(crate) mode: Mode,
+}
+
+/// Where a pass finds its images and labels.
+#[derive(Clone, Debug)]
+pub(crate) enum Batch<'a> {
+    /// On the host; labels are needed for a gradient only.
+    Host(&'a Input, &'a [u32]),
+    /// On the device, at these places of the epoch's order.
+    Resident(&'a DeviceSplit<'a>, Range<usize>),
+}
+
+impl Batch<'_> {
+    fn shape(&self) -> Shape {
+        match self {
+            Self::Host(input, _) => input.shape(),
+            Self::Resident(split, range) => split.shape(range),
+        }
+    }
+}
+
+impl Pass {
+    pub(crate) fn new(device: &Rc<Device>) -> Self {
+        Self {
+            device: Rc::clone(device),
+            values: Vec::new(),
+            norms: Vec::new(),
+            sums: None,
+        }
+    }
+
+    pub(crate) fn device(&self) -> &Rc<Device> {
+        &self.device
+    }
+
+    /// Logits `[n, classes]`, and the values `wanted`.
+    pub(crate) fn forward(
+        &mut self,
+        job: Job<'_>,
+        wanted: &[Value],
+    ) -> Result<(Vec<f32>, Vec<Activation>)> {
+        let graph = job.graph;
+        self.run_forward(job, false, wanted)?;
+        let mut features = Vec::with_capacity(wanted.len());
+        for value in wanted {
+            let value = self.value(*value);
+            features.push(Activation {
+                shape: value.shape,
+                data: self.device.download(&value.data)?,
+            });
+        }
+        let logits = self.device.download(&self.value(graph.values - 1).data)?;
+        self.clear();
+        Ok((logits, features))
+    }
+
+    /// Mean cross-entropy and its gradients; see [`crate::Net::loss_grad`].
+    pub(crate) fn loss_grad(
+        &mut self,
+        job: Job<'_>,
+        grads: &mut Flat,
+        input_gradient: Option<&mut [f32]>,
+    ) -> Result<Loss> {
+        self.take_tally()?;
+        let shape = job.batch.shape();
+        let dx = self.gradients(job, grads, input_gradient.is_some())?;
+        if let (Some(out), Some(dx)) = (input_gradient, dx) {
+            let values = self.device.download(&dx)?;
+            assert_eq!(values.len(), shape.len());
+            out.copy_from_slice(&values);
+            self.device.give(dx);
+        }
+        let tally = self.take_tally()?;
+        Ok(Loss {
+            mean: tally.loss as f32,
+            correct: tally.correct as usize,
+        })
+    }
+
+    /// Gradients of the mean cross-entropy, the input's as well if `input` asks for it; the loss goes to the tally.
+    pub(crate) fn gradients(
+        &mut self,
+        job: Job<'_>,
+        grads: &mut Flat,
+        input: bool,
+    ) -> Result<Option<CudaSlice<f32>>> {
+        let (graph, params, batch) = (job.graph, job.params, job.batch.clone());
+        self.run_forward(job, true, &[])?;
+        let gradient = self.cross_entropy(graph.values - 1, &batch)?;
+        let device = Rc::clone(&self.device);
+        let layout = params.layout();
+        let dx = params.held().read(layout, &device, |data| {
+            let params = Tensors { layout, data };
+            grads.held_mut().write(layout, &device, |grads| {
+                self.run_backward(graph, &params, grads, gradient, input)
+            })
+        })?;
+        self.clear();
+        Ok(dx)
+    }
+
+    /// What the passes with a gradient have summed up since the last question.
+    pub(crate) fn take_tally(&mut self) -> Result<Tally> {
+        const WHAT: &str = "reading the loss";
+        let Some(sums) = &mut self.sums else {
+            return Ok(Tally::default());
+        };
+        let stream = self.device.stream();
+        let values = stream.clone_dtoh(sums).on(WHAT)?;
+        stream.memset_zeros(sums).on(WHAT)?;
+        Ok(Tally {
+            loss: values[0],
+            correct: values[1] as u64,
+        })
+    }
+
+    fn value(&self, v: Value) -> &OnDevice {
+        self.values[v]
+            .as_ref()
+            .expect("a value is computed before it is read and kept until its last reader")
+    }
+
+    fn release(&mut self, v: Value) {
+        if let Some(old) = self.values[v].take() {
+            self.device.give(old.data);
+        }
+    }
+
+    fn release_norm(&mut self, norm: usize) {
+        if let Some(run) = self.norms[norm].take() {
+            for buffer in [run.mean, run.invstd, run.scale, run.shift] {
+                self.device.give(buffer);
+            }
+        }
+    }
+
+    /// Gives all buffers of a pass back, whatever it was cut off at.
+    fn clear(&mut self) {
+        (0..self.values.len()).for_each(|v| self.release(v));
+        (0..self.norms.len()).for_each(|n| self.release_norm(n));
+    }
+
+    fn run_forward(&mut self, job: Job<'_>, keep: bool, wanted: &[Value]) -> Result<()> {
+        let Job {
+            graph,
+            params,
+            buffers,
+            batch,
+            mode,
+        } = job;
+        self.clear();
+        self.values.resize_with(graph.values, || None);
+        self.norms.resize_with(graph.norms.len(), || None);
+        let device = Rc::clone(&self.device);
+        let shape = batch.shape();
+        let mut data = device.take(shape.len())?;
+        match &batch {
+            Batch::Host(input, _) => device.upload(&input.data, &mut data)?,
+            Batch::Resident(split, range) => split.assemble(range, &mut data)?,
+        }
+        self.values[0] = Some(OnDevice { shape, data });
+        let (layout, buffer_layout) = (params.layout(), Arc::clone(buffers.layout()));
+        params.held().read(layout, &device, |data| {
+            let params = Tensors { layout, data };
+            let mut step = |data: &CudaSlice<f32>| -> Result<()> {
+                let buffers = Tensors {
+                    layout: &buffer_layout,
+                    data,
+                };
+                for (i, op) in graph.ops.iter().enumerate() {
+                    self.forward_op(graph, op, &params, &buffers, mode)?;
+                    if keep {
+                        continue;
+                    }
+                    for v in op.reads() {
+                        if graph.last_read[v] == i && !wanted.contains(&v) {
+                            self.release(v);
+                        }
+                    }
+                }
+                Ok(())
+            };
+            // Running statistics go to the device to be read, and stay there only if they change.
+            if mode == Mode::Train {
+                buffers
+                    .held_mut()
+                    .write(&buffer_layout, &device, |data| step(data))
+            } else {
+                buffers
+                    .held()
+                    .read(&buffer_layout, &device, |data| step(data))
+            }
+        })
+    }
+
+    fn forward_op(
+        &mut self,
+        graph: &Graph,
+        op: &Op,
+        params: &Tensors<'_>,
+        buffers: &Tensors<'_>,
+        mode: Mode,
+    ) -> Result<()> {
+        let device = Rc::clone(&self.device);
+        match *op {
+            Op::Conv {
+                x,
+                residual,
+                weight,
+                k,
+                stride,
+                pad,
+                out,
+            } => {
+                let x = self.value(x);
+                let conv = conv_shape(params.layout, x.shape, weight, k, stride, pad);
+                let mut y = device.take(conv.output_len())?;
+                if let Some(residual) = residual {
+                    device
+                        .stream()
+                        .memcpy_dtod(&self.value(residual).data, &mut y)
+                        .on("copying a residual")?;
+                }
+                let w = params.tensor(weight);
+                device.conv_forward(&conv, &x.data, &w, residual.is_some(), &mut y)?;
+                let shape = Shape {
+                    n: conv.n,
+                    h: conv.oh(),
+                    w: conv.ow(),
+                    c: conv.cout,
+                };
+                self.values[out] = Some(OnDevice { shape, data: y });
+            }
+            Op::BatchNorm { x, norm, relu, out } => {
+                let run = self.normalisation(graph.norms[norm], relu, params, buffers, x, mode)?;
+                let x = self.value(x);
+                let mut y = device.take(x.shape.len())?;
+                let (n, c) = (x.shape.len() as i64, int(x.shape.c));
+                let relu = i32::from(relu);
+                launch!(
+                    device,
+                    "bn_apply",
+                    Device::elements(x.shape.len()),
+                    &x.data,
+                    &run.scale,
+                    &run.shift,
+                    &relu,
+                    &n,
+                    &c,
+                    &mut y,
+                );
+                let shape = x.shape;
+                self.values[out] = Some(OnDevice { shape, data: y });
+                self.norms[norm] = Some(run);
+            }
+            Op::GlobalAveragePool { x, out } => {
+                let x = self.value(x);
+                let Shape { n, h, w, c } = x.shape;
+                let mut y = device.take(n * c)?;
+                let (images, pixels, channels) = (int(n), int(h * w), int(c));
+                launch!(
+                    device,
+                    "global_average",
+                    Device::elements(n * c),
+                    &x.data,
+                    &images,
+                    &pixels,
+                    &channels,
+                    &mut y,
+                );
+                let shape = Shape { n, h: 1, w: 1, c };
+                self.values[out] = Some(OnDevice { shape, data: y });
+            }
+            Op::Linear {
+                x,
+                weight,
+                bias,
+                out,
+            } => {
+                let x = self.value(x);
+                let sizes = LinearSizes::new(params.layout, weight, x.shape);
+                let mut y = device.take(x.shape.n * sizes.out)?;
+                let (w, b) = (params.tensor(weight), params.tensor(bias));
+                launch!(
+                    device,
+                    "linear_forward",
+                    product(x.shape.n, sizes.out),
+                    &x.data,
+                    &w,
+                    &b,
+                    &sizes.rows,
+                    &sizes.inputs,
+                    &sizes.outputs,
+                    &mut y,
+                );
+                let shape = Shape {
+                    n: x.shape.n,
+                    h: 1,
+                    w: 1,
+                    c: sizes.out,
+                };
+                self.values[out] = Some(OnDevice { shape, data: y });
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses the statistics of a batch normalisation, moving the running ones where `mode` asks for it.
+    fn normalisation(
+        &self,
+        at: Norm,
+        relu: bool,
+        params: &Tensors<'_>,
+        buffers: &Tensors<'_>,
+        x: Value,
+        mode: Mode,
+    ) -> Result<NormRun> {
+        let device = &self.device;
+        let x = self.value(x);
+        let c = at.channels;
+        let mut run = NormRun {
+            mean: device.take(c)?,
+            invstd: device.take(c)?,
+            scale: device.take(c)?,
+            shift: device.take(c)?,
+            batch: mode != Mode::Eval,
+            relu,
+        };
+        let (gamma, beta) = (params.tensor(at.gamma), params.tensor(at.beta));
+        let (channels, per_channel) = (int(c), Device::elements(c));
+        // The kernel changes them if it is told to `update`; then `run_forward` holds them for writing.
+        let (mean, var) = (buffers.tensor(at.mean), buffers.tensor(at.var));
+        if !run.batch {
+            launch!(
+                device,
+                "bn_eval_factors",
+                per_channel,
+                &mean,
+                &var,
+                &gamma,
+                &beta,
+                &EPS,
+                &channels,
+                &mut run.mean,
+                &mut run.invstd,
+                &mut run.scale,
+                &mut run.shift,
+            );
+            return Ok(run);
+        }
+        let rows = x.shape.len() / c;
+        let parts = Parts::new(rows, c);
+        let mut partial = device.take(2 * parts.count * c)?;
+        let (row_count, part_rows, count) = (int(rows), int(parts.rows), int(parts.count));
+        launch!(
+            device,
+            "bn_partial",
+            Device::grid(parts.grid(c), REDUCE),
+            &x.data,
+            &row_count,
+            &channels,
+            &part_rows,
+            &mut partial,
+        );
+        let update = i32::from(mode == Mode::Train);
+        launch!(
+            device,
+            "bn_factors",
+            per_channel,
+            &partial,
+            &count,
+            &row_count,
+            &part_rows,
+            &channels,
+            &gamma,
+            &beta,
+            &mean,
+            &var,
+            &MOMENTUM,
+            &EPS,
+            &update,
+            &mut run.mean,
+            &mut run.invstd,
+            &mut run.scale,
+            &mut run.shift,
+        );
+        device.give(partial);
+        Ok(run)
+    }
+
+    /// Gradient of the loss by the logits; the loss goes to the tally.
+    fn cross_entropy(&mut self, logits: Value, batch: &Batch<'_>) -> Result<CudaSlice<f32>> {
+        const WHAT: &str = "the loss";
+        let device = Rc::clone(&self.device);
+        let Shape { n, c, .. } = self.value(logits).shape;
+        if self.sums.is_none() {
+            self.sums = Some(device.stream().alloc_zeros(3).on(WHAT)?);
+        }
+        let (mut losses, mut hits) = (device.take(n)?, device.take(n)?);
+        let mut gradient = device.take(n * c)?;
+        let uploaded = match batch {
+            Batch::Resident(..) => None,
+            Batch::Host(_, labels) => {
+                assert_eq!(labels.len(), n, "one label for each image");
+                assert!(labels.iter().all(|l| (*l as usize) < c), "labels below {c}");
+                let labels: Vec<i32> = labels.iter().map(|l| *l as i32).collect();
+                Some(device.stream().clone_htod(&labels).on(WHAT)?)
+            }
+        };
+        let labels = match (batch, &uploaded) {
+            (Batch::Resident(split, range), _) => split.labels(range),
+            (_, Some(labels)) => labels.slice(..),
+            (Batch::Host(..), None) => unreachable!("a host's labels were uploaded"),
+        };
+        let (rows, classes) = (int(n), int(c));
+        let logits = self.value(logits);
+        launch!(
+            device,
+            "cross_entropy",
+            Device::elements(n),
+            &logits.data,
+            &labels,
+            &rows,
+            &classes,
+            &mut gradient,
+            &mut losses,
+            // As many 32-bit integers as it has floats.
+            &mut hits,
+        );
+        launch!(
+            device,
+            "loss_sums",
+            Device::grid((1, 1), (256, 1)),
+            &losses,
+            &hits,
+            &rows,
+            self.sums.as_mut().expect("it was made above"),
+        );
+        device.give(losses);
+        device.give(hits);
+        Ok(gradient)
+    }
+
+    /// Gradients of all parameters; the input's as well if `input` asks for it.
+    fn run_backward(
+        &mut self,
+        graph: &Graph,
+        params: &Tensors<'_>,
+        grads: &mut CudaSlice<f32>,
+        gradient: CudaSlice<f32>,
+        input: bool,
+    ) -> Result<Option<CudaSlice<f32>>> {
+        let device = Rc::clone(&self.device);
+        let mut gradients: Vec<Option<CudaSlice<f32>>> = Vec::new();
+        gradients.resize_with(graph.values, || None);
+        gradients[graph.values - 1] = Some(gradient);
+        let range = |i: usize| params.layout.entries()[i].range.clone();
+        for op in graph.ops.iter().rev() {
+            let out = op.out();
+            let dy = gradients[out]
+                .take()
+                .expect("an operation's result has a gradient");
+            match *op {
+                Op::Linear {
+                    x, weight, bias, ..
+                } => {
+                    let value = self.value(x);
+                    let sizes = LinearSizes::new(params.layout, weight, value.shape);
+                    // Registered one after the other, so that both gradients are one slice.
+                    let (w_range, b_range) = (range(weight), range(bias));
+                    assert_eq!(w_range.end, b_range.start, "the bias follows its weight");
+                    let mut both = grads.slice_mut(w_range.start..b_range.end);
+                    let (mut dw, mut db) = both.split_at_mut(w_range.len());
+                    launch!(
+                        device,
+                        "linear_weight_gradient",
+                        product(sizes.out, value.shape.len() / value.shape.n),
+                        &value.data,
+                        &dy,
+                        &sizes.rows,
+                        &sizes.inputs,
+                        &sizes.outputs,
+                        &mut dw,
+                        &mut db,
+                    );
+                    let mut dx = device.take(value.shape.len())?;
+                    let w = params.tensor(weight);
+                    launch!(
+                        device,
+                        "linear_input_gradient",
+                        product(value.shape.n, value.shape.len() / value.shape.n),
+                        &dy,
+                        &w,
+                        &sizes.rows,
+                        &sizes.inputs,
+                        &sizes.outputs,
+                        &mut dx,
+                    );
+                    join(&device, &mut gradients[x], dx)?;
+                    device.give(dy);
+                }
+                Op::GlobalAveragePool { x, .. } => {
+                    let shape = self.value(x).shape;
+                    let mut dx = device.take(shape.len())?;
+                    let (n, pixels, c) = (int(shape.n), int(shape.h * shape.w), int(shape.c));
+                    launch!(
+                        device,
+                        "global_average_gradient",
+                        Device::elements(shape.len()),
+                        &dy,
+                        &n,
+                        &pixels,
+                        &c,
+                        &mut dx,
+                    );
+                    join(&device, &mut gradients[x], dx)?;
+                    device.give(dy);
+                }
+                Op::BatchNorm { x, norm, .. } => {
+                    let before = gradients[x].take();
+                    let at = graph.norms[norm];
+                    let ranges = (range(at.gamma), range(at.beta));
+                    gradients[x] = Some(self.norm_gradient(x, norm, ranges, dy, before, grads)?);
+                    self.release_norm(norm);
+                }
+                Op::Conv {
+                    x,
+                    residual,
+                    weight,
+                    k,
+                    stride,
+                    pad,
+                    ..
+                } => {
+                    let value = self.value(x);
+                    let conv = conv_shape(params.layout, value.shape, weight, k, stride, pad);
+                    let mut dw = grads.slice_mut(range(weight));
+                    device.conv_weight_gradient(&conv, &value.data, &dy, &mut dw)?;
+                    if x != 0 || input {
+                        let w = params.tensor(weight);
+                        let add = gradients[x].is_some();
+                        let mut dx = match gradients[x].take() {
+                            Some(dx) => dx,
+                            None => device.take(conv.input_len())?,
+                        };
+                        device.conv_input_gradient(&conv, &dy, &w, add, &mut dx)?;
+                        gradients[x] = Some(dx);
+                    }
+                    match residual {
+                        Some(r) => join(&device, &mut gradients[r], dy)?,
+                        None => device.give(dy),
+                    }
+                }
+            }
+            self.release(out);
+        }
+        Ok(gradients[0].take())
+    }
+
+    /// Gradient by the input of a batch normalisation, added to `before`; its parameters' gradients go to `grads`.
+    fn norm_gradient(
+        &self,
+        x: Value,
+        norm: usize,
+        (gamma, beta): (Range<usize>, Range<usize>),
+        dy: CudaSlice<f32>,
+        before: Option<CudaSlice<f32>>,
+        grads: &mut CudaSlice<f32>,
+    ) -> Result<CudaSlice<f32>> {
+        let device = &self.device;
+        let run = self.norms[norm]
+            .as_ref()
+            .expect("the forward pass kept its statistics");
+        let x = self.value(x);
+        let c = x.shape.c;
+        let rows = x.shape.len() / c;
+        let parts = Parts::new(rows, c);
+        let mut partial = device.take(2 * parts.count * c)?;
+        let (row_count, part_rows, count) = (int(rows), int(parts.rows), int(parts.count));
+        let (channels, relu) = (int(c), i32::from(run.relu));
+        launch!(
+            device,
+            "bn_gradient_partial",
+            Device::grid(parts.grid(c), REDUCE),
+            &dy,
+            &x.data,
+            &run.scale,
+            &run.shift,
+            &run.mean,
+            &relu,
+            &row_count,
+            &channels,
+            &part_rows,
+            &mut partial,
+        );
+        let (mut constant, mut slope) = (device.take(c)?, device.take(c)?);
+        let batch = i32::from(run.batch);
+        {
+            assert_eq!(gamma.end, beta.start, "beta follows gamma");
+            let mut both = grads.slice_mut(gamma.start..beta.end);
+            let (mut dgamma, mut dbeta) = both.split_at_mut(gamma.len());
+            launch!(
+                device,
+                "bn_gradient_terms",
+                Device::elements(c),
+                &partial,
+                &count,
+                &row_count,
+                &channels,
+                &run.invstd,
+                &run.scale,
+                &batch,
+                &mut dbeta,
+                &mut dgamma,
+                &mut constant,
+                &mut slope,
+            );
+        }
+        let n = x.shape.len() as i64;
+        let shape = Device::elements(x.shape.len());
+        let dx = if let Some(mut dx) = before {
+            launch!(
+                device,
+                "bn_input_gradient",
+                shape,
+                &dy,
+                &x.data,
+                &run.scale,
+                &run.shift,
+                &run.mean,
+                &constant,
+                &slope,
+                &relu,
+                &1i32,
+                &n,
+                &channels,
+                &mut dx,
+            );
+            device.give(dy);
+            dx
+        } else {
+            // In place: the kernel reads each element before it writes it.
+            launch!(
+                device,
+                "bn_input_gradient",
+                shape,
+                &dy,
+                &x.data,
+                &run.scale,
+                &run.shift,
+                &run.mean,
+                &constant,
+                &slope,
+                &relu,
+                &0i32,
+                &n,
+                &channels,
+                &dy,
+            );
+            dy
+        };
+        for buffer in [partial, constant, slope] {
+            device.give(buffer);
+        }
+        Ok(dx)
+    }
+}
+
+/// Adds a gradient contribution, or makes it the first one.
+fn join(
+    device: &Device,
+    slot: &mut Option<CudaSlice<f32>>,
+    contribution: CudaSlice<f32>,
+) -> Result<()> {
+    let Some(sum) = slot else {
+        *slot = Some(contribution);
+        return Ok(());
+    };
+    let n = sum.len() as i64;
+    let shape = Device::elements(sum.len());
+    launch!(device, "add_scaled", shape, sum, &1f32, &contribution, &n);
+    device.give(contribution);
+    Ok(())
+}
+
+/// Sizes of a fully connected layer.
+struct LinearSizes {
+    rows: i32,
+    inputs: i32,
+    outputs: i32,
+    out: usize,
+}
+
+impl LinearSizes {
+    fn new(layout: &Layout, weight: usize, x: Shape) -> Self {
+        let out = layout.entries()[weight].shape[0];
+        Self {
+            rows: int(x.n),
+            inputs: int(x.len() / x.n),
+            outputs: int(out),
+            out,
+        }
+    }
+}
+
+fn conv_shape(
+    layout: &Layout,
+    x: Shape,
+    weight: usize,
+    k: usize,
+    stride: usize,
+    pad: usize,
+) -> ConvShape {
+    ConvShape {
+        n: x.n,
+        h: x.h,
+        w: x.w,
+        cin: x.c,
+        cout: layout.entries()[weight].shape[0],
+        k,
+        stride,
+        pad,
+    }
+}
+
+/// Launch shape of a matrix product with this result.
+fn product(rows: usize, columns: usize) -> LaunchConfig {
+    const TILE: u32 = 16;
+    let tiles = |n: usize| n.div_ceil(TILE as usize) as u32;
+    Device::grid((tiles(columns), tiles(rows)), (TILE, TILE))
+}
+
+/// A size as the kernels take it.
+fn int(v: usize) -> i32 {
+    i32::try_from(v).expect("rows and channels of a batch fit 31 bits")
+}

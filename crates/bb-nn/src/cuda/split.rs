@@ -1,0 +1,100 @@
+//! A dataset that stays on the device, from which batches are assembled there.
+
+use super::{Context, Device, Result, launch};
+use crate::data::{LoaderOptions, Normaliser, choices};
+use crate::net::Shape;
+use bb_core::data::{DatasetSpec, Split};
+use cudarc::driver::{CudaSlice, CudaView};
+use std::ops::Range;
+use std::rc::Rc;
+
+/// The images of a split as bytes, and the order and transforms of one epoch.
+#[derive(Debug)]
+pub(crate) struct DeviceSplit<'a> {
+    device: Rc<Device>,
+    split: &'a Split,
+    spec: &'a DatasetSpec,
+    images: CudaSlice<u8>,
+    /// Normalised value of each byte, `[3][256]`.
+    table: CudaSlice<f32>,
+    /// `[image][4]`: index, row shift, column shift, flip.
+    choices: CudaSlice<i32>,
+    /// Labels in the epoch's order.
+    labels: CudaSlice<i32>,
+}
+
+impl<'a> DeviceSplit<'a> {
+    pub(crate) fn new(
+        device: &Rc<Device>,
+        split: &'a Split,
+        spec: &'a DatasetSpec,
+    ) -> Result<Self> {
+        const WHAT: &str = "copying the dataset to the device";
+        let stream = device.stream();
+        let n = split.len();
+        Ok(Self {
+            device: Rc::clone(device),
+            split,
+            spec,
+            images: stream.clone_htod(split.images.as_bytes()).on(WHAT)?,
+            table: stream.clone_htod(&Normaliser::new(spec).table()).on(WHAT)?,
+            choices: stream.alloc_zeros(4 * n).on(WHAT)?,
+            labels: stream.alloc_zeros(n).on(WHAT)?,
+        })
+    }
+
+    /// Number of images.
+    pub(crate) fn len(&self) -> usize {
+        self.split.len()
+    }
+
+    /// Draws the order and the transforms of an epoch.
+    pub(crate) fn begin(&mut self, options: &LoaderOptions, epoch: u64) -> Result<()> {
+        const WHAT: &str = "copying an epoch's order to the device";
+        let choices = choices(self.split.len(), self.spec, options, epoch);
+        let labels: Vec<i32> = choices
+            .iter()
+            .map(|c| self.split.labels[c[0] as usize] as i32)
+            .collect();
+        let stream = self.device.stream();
+        stream
+            .memcpy_htod(choices.as_flattened(), &mut self.choices)
+            .on(WHAT)?;
+        stream.memcpy_htod(&labels, &mut self.labels).on(WHAT)
+    }
+
+    /// Sizes of a batch of the images at `range` of the epoch's order.
+    pub(crate) fn shape(&self, range: &Range<usize>) -> Shape {
+        Shape {
+            n: range.len(),
+            h: self.split.images.height(),
+            w: self.split.images.width(),
+            c: 3,
+        }
+    }
+
+    pub(crate) fn labels(&self, range: &Range<usize>) -> CudaView<'_, i32> {
+        self.labels.slice(range.clone())
+    }
+
+    /// Writes the normalised images at `range` of the epoch's order, `[n, h, w, 3]`.
+    pub(crate) fn assemble(&self, range: &Range<usize>, out: &mut CudaSlice<f32>) -> Result<()> {
+        let shape = self.shape(range);
+        assert_eq!(out.len(), shape.len());
+        let choices = self.choices.slice(4 * range.start..4 * range.end);
+        let (n, h, w) = (shape.n as i32, shape.h as i32, shape.w as i32);
+        launch!(
+            self.device,
+            "assemble",
+            Device::elements(shape.len()),
+            &self.images,
+            &choices,
+            &self.table,
+            &n,
+            &h,
+            &w,
+            out,
+        );
+        Ok(())
+    }
+}

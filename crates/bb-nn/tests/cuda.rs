@@ -1,0 +1,301 @@
+//! The engine on a GPU against the engine on the CPU; skipped without a device.
+//!
+//! `scripts/emulate_cuda.sh` gives a machine without a GPU a device that runs the same kernels on the CPU.
+#![cfg(feature = "cuda")]
+
+mod common;
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use bb_core::data::OpenOptions;
+use bb_nn::cuda::{Device, device_count};
+use bb_nn::data::Input;
+use bb_nn::net::{Mode, Net};
+use bb_nn::optim::Sgd;
+use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, TrainError, fit};
+use bb_nn::{ArchSpec, Compute, Flat};
+use common::{assert_close, assert_relative};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The first device, for one test at a time, because what it counts is counted for the process.
+fn device() -> Option<(Compute, MutexGuard<'static, ()>)> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    if device_count() == 0 {
+        eprintln!("skipped: no CUDA device");
+        return None;
+    }
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    Some((
+        Compute::Cuda(Device::new(0).expect("the first device")),
+        alone,
+    ))
+}
+
+/// Reproducible values in -0.5..0.5.
+fn random(len: usize, seed: u64) -> Vec<f32> {
+    let mut stream = bb_core::rng::stream(seed, "cuda tests", 0, len as u64);
+    (0..len)
+        .map(|_| bb_core::rng::unit_f32(&mut stream) - 0.5)
+        .collect()
+}
+
+const CLASSES: usize = 5;
+
+/// A small network whose normalisations are not at their start, a batch, and its labels.
+fn case(n: usize) -> (Net, Input, Vec<u32>) {
+    let spec = ArchSpec::new("preactresnet18", 4, CLASSES).unwrap();
+    let mut net = Net::new(&spec, 3);
+    let noise = random(net.params().data().len(), 1);
+    for (p, v) in net.params_mut().data_mut().iter_mut().zip(noise) {
+        *p += 0.1 * v;
+    }
+    for v in net.buffers_mut().data_mut() {
+        *v += 0.25;
+    }
+    let input = Input {
+        n,
+        h: 16,
+        w: 16,
+        data: random(n * 16 * 16 * 3, 2).iter().map(|v| 4.0 * v).collect(),
+    };
+    let labels = (0..n).map(|i| (i * 3 % CLASSES) as u32).collect();
+    (net, input, labels)
+}
+
+fn assert_same_tensors(name: &str, found: &Flat, expected: &Flat, tolerance: f64) {
+    for (i, entry) in expected.layout().entries().iter().enumerate() {
+        let name = format!("{name} of {}", entry.name);
+        assert_relative(&name, found.tensor(i), expected.tensor(i), tolerance);
+    }
+}
+
+#[test]
+fn passes_agree_with_the_cpu() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    let (mut cpu, input, labels) = case(6);
+    let mut gpu = cpu.clone().on(&device).unwrap();
+    let names = ["conv1", "layer2", "avgpool"];
+    let (logits, features) = cpu.forward_with(&input, Mode::Eval, &names);
+    let (found, found_features) = gpu.forward_with(&input, Mode::Eval, &names);
+    assert_close("logits", &found, &logits, 2e-5);
+    assert_eq!(features.len(), found_features.len());
+    for (a, b) in found_features.iter().zip(&features) {
+        assert_eq!(a.shape, b.shape);
+        assert_close("a feature", &a.data, &b.data, 5e-5);
+    }
+    for mode in [Mode::Eval, Mode::TrainKeepStats, Mode::Train] {
+        let (mut expected, mut found) = (cpu.zeros(), gpu.zeros());
+        let (a, dx) = cpu.loss_grad_input(&input, &labels, mode, &mut expected);
+        let (b, found_dx) = gpu.loss_grad_input(&input, &labels, mode, &mut found);
+        gpu.take_failure().expect("no failure");
+        assert_close("loss", &[b.mean], &[a.mean], 1e-5);
+        assert_eq!(a.correct, b.correct, "{mode:?}");
+        assert_same_tensors("gradient", &found, &expected, 1e-3);
+        assert_relative("input gradient", &found_dx, &dx, 1e-3);
+        assert_same_tensors("statistics", gpu.buffers(), cpu.buffers(), 1e-5);
+    }
+    assert_eq!(
+        common::labels(
+            gpu.state()
+                .unwrap()
+                .get("layer1.0.bn1.num_batches_tracked")
+                .unwrap()
+        ),
+        common::labels(
+            cpu.state()
+                .unwrap()
+                .get("layer1.0.bn1.num_batches_tracked")
+                .unwrap()
+        ),
+    );
+}
+
+#[test]
+fn training_agrees_with_the_cpu_and_with_itself() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    let (cpu, input, labels) = case(4);
+    let train = |mut net: Net| {
+        let mut grads = net.zeros();
+        let mut sgd = Sgd::new(net.params(), 0.9, 5e-4, true);
+        for _ in 0..3 {
+            let loss = net.loss_grad(&input, &labels, Mode::Train, &mut grads);
+            assert!(loss.mean.is_finite());
+            sgd.step(net.params_mut(), &grads, 0.05);
+        }
+        net.take_failure().expect("no failure");
+        net
+    };
+    let expected = train(cpu.clone());
+    let first = train(cpu.clone().on(&device).unwrap());
+    let second = train(cpu.on(&device).unwrap());
+    assert_same_tensors("parameter", first.params(), expected.params(), 1e-3);
+    assert_same_tensors("statistics", first.buffers(), expected.buffers(), 1e-3);
+    assert_eq!(
+        first.params().data(),
+        second.params().data(),
+        "the same bits"
+    );
+    assert_eq!(first.buffers().data(), second.buffers().data());
+}
+
+/// Vectors that live on the device, and what the host does to them in between.
+#[test]
+fn vectors_are_the_same_wherever_they_are() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    let (cpu, input, labels) = case(2);
+    let gradient = |mut net: Net| {
+        let mut grads = net.zeros();
+        net.loss_grad(&input, &labels, Mode::Eval, &mut grads);
+        grads
+    };
+    let (a, b) = (gradient(cpu.clone()), gradient(cpu.on(&device).unwrap()));
+    let work = |mut v: Flat| {
+        let other = v.clone();
+        v.scale(0.5);
+        v.add_scaled(2.0, &other);
+        v.data_mut()[7] = 3.0;
+        v.mix(0.25, &other, -1.0);
+        (v.norm_l2(), v.data().to_vec())
+    };
+    let ((norm_a, a), (norm_b, b)) = (work(a), work(b));
+    assert_relative("elements", &b, &a, 1e-3);
+    assert!((norm_a - norm_b).abs() < 1e-3 * norm_a);
+}
+
+/// What the emulated device counts: kernels, convolutions, allocations, frees, copies to the device, copies from it,
+/// copies inside it, fills.
+type Counts = [u64; 8];
+
+/// The emulator's counters, `None` on a real device.
+fn counts() -> Option<Counts> {
+    // SAFETY: the library is loaded already, and the symbol has this type wherever it exists.
+    unsafe {
+        let driver = libloading::Library::new("libcuda.so.1").ok()?;
+        let read: libloading::Symbol<'_, unsafe extern "C" fn(*mut u64)> =
+            driver.get(b"emulator_counts").ok()?;
+        let mut counts = [0; 8];
+        read(counts.as_mut_ptr());
+        Some(counts)
+    }
+}
+
+/// One epoch of training over `images` synthetic images, four a step.
+fn fit_images(compute: &Compute, images: usize, epochs: usize) -> (Net, Vec<EpochRow>) {
+    let options = OpenOptions {
+        train_limit: Some(images),
+        test_limit: Some(4),
+        ..OpenOptions::default()
+    };
+    let data = bb_core::data::open("synthetic", None, &options).unwrap();
+    let spec = ArchSpec::new("preactresnet18", 4, data.spec.classes).unwrap();
+    let mut net = Net::new(&spec, 0).on(compute).unwrap();
+    let recipe = Recipe {
+        epochs,
+        batch_size: 4,
+        // So low that rounding does not grow from step to step.
+        lr: 1e-4,
+        ..Recipe::default()
+    };
+    let mut rows = Rows(Vec::new());
+    let none = Checkpoints::none();
+    fit(
+        &mut net,
+        &data.train,
+        &data.spec,
+        &recipe,
+        5,
+        &none,
+        &mut rows,
+    )
+    .unwrap();
+    (net, rows.0)
+}
+
+/// Keeps what each epoch gave, and leaves the batches to the device.
+struct Rows(Vec<EpochRow>);
+
+impl Hooks for Rows {
+    fn sees_batches(&self) -> bool {
+        false
+    }
+
+    fn epoch(&mut self, _: &mut Net, row: &EpochRow) -> Result<(), TrainError> {
+        self.0.push(row.clone());
+        Ok(())
+    }
+}
+
+#[test]
+fn fit_on_the_device_is_fit_on_the_cpu() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    let (expected, expected_rows) = fit_images(&Compute::Cpu, 14, 2);
+    let (found, rows) = fit_images(&device, 14, 2);
+    assert_same_tensors("parameter", found.params(), expected.params(), 1e-4);
+    // The running statistics show that the same images came in the same order with the same crops and flips.
+    assert_same_tensors("statistics", found.buffers(), expected.buffers(), 1e-4);
+    assert_eq!(rows.len(), expected_rows.len());
+    for (a, b) in rows.iter().zip(&expected_rows) {
+        assert!((a.train_loss - b.train_loss).abs() < 1e-3, "{a:?} {b:?}");
+        assert_eq!(
+            (a.train_correct, a.train_total),
+            (b.train_correct, b.train_total)
+        );
+    }
+}
+
+#[test]
+fn pytorchs_numbers() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    tiny::check(&device);
+}
+
+/// What a step costs, as the difference of two trainings: at most 250 launches, and nothing that stops the device.
+#[test]
+fn a_training_step_keeps_its_launch_budget() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    if counts().is_none() {
+        eprintln!("skipped: a real device does not count");
+        return;
+    }
+    // Makes plans and buffers, which the device then keeps.
+    fit_images(&device, 8, 1);
+    let cost = |images| {
+        let before = counts().expect("it counts");
+        fit_images(&device, images, 1);
+        let after = counts().expect("it counts");
+        after
+            .iter()
+            .zip(before)
+            .map(|(a, b)| a - b)
+            .collect::<Vec<u64>>()
+    };
+    let (two, four) = (cost(8), cost(16));
+    let [
+        kernels,
+        convolutions,
+        allocations,
+        _,
+        to_device,
+        from_device,
+        inside,
+        fills,
+    ] = std::array::from_fn(|i| (four[i] - two[i]) / 2);
+    let launches = kernels + convolutions + inside + fills;
+    assert!(launches <= 250, "{launches} launches");
+    assert_eq!((allocations, to_device, from_device), (0, 0, 0));
+    eprintln!(
+        "{kernels} kernels, {convolutions} convolutions, {inside} copies inside, {fills} fills"
+    );
+}
