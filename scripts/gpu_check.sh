@@ -11,7 +11,7 @@ build() {
   messages=$(scripts/build_cuda.sh build --release -p bb-nn --features cuda --test cuda --example bench --message-format json)
   local name
   for name in cuda bench; do
-    cp "$(sed -n "s/.*\"name\":\"$name\".*\"executable\":\"\([^\"]*\)\".*/\1/p" <<<"$messages" | tail -1)" "$1/$name"
+    strip -o "$1/$name" "$(sed -n "s/.*\"name\":\"$name\".*\"executable\":\"\([^\"]*\)\".*/\1/p" <<<"$messages" | tail -1)"
   done
 }
 if [ "${1:-}" = --build ]; then
@@ -29,7 +29,8 @@ fi
 torch=
 [ -n "$python" ] && "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null && torch=yes
 results=$(mktemp)
-trap 'rm -f "$results"' EXIT
+table=$(mktemp)
+trap 'rm -f "$results" "$table"' EXIT
 
 echo "## Correctness"
 echo
@@ -67,7 +68,7 @@ driver=$(command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=driver_versi
   echo
   echo "| | ours | PyTorch | PyTorch, compiled | ratio to its faster one |"
   echo "|---|---|---|---|---|"
-} >"$report.new"
+} >"$table"
 median() { sort -g | awk '{v[NR]=$1} END {print NR ? v[int((NR+1)/2)] : ""}'; }
 for mode in train eval; do
   for batch in 128 512; do
@@ -85,9 +86,9 @@ for mode in train eval; do
     eager=$(awk '$1=="eager"{print $2}' "$results" | median)
     compiled=$(awk '$1=="compiled"{print $2}' "$results" | median)
     ratio=$(awk -v o="$ours" -v e="${eager:-0}" -v c="${compiled:-0}" 'BEGIN {m = e > c ? e : c; if (m > 0) printf "%.2f", o / m; else print "-"}')
-    echo "| $mode, batch $batch, f32 | $ours | ${eager:--} | ${compiled:--} | $ratio |" >>"$report.new"
+    echo "| $mode, batch $batch, f32 | $ours | ${eager:--} | ${compiled:--} | $ratio |" >>"$table"
   done
 done
-mv "$report.new" "$report"
+cp "$table" "$report"
 echo
 cat "$report"
