@@ -64,30 +64,29 @@ driver=$(command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=driver_versi
   echo
   echo "\`scripts/gpu_check.sh\`, $(date +%F), commit \`$(git rev-parse --short HEAD 2>/dev/null || echo unknown)\`."
   echo "$device, driver $driver. PreActResNet18, width 64, random images in memory, images per second."
-  echo "PyTorch in channels_last, eager and compiled; \`f32\` is without TF32 on both sides. Three interleaved rounds, medians."
+  echo "PyTorch in channels_last, eager and compiled; \`f32\` is without TF32 on both sides, \`tf32\` with it in convolutions. Three interleaved rounds, medians."
   echo
   echo "| | ours | PyTorch | PyTorch, compiled | ratio to its faster one |"
   echo "|---|---|---|---|---|"
 } >"$table"
 median() { sort -g | awk '{v[NR]=$1} END {print NR ? v[int((NR+1)/2)] : ""}'; }
-for mode in train eval; do
-  for batch in 128 512; do
-    : >"$results"
-    for _ in 1 2 3; do
-      common=(--mode "$mode" --width 64 --batch "$batch" --steps 20 --repeats 1 --warmup 5)
-      echo "ours $("$programs/bench" "${common[@]}" --device cuda:0 | field img_per_s_median)" >>"$results"
-      if [ -n "$torch" ]; then
-        echo "eager $("$python" scripts/torch_bench.py "${common[@]}" --device cuda --channels-last | field img_per_s_median)" >>"$results"
-        compiled=$("$python" scripts/torch_bench.py "${common[@]}" --device cuda --channels-last --compile 2>/dev/null | field img_per_s_median || true)
-        echo "compiled ${compiled:-0}" >>"$results"
-      fi
-    done
-    ours=$(awk '$1=="ours"{print $2}' "$results" | median)
-    eager=$(awk '$1=="eager"{print $2}' "$results" | median)
-    compiled=$(awk '$1=="compiled"{print $2}' "$results" | median)
-    ratio=$(awk -v o="$ours" -v e="${eager:-0}" -v c="${compiled:-0}" 'BEGIN {m = e > c ? e : c; if (m > 0) printf "%.2f", o / m; else print "-"}')
-    echo "| $mode, batch $batch, f32 | $ours | ${eager:--} | ${compiled:--} | $ratio |" >>"$table"
+for case in "train 128 f32" "train 512 f32" "train 128 tf32" "train 512 tf32" "eval 128 f32" "eval 512 f32"; do
+  read -r mode batch precision <<<"$case"
+  : >"$results"
+  for _ in 1 2 3; do
+    common=(--mode "$mode" --width 64 --batch "$batch" --precision "$precision" --steps 20 --repeats 1 --warmup 5)
+    echo "ours $("$programs/bench" "${common[@]}" --device cuda:0 | field img_per_s_median)" >>"$results"
+    if [ -n "$torch" ]; then
+      echo "eager $("$python" scripts/torch_bench.py "${common[@]}" --device cuda --channels-last | field img_per_s_median)" >>"$results"
+      compiled=$("$python" scripts/torch_bench.py "${common[@]}" --device cuda --channels-last --compile 2>/dev/null | field img_per_s_median || true)
+      echo "compiled ${compiled:-0}" >>"$results"
+    fi
   done
+  ours=$(awk '$1=="ours"{print $2}' "$results" | median)
+  eager=$(awk '$1=="eager"{print $2}' "$results" | median)
+  compiled=$(awk '$1=="compiled"{print $2}' "$results" | median)
+  ratio=$(awk -v o="$ours" -v e="${eager:-0}" -v c="${compiled:-0}" 'BEGIN {m = e > c ? e : c; if (m > 0) printf "%.2f", o / m; else print "-"}')
+  echo "| $mode, batch $batch, $precision | $ours | ${eager:--} | ${compiled:--} | $ratio |" >>"$table"
 done
 cp "$table" "$report"
 echo

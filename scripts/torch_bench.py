@@ -47,9 +47,9 @@ def main():
     p.add_argument("--width", type=int, default=64)
     p.add_argument("--batch", type=int, default=128)
     p.add_argument("--mode", choices=["train", "eval"], default="train")
-    p.add_argument("--precision", choices=["f32", "bf16"], default="f32")
+    p.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32")
     p.add_argument("--channels-last", action="store_true")
-    p.add_argument("--device", default="cpu", help="cpu or cuda; f32 on cuda is without TF32")
+    p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--compile", action="store_true", help="torch.compile")
     p.add_argument("--steps", type=int, default=6)
     p.add_argument("--warmup", type=int, default=2)
@@ -60,7 +60,7 @@ def main():
     torch.manual_seed(0)
     net, x, y = network(o.width, 10), torch.randn(o.batch, 3, 32, 32), torch.randint(0, 10, (o.batch,))
     net, x, y = net.to(o.device), x.to(o.device), y.to(o.device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = o.precision == "tf32"
     if o.channels_last:
         net, x = net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     if o.compile:

@@ -291,8 +291,8 @@ impl Run<'_> {
             None => static_attack::mixed(&self.dataset.train, &sets.train)?,
         };
         let mut net = Net::new(self.arch, self.request.seed)
-            .with_precision(self.request.precision)?
-            .on(&self.request.compute)?;
+            .on(&self.request.compute)?
+            .with_precision(self.request.precision)?;
         let started = Instant::now();
         let (row, measured) = {
             let mut loop_part = LoopPart::new(self, &work, &log, &sets.test, hook.as_deref_mut())?;

@@ -10,19 +10,22 @@ pub enum Precision {
     /// Products of `f32`: the reference.
     #[default]
     F32,
-    /// Products of `bf16` (8 significant bits), summed in `f32`.
+    /// Products of `bf16` (8 significant bits), summed in `f32`; on processors with AVX512-BF16.
     Bf16,
+    /// Products of TF32 (11 significant bits), summed in `f32`; on NVIDIA GPUs from Ampere on.
+    Tf32,
 }
 
 impl Precision {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Tf32];
 
     /// The name used in options, settings and results.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Tf32 => "tf32",
         }
     }
 }
@@ -35,7 +38,7 @@ impl std::fmt::Display for Precision {
 
 /// A name that is no precision's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown precision `{0}`, expected `f32` or `bf16`")]
+#[error("unknown precision `{0}`, expected `f32`, `bf16` or `tf32`")]
 pub struct ParsePrecisionError(String);
 
 impl std::str::FromStr for Precision {
@@ -62,7 +65,7 @@ mod tests {
         let error = "fp16".parse::<Precision>().expect_err("an unknown name");
         assert_eq!(
             error.to_string(),
-            "unknown precision `fp16`, expected `f32` or `bf16`"
+            "unknown precision `fp16`, expected `f32`, `bf16` or `tf32`"
         );
     }
 }

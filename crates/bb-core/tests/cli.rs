@@ -75,8 +75,8 @@ Options:
                                model for a defense]
       --width <N>              Channels of the first stage [default: 64 for an attack, that of the
                                model for a defense]
-      --precision <PRECISION>  How convolutions multiply while training: f32 or bf16 (needs
-                               AVX512-BF16) [default: f32]
+      --precision <PRECISION>  How convolutions multiply while training: f32, bf16 (CPUs with
+                               AVX512-BF16) or tf32 (GPUs) [default: f32]
   -c, --config <FILE>          Settings file, over the recipe of the dataset; may be repeated
       --set <KEY=VALUE>        One setting, over the files; may be repeated
       --seed <N>               Seed of everything random [default: 0]
@@ -180,7 +180,7 @@ fn wrong_options_are_told_in_one_line() {
         ),
         (
             "--precision fp16",
-            "error: invalid value 'fp16' for '--precision <PRECISION>': unknown precision `fp16`, expected `f32` or `bf16`",
+            "error: invalid value 'fp16' for '--precision <PRECISION>': unknown precision `fp16`, expected `f32`, `bf16` or `tf32`",
         ),
         ("--seed -1", "error: unexpected argument '-1' found"),
         ("--epochs 3", "error: unexpected argument '--epochs' found"),

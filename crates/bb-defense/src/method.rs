@@ -133,8 +133,8 @@ impl<'a, D> Suspect<'a, D> {
     /// A network of its own with the suspect's parameters and buffers, to be trained in [`Suspect::precision`].
     pub fn net(&self) -> Result<Net, DefenseError> {
         Ok(Net::from_state(self.arch, self.state)?
-            .with_precision(self.precision)?
-            .on(self.compute)?)
+            .on(self.compute)?
+            .with_precision(self.precision)?)
     }
 }
 

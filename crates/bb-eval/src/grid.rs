@@ -254,7 +254,7 @@ fn precision(t: &Table<'_>) -> Result<Precision, StrictError> {
         return Ok(Precision::default());
     };
     let known = field.value.parse();
-    known.map_err(|_| field.refuse("`f32` or `bf16`"))
+    known.map_err(|_| field.refuse("`f32`, `bf16` or `tf32`"))
 }
 
 fn seeds(t: &Table<'_>) -> Result<Vec<u64>, StrictError> {
@@ -375,7 +375,7 @@ set.n = 0.3
             (
                 "train_limit = 100",
                 "precision = \"fp16\"",
-                "`grid.precision` is `fp16`, expected `f32` or `bf16`\n  in g.toml, line 7",
+                "`grid.precision` is `fp16`, expected `f32`, `bf16` or `tf32`\n  in g.toml, line 7",
                 "",
             ),
             (

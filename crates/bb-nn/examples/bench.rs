@@ -36,7 +36,7 @@ struct Options {
     /// What is timed.
     #[arg(long, value_enum, default_value = "train")]
     mode: What,
-    /// How convolutions multiply: `f32` or `bf16`.
+    /// How convolutions multiply: `f32`, `bf16` (CPU) or `tf32` (GPU).
     #[arg(long, default_value_t)]
     precision: Precision,
     /// Where: `auto`, `cpu` or `cuda:N`.
@@ -139,8 +139,8 @@ impl Work {
     fn new(o: &Options) -> Result<Self, Box<dyn std::error::Error>> {
         let compute = Compute::open(o.device)?;
         let net = Net::new(&ArchSpec::new("preactresnet18", o.width, CLASSES)?, 0)
-            .with_precision(o.precision)?
-            .on(&compute)?;
+            .on(&compute)?
+            .with_precision(o.precision)?;
         let mut stream = bb_core::rng::stream(0, "bench", 0, 0);
         let len = o.batch * o.image * o.image * 3;
         let pixels: Vec<u8> = (0..len)

@@ -94,7 +94,7 @@ impl Compute {
             }
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => match precision {
-                Precision::F32 => Ok(()),
+                Precision::F32 | Precision::Tf32 => Ok(()),
                 Precision::Bf16 => Err(UnsupportedPrecision::OnCuda.into()),
             },
         }

@@ -14,9 +14,7 @@ use crate::flat::Flat;
 use crate::graph::{Graph, Op, StateName, Value};
 use crate::kernels::conv::{self, Add, Affine, ConvShape, Source};
 use crate::kernels::loss::{Loss, cross_entropy};
-#[cfg(feature = "cuda")]
-use crate::kernels::precision::UnsupportedPrecision;
-use crate::kernels::precision::{Precision, supported};
+use crate::kernels::precision::Precision;
 use crate::kernels::{linear, norm, pool, vector};
 use crate::profile::Profile;
 use crate::state::StateDict;
@@ -324,14 +322,21 @@ impl Net {
         Ok(state)
     }
 
-    /// The network, multiplying in `precision` from now on; a new network uses `f32`.
+    /// The network, multiplying in `precision` from now on, which must be one of where its passes run; a new network
+    /// uses `f32`.
     pub fn with_precision(mut self, precision: Precision) -> Result<Self, NnError> {
-        self.precision = supported(precision)?;
-        #[cfg(feature = "cuda")]
-        if self.cuda.is_some() && precision != Precision::F32 {
-            return Err(UnsupportedPrecision::OnCuda.into());
-        }
+        self.compute().supports(precision)?;
+        self.precision = precision;
         Ok(self)
+    }
+
+    /// Where its passes run.
+    fn compute(&self) -> Compute {
+        #[cfg(feature = "cuda")]
+        if let Some(pass) = &self.cuda {
+            return Compute::Cuda(std::rc::Rc::clone(pass.device()));
+        }
+        Compute::Cpu
     }
 
     /// How convolutions multiply.
@@ -384,26 +389,19 @@ impl Net {
         Flat::zeros(self.params.layout())
     }
 
-    /// The network with its passes on `compute` from now on; `bf16` is for CPUs.
+    /// The network with its passes on `compute` from now on, which must support its precision.
     #[cfg_attr(
         not(feature = "cuda"),
         expect(unused_mut, reason = "the GPU's arm needs it")
     )]
     pub fn on(mut self, compute: &Compute) -> Result<Self, NnError> {
-        match compute {
-            Compute::Cpu => {
-                #[cfg(feature = "cuda")]
-                {
-                    self.cuda = None;
-                }
-            }
-            #[cfg(feature = "cuda")]
-            Compute::Cuda(device) => {
-                if self.precision != Precision::F32 {
-                    return Err(UnsupportedPrecision::OnCuda.into());
-                }
-                self.cuda = Some(cuda::Pass::new(device));
-            }
+        compute.supports(self.precision)?;
+        #[cfg(feature = "cuda")]
+        {
+            self.cuda = match compute {
+                Compute::Cpu => None,
+                Compute::Cuda(device) => Some(cuda::Pass::new(device)),
+            };
         }
         Ok(self)
     }
@@ -434,6 +432,7 @@ impl Net {
             buffers: &mut self.buffers,
             batch,
             mode,
+            precision: self.precision,
         };
         let result = f(&mut pass, job);
         let result = pass.device().keep(result);

@@ -13,7 +13,7 @@ use bb_nn::data::Input;
 use bb_nn::net::{Mode, Net};
 use bb_nn::optim::Sgd;
 use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, TrainError, fit};
-use bb_nn::{ArchSpec, Compute, Flat};
+use bb_nn::{ArchSpec, Compute, Flat, Precision};
 use common::{assert_close, assert_relative};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -140,6 +140,30 @@ fn training_agrees_with_the_cpu_and_with_itself() {
         "the same bits"
     );
     assert_eq!(first.buffers().data(), second.buffers().data());
+}
+
+#[test]
+fn each_place_has_its_precisions() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    let (cpu, input, labels) = case(2);
+    assert!(cpu.clone().with_precision(Precision::Tf32).is_err());
+    let gpu = cpu.on(&device).unwrap();
+    let error = gpu.clone().with_precision(Precision::Bf16).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("a GPU computes in `f32` or `tf32`")
+    );
+    let mut tf32 = gpu.clone().with_precision(Precision::Tf32).unwrap();
+    assert!(tf32.clone().on(&Compute::Cpu).is_err());
+    let (mut gpu, mut a, mut b) = (gpu, tf32.zeros(), tf32.zeros());
+    let expected = gpu.loss_grad(&input, &labels, Mode::Train, &mut a);
+    let found = tf32.loss_grad(&input, &labels, Mode::Train, &mut b);
+    tf32.take_failure().expect("no failure");
+    // TF32 keeps 11 bits of each factor.
+    assert_close("loss", &[found.mean], &[expected.mean], 2e-2);
 }
 
 /// Vectors that live on the device, and what the host does to them in between.

@@ -50,7 +50,7 @@ pub struct RunArgs {
     /// Channels of the first stage [default: 64 for an attack, that of the model for a defense]
     #[arg(long, value_name = "N")]
     pub width: Option<usize>,
-    /// How convolutions multiply while training: f32 or bf16 (needs AVX512-BF16)
+    /// How convolutions multiply while training: f32, bf16 (CPUs with AVX512-BF16) or tf32 (GPUs)
     #[arg(long, value_name = "PRECISION", default_value_t = Precision::F32)]
     pub precision: Precision,
     /// Settings file, over the recipe of the dataset; may be repeated

@@ -2,6 +2,7 @@
 
 use super::{Context, Device, Result};
 use crate::kernels::conv::ConvShape;
+use crate::kernels::precision::Precision;
 use cudarc::cudnn::sys::{
     cudnnConvolutionBwdDataAlgo_t, cudnnConvolutionBwdFilterAlgo_t, cudnnConvolutionFwdAlgo_t,
     cudnnConvolutionMode_t, cudnnMathType_t, cudnnTensorFormat_t,
@@ -33,7 +34,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn new(device: &Device, s: &ConvShape) -> Result<Self> {
+    fn new(device: &Device, s: &ConvShape, precision: Precision) -> Result<Self> {
         const WHAT: &str = "describing a convolution";
         const NHWC: cudnnTensorFormat_t = cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
         let dnn = &device.cudnn;
@@ -47,9 +48,12 @@ impl Plan {
                 cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION,
             )
             .on(WHAT)?;
-        // True `f32`: without this cuDNN rounds factors to TF32.
-        conv.set_math_type(cudnnMathType_t::CUDNN_FMA_MATH)
-            .on(WHAT)?;
+        // The default rounds factors to TF32 where the GPU can.
+        conv.set_math_type(match precision {
+            Precision::Tf32 => cudnnMathType_t::CUDNN_DEFAULT_MATH,
+            Precision::F32 | Precision::Bf16 => cudnnMathType_t::CUDNN_FMA_MATH,
+        })
+        .on(WHAT)?;
         // Sizes are always given as N, C, H, W; the format says how memory lies.
         let tensor = |c, h, w| -> Result<TensorDescriptor<f32>> {
             dnn.create_4d_tensor(NHWC, [int(s.n)?, int(c)?, int(h)?, int(w)?])
@@ -100,13 +104,17 @@ impl Plan {
     }
 }
 
+/// What a plan is kept by.
+type Key<'a> = (&'a ConvShape, Precision);
+
 impl Device {
-    fn plan(&self, s: &ConvShape) -> Result<Rc<Plan>> {
-        if let Some(plan) = self.convolutions.borrow().get(s) {
+    fn plan(&self, (s, precision): Key<'_>) -> Result<Rc<Plan>> {
+        if let Some(plan) = self.convolutions.borrow().get(&(*s, precision)) {
             return Ok(Rc::clone(plan));
         }
-        let plan = Rc::new(Plan::new(self, s)?);
-        self.convolutions.borrow_mut().insert(*s, Rc::clone(&plan));
+        let plan = Rc::new(Plan::new(self, s, precision)?);
+        let mut plans = self.convolutions.borrow_mut();
+        plans.insert((*s, precision), Rc::clone(&plan));
         Ok(plan)
     }
 
@@ -132,13 +140,13 @@ impl Device {
     /// `y = conv(x, w)`, added to what `y` holds if `add`.
     pub(crate) fn conv_forward<W: DevicePtr<f32>>(
         &self,
-        s: &ConvShape,
+        key: Key<'_>,
         x: &CudaSlice<f32>,
         w: &W,
         add: bool,
         y: &mut CudaSlice<f32>,
     ) -> Result<()> {
-        let plan = self.plan(s)?;
+        let plan = self.plan(key)?;
         let beta = if add { 1.0 } else { 0.0 };
         self.with_workspace(plan.workspace[0], |workspace| {
             // SAFETY: the buffers have the sizes of the descriptors; the caller takes them by the same shape.
@@ -153,14 +161,14 @@ impl Device {
     /// `dx = d/dx conv(x, w) * dy`, added to what `dx` holds if `add`.
     pub(crate) fn conv_input_gradient<W: DevicePtr<f32>>(
         &self,
-        s: &ConvShape,
+        key: Key<'_>,
         dy: &CudaSlice<f32>,
         w: &W,
         add: bool,
         dx: &mut CudaSlice<f32>,
     ) -> Result<()> {
         const WHAT: &str = "an input gradient";
-        let plan = self.plan(s)?;
+        let plan = self.plan(key)?;
         let beta = if add { 1.0 } else { 0.0 };
         self.with_workspace(plan.workspace[1], |workspace| {
             // SAFETY: as in `conv_forward`.
@@ -171,13 +179,13 @@ impl Device {
     /// `dw = d/dw conv(x, w) * dy`.
     pub(crate) fn conv_weight_gradient<W: DevicePtrMut<f32>>(
         &self,
-        s: &ConvShape,
+        key: Key<'_>,
         x: &CudaSlice<f32>,
         dy: &CudaSlice<f32>,
         dw: &mut W,
     ) -> Result<()> {
         const WHAT: &str = "a weight gradient";
-        let plan = self.plan(s)?;
+        let plan = self.plan(key)?;
         self.with_workspace(plan.workspace[2], |workspace| {
             // SAFETY: as in `conv_forward`.
             unsafe {

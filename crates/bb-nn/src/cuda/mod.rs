@@ -17,7 +17,9 @@ pub(crate) use pass::{Batch, Job, Pass, Tally};
 pub(crate) use split::DeviceSplit;
 
 use crate::error::NnError;
+use crate::kernels::conv::ConvShape;
 use crate::kernels::loss::Loss;
+use crate::kernels::precision::Precision;
 use cudarc::cudnn::Cudnn;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, LaunchConfig};
 use cudarc::nvrtc::Ptx;
@@ -82,7 +84,7 @@ pub struct Device {
     module: Arc<CudaModule>,
     functions: RefCell<HashMap<&'static str, CudaFunction>>,
     cudnn: Arc<Cudnn>,
-    convolutions: RefCell<HashMap<crate::kernels::conv::ConvShape, Rc<conv::Plan>>>,
+    convolutions: RefCell<HashMap<(ConvShape, Precision), Rc<conv::Plan>>>,
     workspace: RefCell<Option<CudaSlice<u8>>>,
     /// Buffers to be used again, by length.
     free: RefCell<HashMap<usize, Vec<CudaSlice<f32>>>>,

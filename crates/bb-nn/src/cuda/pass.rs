@@ -7,6 +7,7 @@ use crate::flat::{Flat, Layout};
 use crate::graph::{Graph, Norm, Op, Value};
 use crate::kernels::conv::ConvShape;
 use crate::kernels::loss::Loss;
+use crate::kernels::precision::Precision;
 use crate::net::{Activation, EPS, MOMENTUM, Mode, Shape};
 use cudarc::driver::{CudaSlice, CudaView, LaunchConfig};
 use std::ops::Range;
@@ -24,6 +25,8 @@ pub(crate) struct Pass {
     device: Rc<Device>,
     values: Vec<Option<OnDevice>>,
     norms: Vec<Option<NormRun>>,
+    /// Of the pass under way.
+    precision: Precision,
     /// Sum of the batches' mean losses, images predicted right, batches.
     sums: Option<CudaSlice<f64>>,
 }
@@ -95,6 +98,7 @@ pub(crate) struct Job<'a> {
     pub(crate) buffers: &'a mut Flat,
     pub(crate) batch: Batch<'a>,
     pub(crate) mode: Mode,
+    pub(crate) precision: Precision,
 }
 
 /// Where a pass finds its images and labels.
@@ -121,6 +125,7 @@ impl Pass {
             device: Rc::clone(device),
             values: Vec::new(),
             norms: Vec::new(),
+            precision: Precision::F32,
             sums: None,
         }
     }
@@ -243,7 +248,9 @@ impl Pass {
             buffers,
             batch,
             mode,
+            precision,
         } = job;
+        self.precision = precision;
         self.clear();
         self.values.resize_with(graph.values, || None);
         self.norms.resize_with(graph.norms.len(), || None);
@@ -318,7 +325,13 @@ impl Pass {
                         .on("copying a residual")?;
                 }
                 let w = params.tensor(weight);
-                device.conv_forward(&conv, &x.data, &w, residual.is_some(), &mut y)?;
+                device.conv_forward(
+                    (&conv, self.precision),
+                    &x.data,
+                    &w,
+                    residual.is_some(),
+                    &mut y,
+                )?;
                 let shape = Shape {
                     n: conv.n,
                     h: conv.oh(),
@@ -631,7 +644,12 @@ impl Pass {
                     let value = self.value(x);
                     let conv = conv_shape(params.layout, value.shape, weight, k, stride, pad);
                     let mut dw = grads.slice_mut(range(weight));
-                    device.conv_weight_gradient(&conv, &value.data, &dy, &mut dw)?;
+                    device.conv_weight_gradient(
+                        (&conv, self.precision),
+                        &value.data,
+                        &dy,
+                        &mut dw,
+                    )?;
                     if x != 0 || input {
                         let w = params.tensor(weight);
                         let add = gradients[x].is_some();
@@ -639,7 +657,13 @@ impl Pass {
                             Some(dx) => dx,
                             None => device.take(conv.input_len())?,
                         };
-                        device.conv_input_gradient(&conv, &dy, &w, add, &mut dx)?;
+                        device.conv_input_gradient(
+                            (&conv, self.precision),
+                            &dy,
+                            &w,
+                            add,
+                            &mut dx,
+                        )?;
                         gradients[x] = Some(dx);
                     }
                     match residual {

@@ -14,14 +14,18 @@ pub enum UnsupportedPrecision {
     #[error("precision `bf16` needs a processor with AVX512-BF16, which this one lacks")]
     Processor,
     /// The GPU's passes have no such products.
-    #[error("precision `bf16` is for the CPU; a GPU computes in `f32`")]
+    #[error("precision `bf16` is for the CPU; a GPU computes in `f32` or `tf32`")]
     OnCuda,
+    /// Only GPUs have such products.
+    #[error("precision `tf32` is for NVIDIA GPUs; the CPU computes in `f32` or `bf16`")]
+    OnCpu,
 }
 
-/// `precision` itself, if this processor can compute in it.
+/// `precision` itself, if this machine's CPU can compute in it.
 pub fn supported(precision: Precision) -> Result<Precision, UnsupportedPrecision> {
     match precision {
         Precision::Bf16 if !pair::is_available() => Err(UnsupportedPrecision::Processor),
+        Precision::Tf32 => Err(UnsupportedPrecision::OnCpu),
         _ => Ok(precision),
     }
 }
@@ -29,7 +33,7 @@ pub fn supported(precision: Precision) -> Result<Precision, UnsupportedPrecision
 /// Values of the summed axis in one word.
 pub(super) fn per_word(precision: Precision) -> usize {
     match precision {
-        Precision::F32 => 1,
+        Precision::F32 | Precision::Tf32 => 1,
         Precision::Bf16 => 2,
     }
 }
@@ -108,6 +112,7 @@ pub(super) fn dispatch<K: Kernel>(precision: Precision, kernel: K) -> K::Output 
         #[cfg(test)]
         Precision::F32 if narrow::limit() > 0 => narrow::dispatch(Singles(kernel)),
         Precision::F32 => Arch::new().dispatch(Singles(kernel)),
+        Precision::Tf32 => unreachable!("`supported` refuses it on the CPU"),
         Precision::Bf16 => pair::dispatch(kernel),
     }
 }

@@ -349,7 +349,7 @@ pub(super) fn vector_at<S: Simd>(values: &[f32], at: usize) -> S::f32s {
 /// Copies one source image into its zero-padded place, as words.
 pub(super) fn pad_image(plan: &Plan, precision: Precision, src: &Source<'_>, padded: &mut [f32]) {
     let row = plan.src.1 * plan.channels;
-    let line = if precision == Precision::F32 { 0 } else { row };
+    let line = if precision == Precision::Bf16 { row } else { 0 };
     scratch::with(line, |line| {
         let pitch = plan.padded.1 * plan.src.2;
         let lead = plan.lead.1 * plan.src.2;
@@ -364,26 +364,19 @@ pub(super) fn pad_image(plan: &Plan, precision: Precision, src: &Source<'_>, pad
         {
             out[..lead].fill(0.0);
             let inner = &mut out[lead..lead + words];
-            match (precision, src.channels(plan.channels)) {
-                (Precision::F32, None) => inner.copy_from_slice(values),
-                (Precision::F32, Some(a)) => {
-                    norm::apply_piece(values, a.scale, a.shift, a.relu, inner);
-                }
-                (Precision::Bf16, affine) => {
-                    let values = affine.map_or(values, |a| {
-                        norm::apply_piece(values, a.scale, a.shift, a.relu, line);
-                        line
-                    });
-                    let c = plan.channels;
-                    dispatch(
-                        precision,
-                        ToWords {
-                            values,
-                            c,
-                            out: inner,
-                        },
-                    );
-                }
+            let affine = src.channels(plan.channels);
+            if precision == Precision::Bf16 {
+                let values = affine.map_or(values, |a| {
+                    norm::apply_piece(values, a.scale, a.shift, a.relu, line);
+                    line
+                });
+                let c = plan.channels;
+                let out = inner;
+                dispatch(precision, ToWords { values, c, out });
+            } else if let Some(a) = affine {
+                norm::apply_piece(values, a.scale, a.shift, a.relu, inner);
+            } else {
+                inner.copy_from_slice(values);
             }
             out[lead + words..].fill(0.0);
         }
