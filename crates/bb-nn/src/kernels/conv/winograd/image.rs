@@ -40,8 +40,13 @@ impl Weights {
         }
     }
 
+    /// Words of one block.
+    fn block_len(&self) -> usize {
+        FREQUENCIES * self.pitch
+    }
+
     fn len(&self) -> usize {
-        self.blocks * FREQUENCIES * self.pitch
+        self.blocks * self.block_len()
     }
 }
 
@@ -81,71 +86,91 @@ pub(in super::super) fn input_gradient(
 
 fn run(job: &Job, transposed: bool, x: Source<'_>, w: &[f32], add: Add<'_>, dst: &mut [f32]) {
     let layout = Weights::new(job);
+    let target = Target::new(dst, add);
+    let transform = |block: usize, u: &mut [f32]| {
+        let first = block * layout.block;
+        let transform = TransformWeights {
+            job,
+            transposed,
+            w,
+            first,
+            lanes: layout.block.min(job.co - first),
+            pitch: layout.pitch,
+            u,
+        };
+        dispatch(job.precision, transform);
+    };
+    if layout.len() > LARGE_WEIGHTS {
+        by_blocks(job, &x, &layout, transform, &target);
+    } else {
+        by_tiles(job, &x, &layout, transform, &target);
+    }
+}
+
+/// A part of the batch at a time, one block of output channels per worker: its weights are transformed where they are
+/// used, and never fill more than the third-level cache.
+fn by_blocks(
+    job: &Job,
+    x: &Source<'_>,
+    layout: &Weights,
+    transform: impl Fn(usize, &mut [f32]) + Sync,
+    target: &Target<'_>,
+) {
     let (tile_rows, tile_cols) = job.tiles();
     let rows = job.n * tile_rows;
-    let target = Target::new(dst, add);
+    let part = (FAR / (FREQUENCIES * tile_cols * job.ci)).clamp(1, rows);
+    let group = (64 / tile_cols).clamp(1, part);
+    for first in (0..rows).step_by(part) {
+        let part = first..(first + part).min(rows);
+        with_inputs(job, Summed::Channels, x, part.clone(), |tiles| {
+            (0..layout.blocks).into_par_iter().for_each(|block| {
+                scratch::with(layout.block_len(), |u| {
+                    transform(block, u);
+                    for g in (0..part.len()).step_by(group) {
+                        let rows = g..(g + group).min(part.len());
+                        multiply(job, tiles, rows, first, (layout, u), block, target);
+                    }
+                });
+            });
+        });
+    }
+}
+
+/// All weights transformed first, then a few tiles per worker at a time, which stay in the second-level cache.
+fn by_tiles(
+    job: &Job,
+    x: &Source<'_>,
+    layout: &Weights,
+    transform: impl Fn(usize, &mut [f32]) + Sync,
+    target: &Target<'_>,
+) {
+    let (tile_rows, tile_cols) = job.tiles();
+    let rows = job.n * tile_rows;
     scratch::with(layout.len(), |u| {
-        u.par_chunks_mut(FREQUENCIES * layout.pitch)
+        u.par_chunks_mut(layout.block_len())
             .enumerate()
-            .for_each(|(block, u)| {
-                let first = block * layout.block;
-                let transform = TransformWeights {
-                    job,
-                    transposed,
-                    w,
-                    first,
-                    lanes: layout.block.min(job.co - first),
-                    pitch: layout.pitch,
-                    u,
+            .for_each(|(block, u)| transform(block, u));
+        let u = &*u;
+        let near = (NEAR / (FREQUENCIES * job.ci))
+            .next_multiple_of(ROWS)
+            .max(32);
+        let group = (near / tile_cols).clamp(1, rows.div_ceil(8));
+        (0..rows.div_ceil(group)).into_par_iter().for_each(|g| {
+            let rows = g * group..((g + 1) * group).min(rows);
+            let count = rows.len() * tile_cols;
+            let of_tiles = TileLayout::new(job, Summed::Channels, count, job.ci);
+            scratch::with(of_tiles.len(), |v| {
+                transform_input(job, x, rows.clone(), 0, &of_tiles, &Shared::new(v));
+                let tiles = Tiles {
+                    v,
+                    layout: of_tiles,
                 };
-                dispatch(job.precision, transform);
+                for (block, u) in u.chunks_exact(layout.block_len()).enumerate() {
+                    let all = 0..rows.len();
+                    multiply(job, &tiles, all, rows.start, (layout, u), block, target);
+                }
             });
-        let weights = (&layout, &*u);
-        if layout.len() > LARGE_WEIGHTS {
-            let chunk = (FAR / (FREQUENCIES * tile_cols * job.ci)).clamp(1, rows);
-            let group = (64 / tile_cols).clamp(1, chunk);
-            for first in (0..rows).step_by(chunk) {
-                let chunk = first..(first + chunk).min(rows);
-                with_inputs(job, Summed::Channels, &x, chunk.clone(), |tiles| {
-                    let groups = chunk.len().div_ceil(group);
-                    (0..layout.blocks * groups)
-                        .into_par_iter()
-                        .for_each(|task| {
-                            let (block, g) = (task / groups, task % groups);
-                            let rows = g * group..((g + 1) * group).min(chunk.len());
-                            let blocks = block..block + 1;
-                            multiply(job, tiles, rows, first, weights, blocks, &target);
-                        });
-                });
-            }
-        } else {
-            let near = (NEAR / (FREQUENCIES * job.ci))
-                .next_multiple_of(ROWS)
-                .max(32);
-            let group = (near / tile_cols).clamp(1, rows.div_ceil(8));
-            (0..rows.div_ceil(group)).into_par_iter().for_each(|g| {
-                let rows = g * group..((g + 1) * group).min(rows);
-                let tiles = rows.len() * tile_cols;
-                let of_tiles = TileLayout::new(job, Summed::Channels, tiles, job.ci);
-                scratch::with(of_tiles.len(), |v| {
-                    transform_input(job, &x, rows.clone(), 0, &of_tiles, &Shared::new(v));
-                    let tiles = Tiles {
-                        v,
-                        layout: of_tiles,
-                    };
-                    let all = 0..layout.blocks;
-                    multiply(
-                        job,
-                        &tiles,
-                        0..rows.len(),
-                        rows.start,
-                        weights,
-                        all,
-                        &target,
-                    );
-                });
-            });
-        }
+        });
     });
 }
 
@@ -251,14 +276,14 @@ impl Kernel for TransformWeights<'_> {
     }
 }
 
-/// Multiplies the tiles of `rows` (counted in `tiles`) with some blocks of weights and writes the outputs.
+/// Multiplies the tiles of `rows` (counted in `tiles`) with the weights `u` of one block and writes the outputs.
 fn multiply(
     job: &Job,
     tiles: &Tiles<'_>,
     rows: Range<usize>,
     first_row: usize,
     (layout, u): (&Weights, &[f32]),
-    blocks: Range<usize>,
+    block: usize,
     target: &Target<'_>,
 ) {
     let count = (rows.len() * job.tiles().1).next_multiple_of(ROWS);
@@ -270,7 +295,7 @@ fn multiply(
             rows,
             first_row,
             layout,
-            blocks,
+            block,
             u,
             m,
             pitch,
@@ -286,7 +311,7 @@ struct Multiply<'a> {
     rows: Range<usize>,
     first_row: usize,
     layout: &'a Weights,
-    blocks: Range<usize>,
+    block: usize,
     u: &'a [f32],
     /// Products `[frequency][tile][lane]` of one block.
     m: &'a mut [f32],
@@ -299,25 +324,23 @@ impl Kernel for Multiply<'_> {
 
     #[inline(always)]
     fn run<S: Simd, P: Product<S>>(mut self, simd: S, product: P) {
-        for block in self.blocks.clone() {
-            if self.job.co - block * self.layout.block >= self.layout.block {
-                self.block::<S, P, 2>(simd, product, block);
-            } else {
-                self.block::<S, P, 1>(simd, product, block);
-            }
+        if self.job.co - self.block * self.layout.block >= self.layout.block {
+            self.vectors::<S, P, 2>(simd, product);
+        } else {
+            self.vectors::<S, P, 1>(simd, product);
         }
     }
 }
 
 impl Multiply<'_> {
     #[inline(always)]
-    fn block<S: Simd, P: Product<S>, const V: usize>(&mut self, simd: S, product: P, block: usize) {
+    fn vectors<S: Simd, P: Product<S>, const V: usize>(&mut self, simd: S, product: P) {
         if S::F32_LANES >= 16 {
-            self.products::<S, P, ROWS, V>(simd, product, block);
+            self.products::<S, P, ROWS, V>(simd, product);
         } else {
-            self.products::<S, P, 4, V>(simd, product, block);
+            self.products::<S, P, 4, V>(simd, product);
         }
-        self.outputs::<S, V>(simd, block);
+        self.outputs::<S, V>(simd);
     }
 
     #[inline(always)]
@@ -325,14 +348,12 @@ impl Multiply<'_> {
         &mut self,
         simd: S,
         product: R,
-        block: usize,
     ) {
         let words = self.job.ci / R::PER_WORD;
         let lanes = V * S::F32_LANES;
         let tile_cols = self.job.tiles().1;
         let (first, last) = (self.rows.start * tile_cols, self.rows.end * tile_cols);
-        let u =
-            &self.u[block * FREQUENCIES * self.layout.pitch..][..FREQUENCIES * self.layout.pitch];
+        let u = self.u;
         assert!((FREQUENCIES - 1) * self.layout.pitch + words * lanes <= u.len());
         for f in 0..FREQUENCIES {
             let v = self.tiles.frequency(f);
@@ -363,11 +384,11 @@ impl Multiply<'_> {
     }
 
     #[inline(always)]
-    fn outputs<S: Simd, const V: usize>(&self, simd: S, block: usize) {
+    fn outputs<S: Simd, const V: usize>(&self, simd: S) {
         let Job { n, oh, ow, co, .. } = *self.job;
         let (tile_rows, tile_cols) = self.job.tiles();
         let lanes = V * S::F32_LANES;
-        let c0 = block * self.layout.block;
+        let c0 = self.block * self.layout.block;
         assert!(
             (FREQUENCIES - 1) * self.pitch + self.rows.len() * tile_cols * lanes <= self.m.len()
         );
