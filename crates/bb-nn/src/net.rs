@@ -10,7 +10,7 @@ use crate::compute::Compute;
 use crate::cuda;
 use crate::data::Input;
 use crate::error::NnError;
-use crate::flat::Flat;
+use crate::flat::{Flat, Layout};
 use crate::graph::{Graph, Op, StateName, Value};
 use crate::kernels::conv::{self, Add, Affine, ConvShape, Source};
 use crate::kernels::loss::{Loss, cross_entropy};
@@ -635,7 +635,7 @@ impl Net {
                     out,
                 } => {
                     let shape = shape_of(&self.run, x);
-                    let conv = conv_shape(&self.params, shape, weight, k, stride, pad);
+                    let conv = conv_shape(self.params.layout(), shape, weight, k, stride, pad);
                     let mut y = self.run.take(conv.output_len());
                     let add = residual
                         .map_or(Add::Nothing, |r| Add::Other(&activation(&self.run, r).data));
@@ -863,7 +863,7 @@ impl Net {
                         .take()
                         .expect("an operation's result has a gradient");
                     let shape = shape_of(run, &graph, input, x);
-                    let conv = conv_shape(&self.params, shape, weight, k, stride, pad);
+                    let conv = conv_shape(self.params.layout(), shape, weight, k, stride, pad);
                     conv::weight_gradient(
                         &conv,
                         self.precision,
@@ -900,15 +900,16 @@ impl Net {
     }
 }
 
-fn conv_shape(
-    params: &Flat,
+/// The sizes of a convolution of an activation `x` with the tensor `weight` of a network.
+pub(crate) fn conv_shape(
+    params: &Layout,
     x: Shape,
     weight: usize,
     k: usize,
     stride: usize,
     pad: usize,
 ) -> ConvShape {
-    let cout = params.layout().entries()[weight].shape[0];
+    let cout = params.entries()[weight].shape[0];
     ConvShape {
         n: x.n,
         h: x.h,

@@ -5,10 +5,9 @@ use super::{Context, Device, Result, launch};
 use crate::data::Input;
 use crate::flat::{Flat, Layout};
 use crate::graph::{Graph, Norm, Op, Value};
-use crate::kernels::conv::ConvShape;
 use crate::kernels::loss::Loss;
 use crate::kernels::precision::Precision;
-use crate::net::{Activation, EPS, MOMENTUM, Mode, Shape};
+use crate::net::{Activation, EPS, MOMENTUM, Mode, Shape, conv_shape};
 use cudarc::driver::{CudaSlice, CudaView, LaunchConfig};
 use std::ops::Range;
 use std::rc::Rc;
@@ -738,46 +737,32 @@ impl Pass {
         }
         let n = x.shape.len() as i64;
         let shape = Device::elements(x.shape.len());
-        let dx = if let Some(mut dx) = before {
-            launch!(
-                device,
-                "bn_input_gradient",
-                shape,
-                &dy,
-                &x.data,
-                &run.scale,
-                &run.shift,
-                &run.mean,
-                &constant,
-                &slope,
-                &relu,
-                &1i32,
-                &n,
-                &channels,
-                &mut dx,
-            );
-            device.give(dy);
-            dx
-        } else {
-            // In place: the kernel reads each element before it writes it.
-            launch!(
-                device,
-                "bn_input_gradient",
-                shape,
-                &dy,
-                &x.data,
-                &run.scale,
-                &run.shift,
-                &run.mean,
-                &constant,
-                &slope,
-                &relu,
-                &0i32,
-                &n,
-                &channels,
-                &dy,
-            );
-            dy
+        let add = i32::from(before.is_some());
+        // Without a gradient to add to, in place: the kernel reads each element before it writes it.
+        let target = before.as_ref().unwrap_or(&dy);
+        launch!(
+            device,
+            "bn_input_gradient",
+            shape,
+            &dy,
+            &x.data,
+            &run.scale,
+            &run.shift,
+            &run.mean,
+            &constant,
+            &slope,
+            &relu,
+            &add,
+            &n,
+            &channels,
+            target,
+        );
+        let dx = match before {
+            Some(dx) => {
+                device.give(dy);
+                dx
+            }
+            None => dy,
         };
         for buffer in [partial, constant, slope] {
             device.give(buffer);
@@ -820,26 +805,6 @@ impl LinearSizes {
             outputs: int(out),
             out,
         }
-    }
-}
-
-fn conv_shape(
-    layout: &Layout,
-    x: Shape,
-    weight: usize,
-    k: usize,
-    stride: usize,
-    pad: usize,
-) -> ConvShape {
-    ConvShape {
-        n: x.n,
-        h: x.h,
-        w: x.w,
-        cin: x.c,
-        cout: layout.entries()[weight].shape[0],
-        k,
-        stride,
-        pad,
     }
 }
 

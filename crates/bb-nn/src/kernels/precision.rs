@@ -1,7 +1,7 @@
 //! In which numbers the products of convolutions are formed.
 //!
 //! Kernels that multiply are written once, over *words* of 32 bits: a word is one `f32`, or two neighbouring values of
-//! the summed axis in `bf16`, and a [`Product`] says how two words are multiplied into an `f32` sum.
+//! the summed axis in `bf16`, and a `Product` says how two words are multiplied into an `f32` sum.
 
 pub use bb_core::precision::Precision;
 use pulp::{Arch, Simd, WithSimd};

@@ -1,6 +1,6 @@
 //! Two-dimensional convolution: forward, input gradient and weight gradient.
 //!
-//! Three forms: [`direct`] (any shape), [`weight`] (its weight gradient) and [`winograd`] (3x3 of stride 1, where it is
+//! Three forms: `direct` (any shape), `weight` (its weight gradient) and `winograd` (3x3 of stride 1, where it is
 //! faster). The shape alone decides which one runs.
 //!
 //! Layouts: images `[n, h, w, c]` (NHWC), weights `[k, k, cin, cout]` (HWIO), all `f32`.
