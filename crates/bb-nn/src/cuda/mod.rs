@@ -159,7 +159,14 @@ impl Device {
             return Ok(buffer);
         }
         // SAFETY: whoever takes a buffer writes it before anything reads it.
-        unsafe { self.stream.alloc(len) }.map_err(|e| self.out_of_memory(len, e))
+        let fresh = || unsafe { self.stream.alloc(len) };
+        // Buffers kept for other batch sizes are the first thing to do without.
+        fresh()
+            .or_else(|_| {
+                self.free.borrow_mut().clear();
+                fresh()
+            })
+            .map_err(|e| self.out_of_memory(len, e))
     }
 
     fn out_of_memory(&self, len: usize, error: impl std::fmt::Debug) -> CudaError {
