@@ -26,14 +26,17 @@ compile() {
 if stale libcuda.so.1 || stale libcudnn.so.9 || stale selftest; then
   build=$(mktemp -d "$out/build.XXXXXX")
   trap 'rm -rf "$build"' EXIT
-  sed -n 's/^extern "C" __global__ void \([a-z0-9_]*\)(.*/KERNEL(\1)/p' "$cuda/kernels.cu" >"$build/kernel_names.inc"
+  sed -n -E 's/^extern "C" __global__ void (__launch_bounds__\([^)]*\) )?([a-z0-9_]+)\(.*/KERNEL(\2)/p' \
+    "$cuda"/kernels.cu "$cuda"/kernels/*.cuh >"$build/kernel_names.inc"
   library=(-shared -fPIC -fvisibility=hidden -Wl,-z,defs)
-  compile libcuda.so.1 "${library[@]}" -Wl,-soname,libcuda.so.1 "$source"/{kernels,blocks,driver}.cpp
+  # A misaligned access ends in SIGILL.
+  compile libcuda.so.1 "${library[@]}" -fsanitize=alignment -fsanitize-undefined-trap-on-error \
+    -Wl,-soname,libcuda.so.1 "$source"/{kernels,blocks,driver}.cpp
   # A program may also look for the names without a version, and must not find those of a real driver.
   ln -sf libcuda.so.1 "$out/libcuda.so"
   compile libcudnn.so.9 "${library[@]}" -Wl,-soname,libcudnn.so.9 "$source/cudnn.cpp" -L"$out" -l:libcuda.so.1
   ln -sf libcudnn.so.9 "$out/libcudnn.so"
-  compile selftest "$source/selftest.cpp" -ldl
+  compile selftest "$source"/selftest/*.cpp -ldl
   rm -rf "$build"
   trap - EXIT
 fi

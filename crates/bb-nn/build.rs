@@ -7,6 +7,9 @@ use std::process::{Command, exit};
 
 const SOURCE: &str = "cuda/kernels.cu";
 
+/// What it includes.
+const PARTS: &str = "cuda/kernels";
+
 /// Oldest GPUs on which the kernels run, as a virtual architecture: Ampere.
 const ARCHITECTURE: &str = "compute_80";
 
@@ -15,7 +18,9 @@ fn main() {
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
-    println!("cargo::rerun-if-changed={SOURCE}");
+    for path in [SOURCE, PARTS] {
+        println!("cargo::rerun-if-changed={path}");
+    }
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }

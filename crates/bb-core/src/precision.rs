@@ -3,14 +3,17 @@
 use serde::{Deserialize, Serialize};
 
 /// How convolutions multiply while a network is trained.
-/// Sums, activations, weights, optimiser and everything else are `f32` in either case, and measuring always is.
+///
+/// Sums, weights, optimiser and everything else are `f32` in either case, and measuring always is. Activations are too,
+/// but for `bf16` on a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Products of `f32`: the reference.
     #[default]
     F32,
-    /// Products of `bf16` (8 significant bits), summed in `f32`; on processors with AVX512-BF16.
+    /// Products of `bf16` (8 significant bits), summed in `f32`; on processors with AVX512-BF16 and on GPUs, which store
+    /// activations in `bf16` as well.
     Bf16,
     /// Products of TF32 (11 significant bits), summed in `f32`; on NVIDIA GPUs from Ampere on.
     Tf32,

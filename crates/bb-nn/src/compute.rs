@@ -1,8 +1,6 @@
 //! Where passes run.
 
 use crate::error::NnError;
-#[cfg(feature = "cuda")]
-use crate::kernels::precision::UnsupportedPrecision;
 use crate::kernels::precision::{Precision, supported};
 use bb_core::cli::{Backend, CliError, Device};
 
@@ -93,10 +91,7 @@ impl Compute {
                 Ok(())
             }
             #[cfg(feature = "cuda")]
-            Self::Cuda(_) => match precision {
-                Precision::F32 | Precision::Tf32 => Ok(()),
-                Precision::Bf16 => Err(UnsupportedPrecision::OnCuda.into()),
-            },
+            Self::Cuda(_) => Ok(()),
         }
     }
 

@@ -107,6 +107,9 @@ impl Coded for NnError {
             Self::UnknownArch { .. } | Self::ArchSize { .. } | Self::Precision(_) => exit::USAGE,
             Self::Read { source, .. } => source.exit_code(),
             Self::Candle(_) => exit::BUG,
+            // The machine's trouble, not the input's; a run that is started again goes on from its checkpoint.
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => exit::TRY_AGAIN,
             _ => exit::INPUT,
         }
     }

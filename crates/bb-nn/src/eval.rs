@@ -1,30 +1,21 @@
 //! Predictions and scores, in eval mode with the test transform.
 
-use crate::data::{Normaliser, plain_input};
 use crate::kernels::loss::argmax;
-use crate::net::{Mode, Net};
+use crate::net::Net;
 use bb_core::data::{DatasetSpec, Images, Split};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
 use bb_core::precision::Precision;
 
-/// Images per forward pass; no result depends on it.
-const BATCH: usize = 250;
-
 /// Class of the largest logit for each image, computed in `f32` whatever the network is trained in.
 pub fn predict(net: &mut Net, images: &Images, spec: &DatasetSpec) -> Vec<u32> {
     let trained_in = net.precision();
     net.set_precision(Precision::F32);
-    let normaliser = Normaliser::new(spec);
     let classes = net.spec().classes();
     let mut predictions = Vec::with_capacity(images.len());
-    let mut first = 0;
-    while first < images.len() {
-        let end = (first + BATCH).min(images.len());
-        let logits = net.forward(&plain_input(images, first..end, &normaliser), Mode::Eval);
+    net.forward_images(images, spec, |logits| {
         predictions.extend(logits.chunks_exact(classes).map(|row| argmax(row) as u32));
-        first = end;
-    }
+    });
     net.set_precision(trained_in);
     predictions
 }

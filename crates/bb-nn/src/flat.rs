@@ -7,6 +7,7 @@
 use crate::cuda::resident::{self as cuda, Held};
 use crate::kernels::vector;
 use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -60,6 +61,36 @@ impl Layout {
     /// Index of the tensor called `name`.
     pub fn position(&self, name: &str) -> Option<usize> {
         self.entries.iter().position(|e| e.name == name)
+    }
+}
+
+/// Over what the norm of a direction is taken when a step of given length is made along it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NormScope {
+    /// Each tensor moves by the length.
+    PerTensor,
+    /// All tensors together move by the length.
+    Global,
+}
+
+/// The factor on each tensor of a direction that makes it `length` long.
+///
+/// `norms[i]` is the L2 norm of tensor `i`. A tensor of norm 0 gets 0, where a plain division would give NaN.
+fn normalising_factors(norms: &[f64], length: f64, scope: NormScope) -> Vec<f32> {
+    let factor = |norm: f64| {
+        if norm == 0.0 {
+            0.0
+        } else {
+            (length / norm) as f32
+        }
+    };
+    match scope {
+        NormScope::PerTensor => norms.iter().map(|&norm| factor(norm)).collect(),
+        NormScope::Global => {
+            let total = norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
+            vec![factor(total); norms.len()]
+        }
     }
 }
 
@@ -157,6 +188,16 @@ impl Flat {
     /// Copies all elements of `other`, which must have the same layout.
     pub fn copy_from(&mut self, other: &Self) {
         self.check(other);
+        #[cfg(feature = "cuda")]
+        if let Some(device) = other.data.current_device() {
+            device.keep(cuda::copy(
+                &device,
+                &self.layout,
+                &mut self.data,
+                &other.data,
+            ));
+            return;
+        }
         self.data_mut().copy_from_slice(other.data());
     }
 
@@ -172,10 +213,69 @@ impl Flat {
         vector::add_scaled(self.data_mut(), a, other.data());
     }
 
-    /// `tensor i of self += a * tensor i of other`.
-    pub fn add_scaled_tensor(&mut self, i: usize, a: f32, other: &Self) {
-        self.check(other);
-        vector::add_scaled(self.tensor_mut(i), a, other.tensor(i));
+    /// `self += length * direction / |direction|`.
+    ///
+    /// Where the direction is 0 nothing moves. The length is taken by [`NormScope`].
+    pub fn add_normalised(&mut self, direction: &Self, length: f64, scope: NormScope) {
+        self.check(direction);
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.data.current_device() {
+            let (layout, data) = (&self.layout, &mut self.data);
+            let whole = scope == NormScope::Global;
+            let moved =
+                cuda::add_normalised(&device, layout, data, &direction.data, length as f32, whole);
+            device.keep(moved);
+            return;
+        }
+        let factors = normalising_factors(&direction.norm_l2_per_tensor(), length, scope);
+        for (i, factor) in factors.into_iter().enumerate() {
+            vector::add_scaled(self.tensor_mut(i), factor, direction.tensor(i));
+        }
+    }
+
+    /// Scales all elements by `min(1, max_norm / (norm + 1e-6))` with their L2 norm, as PyTorch's `clip_grad_norm_`.
+    pub fn clip_norm(&mut self, max_norm: f64) {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.data.current_device() {
+            let (layout, data) = (&self.layout, &mut self.data);
+            device.keep(cuda::clip_norm(&device, layout, data, max_norm as f32));
+            return;
+        }
+        let factor = max_norm / (self.norm_l2() + 1e-6);
+        if factor < 1.0 {
+            vector::scale(self.data_mut(), factor as f32);
+        }
+    }
+
+    /// Moves every element into `lo..=hi`; NaN stays NaN.
+    pub fn clamp(&mut self, lo: f32, hi: f32) {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.data.current_device() {
+            device.keep(cuda::clamp(&device, &self.layout, &mut self.data, lo, hi));
+            return;
+        }
+        for v in self.data_mut() {
+            *v = v.clamp(lo, hi);
+        }
+    }
+
+    /// `self += a * sign(direction)`, then into `-limit..=limit`; the sign of 0 is 0.
+    ///
+    /// The step of adversarial perturbations of neurons or inputs (Wu and Wang, NeurIPS 2021, Eq. 4).
+    pub fn sign_step(&mut self, direction: &Self, a: f32, limit: f32) {
+        self.check(direction);
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.data.current_device() {
+            let (layout, data) = (&self.layout, &mut self.data);
+            let moved = cuda::sign_step(&device, layout, data, &direction.data, a, limit);
+            device.keep(moved);
+            return;
+        }
+        for (v, d) in self.data_mut().iter_mut().zip(direction.data()) {
+            // `signum` of 0 is 1.
+            let sign = if *d == 0.0 { 0.0 } else { d.signum() };
+            *v = (*v + a * sign).clamp(-limit, limit);
+        }
     }
 
     /// `self = a * self + b * other`.
@@ -212,6 +312,13 @@ impl Flat {
 
     /// L2 norm of each tensor.
     pub fn norm_l2_per_tensor(&self) -> Vec<f64> {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.data.current_device() {
+            let sums = cuda::sums_of_squares(&device, &self.layout, &self.data);
+            let sums = device.keep(sums);
+            let sums = sums.unwrap_or_else(|| vec![f64::NAN; self.tensors()]);
+            return sums.into_iter().map(f64::sqrt).collect();
+        }
         (0..self.tensors())
             .map(|i| vector::sum_of_squares(self.tensor(i)).sqrt())
             .collect()
@@ -219,6 +326,13 @@ impl Flat {
 
     /// Name of the first tensor that holds NaN or an infinity.
     pub fn first_not_finite(&self) -> Option<&str> {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.data.current_device() {
+            let finite = cuda::all_finite(&device, &self.layout, &self.data);
+            if device.keep(finite) == Some(true) {
+                return None;
+            }
+        }
         (0..self.tensors())
             .find(|&i| !vector::all_finite(self.tensor(i)))
             .map(|i| self.layout.entries[i].name.as_str())
@@ -228,6 +342,11 @@ impl Flat {
     pub fn channel_l1(&self, i: usize) -> Vec<f32> {
         let entry = &self.layout.entries[i];
         let channels = entry.shape.first().copied().unwrap_or(1);
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.data.current_device() {
+            let sums = device.keep(crate::cuda::neurons::l1(&device, self, i));
+            return sums.unwrap_or_else(|| vec![f32::NAN; channels]);
+        }
         let data = self.tensor(i);
         match entry.order {
             Order::Plain => data
@@ -309,4 +428,25 @@ fn reorder(src: &[f32], out: usize, inp: usize, taps: usize, to_plain: bool) -> 
         }
     }
     dst
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_without_direction_does_not_move() {
+        assert_eq!(
+            normalising_factors(&[2.0, 0.0], 0.5, NormScope::PerTensor),
+            [0.25, 0.0]
+        );
+        assert_eq!(
+            normalising_factors(&[3.0, 4.0, 0.0], 0.5, NormScope::Global),
+            [0.1, 0.1, 0.1]
+        );
+        assert_eq!(
+            normalising_factors(&[0.0, 0.0], 0.5, NormScope::Global),
+            [0.0, 0.0]
+        );
+    }
 }

@@ -8,7 +8,7 @@ use crate::arch::ArchSpec;
 use crate::compute::Compute;
 #[cfg(feature = "cuda")]
 use crate::cuda;
-use crate::data::Input;
+use crate::data::{Input, Normaliser, plain_input};
 use crate::error::NnError;
 use crate::flat::{Flat, Layout};
 use crate::graph::{Graph, Op, StateName, Value};
@@ -19,8 +19,11 @@ use crate::kernels::{linear, norm, pool, vector};
 use crate::profile::Profile;
 use crate::state::StateDict;
 #[cfg(feature = "cuda")]
-use bb_core::data::{DatasetSpec, Split};
+use bb_core::data::Split;
+use bb_core::data::{DatasetSpec, Images};
 use candle_core::{Device, Tensor};
+#[cfg(feature = "cuda")]
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -334,7 +337,7 @@ impl Net {
     fn compute(&self) -> Compute {
         #[cfg(feature = "cuda")]
         if let Some(pass) = &self.cuda {
-            return Compute::Cuda(std::rc::Rc::clone(pass.device()));
+            return Compute::Cuda(Rc::clone(pass.device()));
         }
         Compute::Cpu
     }
@@ -514,6 +517,46 @@ impl Net {
         }
         self.run_forward(input, mode, false, &[]);
         self.take_logits()
+    }
+
+    /// Calls `f` with the logits of all `images` in eval mode, part by part in their order, `[images of the part, classes]`.
+    ///
+    /// Images are normalised as `spec` says. A GPU is given their bytes once.
+    pub fn forward_images(
+        &mut self,
+        images: &Images,
+        spec: &DatasetSpec,
+        mut f: impl FnMut(&[f32]),
+    ) {
+        // No result depends on how many images a pass takes.
+        let parts = |size: usize| {
+            let starts = (0..images.len()).step_by(size);
+            starts.map(move |first| first..(first + size).min(images.len()))
+        };
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.cuda.as_ref().map(|c| Rc::clone(c.device())) {
+            let resident = cuda::DeviceSplit::plain(&device, images, spec);
+            let Some(resident) = device.keep(resident) else {
+                f(&vec![f32::NAN; images.len() * self.spec.classes()]);
+                return;
+            };
+            for part in parts(1000) {
+                let count = part.len();
+                let logits = self.on_device(
+                    cuda::Batch::Resident(&resident, part),
+                    Mode::Eval,
+                    |net| vec![f32::NAN; count * net.spec.classes()],
+                    |pass, job| Ok(pass.forward(job, &[])?.0),
+                );
+                f(&logits.expect("it runs on the device"));
+            }
+            return;
+        }
+        let normaliser = Normaliser::new(spec);
+        for part in parts(250) {
+            let input = plain_input(images, part, &normaliser);
+            f(&self.forward(&input, Mode::Eval));
+        }
     }
 
     /// Logits, and the activations called `names` (such as `layer4` or `avgpool`; unknown names are left out).

@@ -11,9 +11,10 @@ use bb_core::data::OpenOptions;
 use bb_nn::cuda::{Device, device_count};
 use bb_nn::data::Input;
 use bb_nn::net::{Mode, Net};
+use bb_nn::neurons::{self, Chosen};
 use bb_nn::optim::Sgd;
 use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, TrainError, fit};
-use bb_nn::{ArchSpec, Compute, Flat, Precision};
+use bb_nn::{ArchSpec, Compute, Flat, NormScope, Precision};
 use common::{assert_close, assert_relative};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -149,21 +150,57 @@ fn each_place_has_its_precisions() {
     };
     let (cpu, input, labels) = case(2);
     assert!(cpu.clone().with_precision(Precision::Tf32).is_err());
-    let gpu = cpu.on(&device).unwrap();
-    let error = gpu.clone().with_precision(Precision::Bf16).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("a GPU computes in `f32` or `tf32`")
-    );
-    let mut tf32 = gpu.clone().with_precision(Precision::Tf32).unwrap();
-    assert!(tf32.clone().on(&Compute::Cpu).is_err());
-    let (mut gpu, mut a, mut b) = (gpu, tf32.zeros(), tf32.zeros());
-    let expected = gpu.loss_grad(&input, &labels, Mode::Train, &mut a);
-    let found = tf32.loss_grad(&input, &labels, Mode::Train, &mut b);
-    tf32.take_failure().expect("no failure");
-    // TF32 keeps 11 bits of each factor.
-    assert_close("loss", &[found.mean], &[expected.mean], 2e-2);
+    let mut gpu = cpu.on(&device).unwrap();
+    let tf32 = gpu.clone().with_precision(Precision::Tf32).unwrap();
+    assert!(tf32.on(&Compute::Cpu).is_err());
+    let mut expected = gpu.zeros();
+    let (loss, dx) = gpu.loss_grad_input(&input, &labels, Mode::Eval, &mut expected);
+    // TF32 keeps 11 bits of each factor, `bf16` 8 bits of each activation.
+    for (precision, tolerance) in [(Precision::Tf32, 1e-2), (Precision::Bf16, 0.1)] {
+        let net = gpu.clone().with_precision(precision).unwrap();
+        let run = |mut net: Net| {
+            let mut grads = net.zeros();
+            let (loss, dx) = net.loss_grad_input(&input, &labels, Mode::Eval, &mut grads);
+            let (_, features) = net.forward_with(&input, Mode::Eval, &["layer1"]);
+            net.take_failure().expect("no failure");
+            (loss, dx, grads, features[0].data.clone())
+        };
+        let (found, found_dx, grads, feature) = run(net.clone());
+        assert_close("loss", &[found.mean], &[loss.mean], tolerance as f32);
+        assert_same_tensors(precision.name(), &grads, &expected, tolerance);
+        assert_relative("input gradient", &found_dx, &dx, tolerance);
+        let again = run(net);
+        assert_eq!(found_dx, again.1, "the same bits in {precision}");
+        assert_eq!(grads.data(), again.2.data(), "the same bits in {precision}");
+        assert_eq!(feature, again.3, "the same bits in {precision}");
+    }
+}
+
+/// Images to measure on are assembled on the device.
+#[test]
+fn predictions_are_the_cpus() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    let options = OpenOptions {
+        train_limit: Some(4),
+        test_limit: Some(37),
+        ..OpenOptions::default()
+    };
+    let data = bb_core::data::open("synthetic", None, &options).unwrap();
+    let spec = ArchSpec::new("preactresnet18", 4, data.spec.classes).unwrap();
+    let mut cpu = Net::new(&spec, 0);
+    let mut gpu = cpu
+        .clone()
+        .on(&device)
+        .unwrap()
+        .with_precision(Precision::Bf16)
+        .unwrap();
+    let images = &data.test.images;
+    let found = bb_nn::eval::predict(&mut gpu, images, &data.spec);
+    gpu.take_failure().expect("no failure");
+    assert_eq!(found, bb_nn::eval::predict(&mut cpu, images, &data.spec));
+    assert_eq!(gpu.precision(), Precision::Bf16);
 }
 
 /// Vectors that live on the device, and what the host does to them in between.
@@ -180,16 +217,131 @@ fn vectors_are_the_same_wherever_they_are() {
     };
     let (a, b) = (gradient(cpu.clone()), gradient(cpu.on(&device).unwrap()));
     let work = |mut v: Flat| {
-        let other = v.clone();
+        let mut other = v.clone();
         v.scale(0.5);
         v.add_scaled(2.0, &other);
         v.data_mut()[7] = 3.0;
         v.mix(0.25, &other, -1.0);
-        (v.norm_l2(), v.data().to_vec())
+        let mut norms = vec![v.norm_l2()];
+        norms.extend(v.norm_l2_per_tensor());
+        norms.extend(v.channel_l1(3).into_iter().map(f64::from));
+        other.add_normalised(&v, 0.5, NormScope::PerTensor);
+        v.add_normalised(&other, 2.0, NormScope::Global);
+        norms.push(v.norm_l2());
+        v.clip_norm(1.5);
+        norms.push(v.norm_l2());
+        v.clip_norm(10.0);
+        other.clamp(-0.3, 0.2);
+        other.sign_step(&v, 0.125, 0.25);
+        assert_eq!(v.first_not_finite(), None);
+        let mut copy = v.clone();
+        copy.copy_from(&other);
+        copy.add_scaled(f32::INFINITY, &v);
+        let name = copy.first_not_finite().map(str::to_owned);
+        assert_eq!(name.as_deref(), Some("conv1.weight"));
+        (norms, v.data().to_vec(), other.data().to_vec())
     };
-    let ((norm_a, a), (norm_b, b)) = (work(a), work(b));
+    let ((norms_a, a, other_a), (norms_b, b, other_b)) = (work(a), work(b));
     assert_relative("elements", &b, &a, 1e-3);
-    assert!((norm_a - norm_b).abs() < 1e-3 * norm_a);
+    assert_relative("other elements", &other_b, &other_a, 1e-3);
+    assert_eq!(norms_a.len(), norms_b.len());
+    for (a, b) in norms_a.iter().zip(&norms_b) {
+        assert!((a - b).abs() <= 1e-3 * a, "{a} {b}");
+    }
+}
+
+/// Two states of a network on the device and on the CPU.
+#[test]
+fn neurons_are_measured_alike() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    let (before, input, labels) = case(2);
+    let moved = |mut net: Net| {
+        let mut grads = net.zeros();
+        net.loss_grad(&input, &labels, Mode::Eval, &mut grads);
+        net.params_mut().add_scaled(0.1, &grads);
+        net
+    };
+    let gpu = moved(before.clone().on(&device).unwrap());
+    // The same numbers on the host, so that both sides start from equal bits.
+    let mut cpu = before.clone();
+    cpu.params_mut()
+        .data_mut()
+        .copy_from_slice(gpu.params().data());
+    let (old, there, here) = (before.params(), gpu.params(), cpu.params());
+    let convolutions: Vec<usize> = (0..old.tensors())
+        .filter(|&i| old.layout().entries()[i].shape.len() == 4)
+        .collect();
+    for &i in &convolutions {
+        let name = &old.layout().entries()[i].name;
+        let (a, b) = (
+            neurons::weight_change(old, there, i),
+            neurons::weight_change(old, here, i),
+        );
+        assert_relative(name, &a, &b, 1e-6);
+        let (a, b) = (
+            neurons::distances(there, old, i),
+            neurons::distances(here, old, i),
+        );
+        assert_relative(name, &a, &b, 1e-6);
+        let (a, b) = (
+            neurons::spectral_norms(there, i),
+            neurons::spectral_norms(here, i),
+        );
+        assert_relative(name, &a, &b, 1e-6);
+    }
+    let picks: Vec<Vec<bool>> = convolutions
+        .iter()
+        .map(|&i| {
+            let channels = old.layout().entries()[i].shape[0];
+            (0..channels).map(|c| (c + i) % 3 == 0).collect()
+        })
+        .collect();
+    let chosen: Vec<Chosen<'_>> = convolutions
+        .iter()
+        .zip(&picks)
+        .map(|(&tensor, channels)| Chosen { tensor, channels })
+        .collect();
+    for k in [1, 10, 777] {
+        let threshold = neurons::kth_largest_change(old, there, &chosen, k);
+        let expected = neurons::kth_largest_change(old, here, &chosen, k);
+        assert_eq!(threshold.to_bits(), expected.to_bits(), "{k}");
+        let (mut a, mut b) = (old.clone(), old.clone());
+        let cleared = neurons::clear_changed(&mut a, there, &chosen, threshold);
+        assert!(cleared >= k);
+        assert_eq!(
+            cleared,
+            neurons::clear_changed(&mut b, here, &chosen, threshold)
+        );
+        assert_eq!(a.data(), b.data());
+    }
+    device.take_failure().expect("no failure");
+}
+
+#[test]
+fn a_copy_on_the_device_lives_there() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    let Some(before) = counts() else {
+        eprintln!("skipped: a real device does not count");
+        return;
+    };
+    let (cpu, input, labels) = case(2);
+    let mut net = cpu.on(&device).unwrap();
+    let (mut grads, mut kept) = (net.zeros(), net.zeros());
+    net.loss_grad(&input, &labels, Mode::Eval, &mut grads);
+    let from_device = counts().expect("it counts")[5];
+    // The step of a perturbation, which must not need the host.
+    kept.copy_from(net.params());
+    net.params_mut()
+        .add_normalised(&grads, 0.05, NormScope::PerTensor);
+    net.params_mut().copy_from(&kept);
+    grads.clip_norm(1.0);
+    assert_eq!(counts().expect("it counts")[5], from_device);
+    assert!(from_device > before[5], "the loss was read");
+    assert_eq!(net.params().data(), kept.data());
 }
 
 /// What the emulated device counts: kernels, convolutions, allocations, frees, copies to the device, copies from it,
@@ -210,15 +362,20 @@ fn counts() -> Option<Counts> {
 }
 
 /// One epoch of training over `images` synthetic images, four a step.
-fn fit_images(compute: &Compute, images: usize, epochs: usize) -> (Net, Vec<EpochRow>) {
+fn fit_images(
+    (compute, precision, width): (&Compute, Precision, usize),
+    images: usize,
+    epochs: usize,
+) -> (Net, Vec<EpochRow>) {
     let options = OpenOptions {
         train_limit: Some(images),
         test_limit: Some(4),
         ..OpenOptions::default()
     };
     let data = bb_core::data::open("synthetic", None, &options).unwrap();
-    let spec = ArchSpec::new("preactresnet18", 4, data.spec.classes).unwrap();
-    let mut net = Net::new(&spec, 0).on(compute).unwrap();
+    let spec = ArchSpec::new("preactresnet18", width, data.spec.classes).unwrap();
+    let net = Net::new(&spec, 0).on(compute).unwrap();
+    let mut net = net.with_precision(precision).unwrap();
     let recipe = Recipe {
         epochs,
         batch_size: 4,
@@ -260,8 +417,8 @@ fn fit_on_the_device_is_fit_on_the_cpu() {
     let Some((device, _alone)) = device() else {
         return;
     };
-    let (expected, expected_rows) = fit_images(&Compute::Cpu, 14, 2);
-    let (found, rows) = fit_images(&device, 14, 2);
+    let (expected, expected_rows) = fit_images((&Compute::Cpu, Precision::F32, 4), 14, 2);
+    let (found, rows) = fit_images((&device, Precision::F32, 4), 14, 2);
     assert_same_tensors("parameter", found.params(), expected.params(), 1e-4);
     // The running statistics show that the same images came in the same order with the same crops and flips.
     assert_same_tensors("statistics", found.buffers(), expected.buffers(), 1e-4);
@@ -293,11 +450,19 @@ fn a_training_step_keeps_its_launch_budget() {
         eprintln!("skipped: a real device does not count");
         return;
     }
+    for precision in [Precision::F32, Precision::Bf16] {
+        check_budget(&device, precision);
+    }
+}
+
+fn check_budget(device: &Compute, precision: Precision) {
+    // Of narrower networks some tensors begin where they must be copied to be read.
+    let case = (device, precision, 8);
     // Makes plans and buffers, which the device then keeps.
-    fit_images(&device, 8, 1);
+    fit_images(case, 8, 1);
     let cost = |images| {
         let before = counts().expect("it counts");
-        fit_images(&device, images, 1);
+        fit_images(case, images, 1);
         let after = counts().expect("it counts");
         after
             .iter()
@@ -320,6 +485,6 @@ fn a_training_step_keeps_its_launch_budget() {
     assert!(launches <= 250, "{launches} launches");
     assert_eq!((allocations, to_device, from_device), (0, 0, 0));
     eprintln!(
-        "{kernels} kernels, {convolutions} convolutions, {inside} copies inside, {fills} fills"
+        "{precision}: {kernels} kernels, {convolutions} convolutions, {inside} copies inside, {fills} fills"
     );
 }

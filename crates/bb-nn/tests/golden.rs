@@ -1,5 +1,6 @@
 //! The original PyTorch network's numbers, from the folder that `BB_SHARED` names; skipped without it.
 //!
+//! Computed on the CPU, or on the device that `BB_DEVICE` names (`cuda:0`).
 //! Sizes are read from the files, so another set of the same cases with another width passes as well.
 
 mod common;
@@ -8,7 +9,7 @@ use bb_core::data::resize::pil_bilinear;
 use bb_nn::data::{Input, Normaliser};
 use bb_nn::net::{Activation, Mode, Net, Shape};
 use bb_nn::optim::Sgd;
-use bb_nn::{ArchSpec, StateDict, ops};
+use bb_nn::{ArchSpec, Compute, StateDict, ops};
 use candle_core::{Tensor, Var};
 use common::{Tensors, assert_close, assert_relative, floats, labels, load};
 use std::collections::HashMap;
@@ -20,6 +21,11 @@ fn folder() -> Option<PathBuf> {
         eprintln!("skipped: BB_SHARED is not set");
     }
     folder
+}
+
+fn compute() -> Compute {
+    let device = std::env::var("BB_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    Compute::open(device.parse().unwrap()).unwrap()
 }
 
 fn load_case(folder: &std::path::Path, name: &str) -> Tensors {
@@ -42,7 +48,10 @@ impl Case {
         let inputs = load_case(folder, "inputs");
         let batch = load_case(folder, "a_forward")["logits_eval"].dims()[0];
         Self {
-            net: Net::from_state(&spec, &state).unwrap(),
+            net: Net::from_state(&spec, &state)
+                .unwrap()
+                .on(&compute())
+                .unwrap(),
             inputs,
             batch,
         }

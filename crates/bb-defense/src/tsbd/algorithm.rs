@@ -316,31 +316,6 @@ pub fn zero_reinitialisation(
     }
 }
 
-/// Over what the length of the perturbation in activeness-aware fine-tuning is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NormScope {
-    /// Every parameter tensor is moved by `r` (the authors' code; with 54 tensors 7.3 times the paper's total).
-    PerTensor,
-    /// All parameters together are moved by `r` (the paper's formula).
-    Global,
-}
-
-/// The factor on each tensor's gradient that makes the perturbation `r * g / ||g||`.
-///
-/// `norms[i]` is the L2 norm of tensor `i`. A tensor without gradient gets 0: it is not moved, where a plain division
-/// would give NaN.
-pub fn perturbation_factors(norms: &[f64], r: f64, scope: NormScope) -> Vec<f32> {
-    let factor = |norm: f64| if norm > 0.0 { (r / norm) as f32 } else { 0.0 };
-    match scope {
-        NormScope::PerTensor => norms.iter().map(|&norm| factor(norm)).collect(),
-        NormScope::Global => {
-            let total = norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
-            vec![factor(total); norms.len()]
-        }
-    }
-}
-
 /// The shares of the first and the second gradient in a step, `(1 - alpha, alpha)`.
 ///
 /// With the second gradient taken at `w + r g / ||g||` the mix is, to first order, the gradient of
@@ -588,22 +563,6 @@ mod tests {
     }
 
     #[test]
-    fn perturbation_skips_tensors_without_gradient() {
-        assert_eq!(
-            perturbation_factors(&[2.0, 0.0], 0.5, NormScope::PerTensor),
-            [0.25, 0.0]
-        );
-        assert_eq!(
-            perturbation_factors(&[3.0, 4.0, 0.0], 0.5, NormScope::Global),
-            [0.1, 0.1, 0.1]
-        );
-        assert_eq!(
-            perturbation_factors(&[0.0, 0.0], 0.5, NormScope::Global),
-            [0.0, 0.0]
-        );
-    }
-
-    #[test]
     fn the_choice_is_the_largest_ratio_within_tolerance() {
         let hits = [95, 96, 93, 91, 90, 40, 92];
         assert_eq!(choose(&hits[..6], 100, 0.05), 3);
@@ -648,7 +607,7 @@ mod tests {
             let first = apply(w);
             let norm = first.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
             prop_assume!(norm > 0.03);
-            let factor = perturbation_factors(&[norm], r, NormScope::Global)[0];
+            let factor = (r / norm) as f32;
             let moved: Vec<f32> = w.iter().zip(&first).map(|(w, g)| w + factor * g).collect();
             let second = apply(&moved);
             let (keep, take) = gradient_shares(alpha);

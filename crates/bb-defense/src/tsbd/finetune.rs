@@ -9,7 +9,7 @@ use bb_nn::{Flat, Mode, Net};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::algorithm::{Zeroing, gradient_shares, perturbation_factors};
+use super::algorithm::{Zeroing, gradient_shares};
 use super::config::{FinetuneConfig, TsbdConfig};
 use crate::context::{At, Ctx, training_state};
 use crate::data::CleanImages;
@@ -198,10 +198,7 @@ impl Tuner {
         let loss = net.loss_grad(input, labels, mode, first);
         if cfg.alpha > 0.0 {
             kept.copy_from(net.params());
-            let factors = perturbation_factors(&first.norm_l2_per_tensor(), cfg.r, cfg.norm);
-            for (tensor, factor) in factors.into_iter().enumerate() {
-                net.params_mut().add_scaled_tensor(tensor, factor, first);
-            }
+            net.params_mut().add_normalised(first, cfg.r, cfg.norm);
             net.loss_grad(input, labels, Mode::TrainKeepStats, second);
             net.params_mut().copy_from(kept);
             let (keep, take) = gradient_shares(cfg.alpha);

@@ -1,4 +1,4 @@
-// libcudnn.so.9: two-dimensional f32 convolutions on host memory, by plain loops with sums in f64.
+// libcudnn.so.9: two-dimensional f32 and bf16 convolutions on host memory, by plain loops with sums in f64.
 //
 // Dimensions are always N, C, H, W (tensors) and K, C, R, S (filters); a format only says how they lie in memory.
 // Parameters that do not fit each other give an error, also explained on stderr.
@@ -8,8 +8,10 @@
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <vector>
 
 namespace {
 
@@ -49,11 +51,12 @@ __attribute__((format(printf, 2, 3))) Status fail(Status status, const char *for
     if (!(condition)) return fail(status, __VA_ARGS__)
 
 enum Format { NCHW = 0, NHWC = 1 };
-constexpr int FLOAT = 0;
+enum Type { FLOAT = 0, BFLOAT16 = 9 };
 constexpr int CONVOLUTION = 0, CROSS_CORRELATION = 1;
 
 // A tensor or a filter: four dimensions and the distances of neighbours along them. A size of 0 means "not set".
 struct Array {
+    Type type = FLOAT;
     int size[4] = {};
     long long stride[4] = {};
 
@@ -73,6 +76,9 @@ struct Array {
         for (int d = 0; d < 4; d++) last += (size[d] - 1) * stride[d];
         return last + 1;
     }
+
+    std::size_t element_bytes() const { return type == FLOAT ? sizeof(float) : sizeof(std::uint16_t); }
+    std::size_t bytes() const { return extent() * element_bytes(); }
 
     std::size_t at(int n, int c, int h, int w) const
     {
@@ -122,7 +128,54 @@ Status check(const void *handle, const Array *x, const Filter *w, const Array *y
          "output is %d x %d x %d x %d, must be %d x %d x %d x %d", y->size[0], y->size[1], y->size[2], y->size[3],
          want[0], want[1], want[2], want[3]);
     NEED(x->lies_as(w->format) && y->lies_as(w->format), NOT_SUPPORTED, "tensors and filter of different formats");
+    NEED(x->type == w->type && y->type == w->type, NOT_SUPPORTED, "tensors and filter of different types");
     return SUCCESS;
+}
+
+// ---- Algorithms
+
+// One of the three convolutions and the algorithms that it has: 0 and 1 everywhere, as their numbers in cuDNN, and some
+// others. Which of them are deterministic is as in cuDNN, but for the forward one: there all are, and so that programs
+// do not take the first that is offered, GEMM (2) claims not to be.
+struct Kind {
+    const char *name;
+    struct {
+        int number;
+        bool deterministic;
+    } algorithms[4]; // in the order of an estimate; the fastest one is not deterministic
+};
+
+const Kind FORWARD = {"forward", {{2, false}, {1, true}, {0, true}, {7, true}}};
+const Kind DATA = {"data", {{0, false}, {1, true}, {5, true}, {4, true}}};
+const Kind FILTER = {"filter", {{0, false}, {1, true}, {5, true}, {3, false}}};
+
+// Whether EMULATED_CUDNN_REFUSES, for example "forward:1,data:1", names the algorithm.
+bool refused(const Kind &kind, int algorithm)
+{
+    const char *text = std::getenv("EMULATED_CUDNN_REFUSES");
+    bool found = false;
+    while (text && *text) {
+        char name[8];
+        int number, length = 0;
+        const bool read = std::sscanf(text, "%7[a-z]:%d%n", name, &number, &length) == 2;
+        const char *end = text + length;
+        bool known = false;
+        for (const Kind *k : {&FORWARD, &DATA, &FILTER}) known |= read && !std::strcmp(name, k->name);
+        if (!known || (*end && *end != ',')) {
+            fail(BAD_PARAM, "EMULATED_CUDNN_REFUSES at `%s`: must be a list of forward:N, data:N and filter:N", text);
+            std::abort();
+        }
+        found |= !std::strcmp(name, kind.name) && number == algorithm;
+        text = *end ? end + 1 : end;
+    }
+    return found;
+}
+
+bool accepts(const Kind &kind, int algorithm)
+{
+    for (const auto &a : kind.algorithms)
+        if (a.number == algorithm) return !refused(kind, algorithm);
+    return false;
 }
 
 // The workspace that an algorithm is said to need: of no use, but not always 0.
@@ -132,13 +185,38 @@ std::size_t workspace_bytes(const Filter &w, int algorithm)
 }
 
 Status get_workspace(
-    const void *handle, const Array *x, const Filter *w, const Array *y, const Convolution *conv, int algorithm,
-    std::size_t *bytes)
+    const Kind &kind, const void *handle, const Array *x, const Filter *w, const Array *y, const Convolution *conv,
+    int algorithm, std::size_t *bytes)
 {
     if (const Status status = check(handle, x, w, y, conv)) return status;
     NEED(bytes, NULL_POINTER, "null pointer for the size");
-    NEED(algorithm == 0 || algorithm == 1, NOT_SUPPORTED, "algorithm %d", algorithm);
+    NEED(accepts(kind, algorithm), NOT_SUPPORTED, "%s algorithm %d", kind.name, algorithm);
     *bytes = workspace_bytes(*w, algorithm);
+    return SUCCESS;
+}
+
+// cudnnConvolution...AlgoPerf_t, the same for all kinds.
+struct Performance {
+    int algorithm, status;
+    float milliseconds;
+    std::size_t memory;
+    int determinism, math, reserved[3];
+};
+
+Status get_algorithms(
+    const Kind &kind, const void *handle, const Array *x, const Filter *w, const Array *y, const Convolution *conv,
+    int room, int *count, Performance *out)
+{
+    if (const Status status = check(handle, x, w, y, conv)) return status;
+    NEED(count && out, NULL_POINTER, "null pointer for the algorithms");
+    NEED(room > 0, BAD_PARAM, "room for %d algorithms", room);
+    *count = 0;
+    for (const auto &a : kind.algorithms)
+        if (*count < room && accepts(kind, a.number)) {
+            out[*count] = {a.number,        SUCCESS,   float(*count + 1), workspace_bytes(*w, a.number),
+                           a.deterministic, conv->math, {}};
+            ++*count;
+        }
     return SUCCESS;
 }
 
@@ -151,23 +229,23 @@ struct Operand {
 bool overlap(const Operand &a, const Operand &b)
 {
     const auto begin = [](const Operand &o) { return (std::uintptr_t)o.data; };
-    const auto end = [&](const Operand &o) { return begin(o) + o.array->extent() * sizeof(float); };
+    const auto end = [&](const Operand &o) { return begin(o) + o.array->bytes(); };
     return begin(a) < end(b) && begin(b) < end(a);
 }
 
 // The checks of all three convolutions; clobbers the workspace and counts.
 Status begin(
-    const void *handle, const Array *x, const Filter *w, const Array *y, const Convolution *conv, int algorithm,
-    const Operand &first, const Operand &second, const Operand &result, void *workspace, std::size_t bytes,
-    const void *alpha, const void *beta)
+    const Kind &kind, const void *handle, const Array *x, const Filter *w, const Array *y, const Convolution *conv,
+    int algorithm, const Operand &first, const Operand &second, const Operand &result, void *workspace,
+    std::size_t bytes, const void *alpha, const void *beta)
 {
     if (const Status status = check(handle, x, w, y, conv)) return status;
     NEED(alpha && beta && first.data && second.data && result.data, NULL_POINTER, "null pointer");
-    NEED(algorithm == 0 || algorithm == 1, NOT_SUPPORTED, "algorithm %d", algorithm);
+    NEED(accepts(kind, algorithm), NOT_SUPPORTED, "%s algorithm %d", kind.name, algorithm);
     for (const Operand &o : {first, second, result}) {
-        NEED(emulator_contains(o.data, o.array->extent() * sizeof(float)), BAD_PARAM,
-             "%zu values at %p are not in device memory", o.array->extent(), o.data);
-        NEED((std::uintptr_t)o.data % sizeof(float) == 0, BAD_PARAM, "%p is misaligned", o.data);
+        NEED(emulator_contains(o.data, o.array->bytes()), BAD_PARAM, "%zu values at %p are not in device memory",
+             o.array->extent(), o.data);
+        NEED((std::uintptr_t)o.data % o.array->element_bytes() == 0, BAD_PARAM, "%p is misaligned", o.data);
     }
     NEED(!overlap(result, first) && !overlap(result, second), BAD_PARAM, "the result overlaps an operand");
     const std::size_t needed = workspace_bytes(*w, algorithm);
@@ -200,8 +278,32 @@ template <typename F> void for_products(const Array &x, const Filter &w, const A
                         }
 }
 
+// One value as it is stored.
+double read(const Array &array, const void *data, std::size_t i)
+{
+    return array.type == FLOAT ? static_cast<const float *>(data)[i]
+                               : emulator::from_bf16(static_cast<const std::uint16_t *>(data)[i]);
+}
+
+void write(const Array &array, void *data, std::size_t i, double value)
+{
+    if (array.type == FLOAT)
+        static_cast<float *>(data)[i] = float(value);
+    else
+        static_cast<std::uint16_t *>(data)[i] = emulator::to_bf16(value);
+}
+
+typedef std::vector<double> Doubles;
+
+Doubles values(const Array &array, const void *data)
+{
+    Doubles out(array.extent());
+    for (std::size_t i = 0; i < out.size(); i++) out[i] = read(array, data, i);
+    return out;
+}
+
 // result = alpha * sums + beta * result; with beta = 0 the result is not read.
-void blend(const Array &array, const double *sums, const void *alpha, const void *beta, float *result)
+void blend(const Array &array, const Doubles &sums, const void *alpha, const void *beta, void *result)
 {
     const float a = *(const float *)alpha, b = *(const float *)beta;
     for (int n = 0; n < array.size[0]; n++)
@@ -210,17 +312,9 @@ void blend(const Array &array, const double *sums, const void *alpha, const void
                 for (int w = 0; w < array.size[3]; w++) {
                     const std::size_t i = array.at(n, c, h, w);
                     const double value = a * sums[i];
-                    result[i] = float(b == 0 ? value : value + (double)b * result[i]);
+                    write(array, result, i, b == 0 ? value : value + b * read(array, result, i));
                 }
 }
-
-// Zeroed sums, one for each place of an array.
-struct Sums {
-    explicit Sums(const Array &array) : values(new double[array.extent()]()) {}
-    ~Sums() { delete[] values; }
-    Sums(const Sums &) = delete;
-    double *const values;
-};
 
 template <typename T> Status create(T **object)
 {
@@ -288,7 +382,9 @@ int cudnnDestroyTensorDescriptor(Array *tensor)
 int cudnnSetTensor4dDescriptor(Array *tensor, int format, int type, int n, int c, int h, int w)
 {
     NEED(tensor && n > 0 && c > 0 && h > 0 && w > 0, BAD_PARAM, "tensor of %d x %d x %d x %d", n, c, h, w);
-    NEED(type == FLOAT && (format == NCHW || format == NHWC), NOT_SUPPORTED, "data type %d, format %d", type, format);
+    NEED((type == FLOAT || type == BFLOAT16) && (format == NCHW || format == NHWC), NOT_SUPPORTED,
+         "data type %d, format %d", type, format);
+    tensor->type = Type(type);
     tensor->set(Format(format), n, c, h, w);
     return SUCCESS;
 }
@@ -367,64 +463,85 @@ int cudnnSetConvolutionGroupCount(Convolution *conv, int groups)
 int cudnnGetConvolutionForwardWorkspaceSize(
     Handle *handle, Array *x, Filter *w, Convolution *conv, Array *y, int algorithm, std::size_t *bytes)
 {
-    return get_workspace(handle, x, w, y, conv, algorithm, bytes);
+    return get_workspace(FORWARD, handle, x, w, y, conv, algorithm, bytes);
 }
 
 int cudnnGetConvolutionBackwardDataWorkspaceSize(
     Handle *handle, Filter *w, Array *dy, Convolution *conv, Array *dx, int algorithm, std::size_t *bytes)
 {
-    return get_workspace(handle, dx, w, dy, conv, algorithm, bytes);
+    return get_workspace(DATA, handle, dx, w, dy, conv, algorithm, bytes);
 }
 
 int cudnnGetConvolutionBackwardFilterWorkspaceSize(
     Handle *handle, Array *x, Array *dy, Convolution *conv, Filter *dw, int algorithm, std::size_t *bytes)
 {
-    return get_workspace(handle, x, dw, dy, conv, algorithm, bytes);
+    return get_workspace(FILTER, handle, x, dw, dy, conv, algorithm, bytes);
+}
+
+int cudnnGetConvolutionForwardAlgorithm_v7(
+    Handle *handle, Array *x, Filter *w, Convolution *conv, Array *y, int room, int *count, Performance *out)
+{
+    return get_algorithms(FORWARD, handle, x, w, y, conv, room, count, out);
+}
+
+int cudnnGetConvolutionBackwardDataAlgorithm_v7(
+    Handle *handle, Filter *w, Array *dy, Convolution *conv, Array *dx, int room, int *count, Performance *out)
+{
+    return get_algorithms(DATA, handle, dx, w, dy, conv, room, count, out);
+}
+
+int cudnnGetConvolutionBackwardFilterAlgorithm_v7(
+    Handle *handle, Array *x, Array *dy, Convolution *conv, Filter *dw, int room, int *count, Performance *out)
+{
+    return get_algorithms(FILTER, handle, x, dw, dy, conv, room, count, out);
 }
 
 int cudnnConvolutionForward(
-    Handle *handle, const void *alpha, Array *x_array, const float *x, Filter *w_array, const float *w,
-    Convolution *conv, int algorithm, void *workspace, std::size_t bytes, const void *beta, Array *y_array, float *y)
+    Handle *handle, const void *alpha, Array *x_array, const void *x, Filter *w_array, const void *w,
+    Convolution *conv, int algorithm, void *workspace, std::size_t bytes, const void *beta, Array *y_array, void *y)
 {
-    if (const Status status = begin(handle, x_array, w_array, y_array, conv, algorithm, {x_array, x}, {w_array, w},
-                                    {y_array, y}, workspace, bytes, alpha, beta))
+    if (const Status status = begin(FORWARD, handle, x_array, w_array, y_array, conv, algorithm, {x_array, x},
+                                    {w_array, w}, {y_array, y}, workspace, bytes, alpha, beta))
         return status;
-    const Sums sums(*y_array);
+    const Doubles xs = values(*x_array, x), ws = values(*w_array, w);
+    Doubles sums(y_array->extent());
     for_products(*x_array, *w_array, *y_array, *conv, [&](std::size_t xi, std::size_t wi, std::size_t yi) {
-        sums.values[yi] += (double)x[xi] * w[wi];
+        sums[yi] += xs[xi] * ws[wi];
     });
-    blend(*y_array, sums.values, alpha, beta, y);
+    blend(*y_array, sums, alpha, beta, y);
     return SUCCESS;
 }
 
 int cudnnConvolutionBackwardData(
-    Handle *handle, const void *alpha, Filter *w_array, const float *w, Array *dy_array, const float *dy,
-    Convolution *conv, int algorithm, void *workspace, std::size_t bytes, const void *beta, Array *dx_array, float *dx)
+    Handle *handle, const void *alpha, Filter *w_array, const void *w, Array *dy_array, const void *dy,
+    Convolution *conv, int algorithm, void *workspace, std::size_t bytes, const void *beta, Array *dx_array, void *dx)
 {
-    if (const Status status = begin(handle, dx_array, w_array, dy_array, conv, algorithm, {w_array, w}, {dy_array, dy},
-                                    {dx_array, dx}, workspace, bytes, alpha, beta))
+    if (const Status status = begin(DATA, handle, dx_array, w_array, dy_array, conv, algorithm, {w_array, w},
+                                    {dy_array, dy}, {dx_array, dx}, workspace, bytes, alpha, beta))
         return status;
-    const Sums sums(*dx_array);
+    const Doubles ws = values(*w_array, w), dys = values(*dy_array, dy);
+    Doubles sums(dx_array->extent());
     for_products(*dx_array, *w_array, *dy_array, *conv, [&](std::size_t xi, std::size_t wi, std::size_t yi) {
-        sums.values[xi] += (double)dy[yi] * w[wi];
+        sums[xi] += dys[yi] * ws[wi];
     });
-    blend(*dx_array, sums.values, alpha, beta, dx);
+    blend(*dx_array, sums, alpha, beta, dx);
     return SUCCESS;
 }
 
 int cudnnConvolutionBackwardFilter(
-    Handle *handle, const void *alpha, Array *x_array, const float *x, Array *dy_array, const float *dy,
+    Handle *handle, const void *alpha, Array *x_array, const void *x, Array *dy_array, const void *dy,
     Convolution *conv, int algorithm, void *workspace, std::size_t bytes, const void *beta, Filter *dw_array,
-    float *dw)
+    void *dw)
 {
-    if (const Status status = begin(handle, x_array, dw_array, dy_array, conv, algorithm, {x_array, x}, {dy_array, dy},
-                                    {dw_array, dw}, workspace, bytes, alpha, beta))
+    if (const Status status = begin(FILTER, handle, x_array, dw_array, dy_array, conv, algorithm, {x_array, x},
+                                    {dy_array, dy}, {dw_array, dw}, workspace, bytes, alpha, beta))
         return status;
-    const Sums sums(*dw_array);
+    const Doubles xs = values(*x_array, x), dys = values(*dy_array, dy);
+    Doubles sums(dw_array->extent());
     for_products(*x_array, *dw_array, *dy_array, *conv, [&](std::size_t xi, std::size_t wi, std::size_t yi) {
-        sums.values[wi] += (double)dy[yi] * x[xi];
+        sums[wi] += dys[yi] * xs[xi];
     });
-    blend(*dw_array, sums.values, alpha, beta, dw);
+    blend(*dw_array, sums, alpha, beta, dw);
     return SUCCESS;
 }
 

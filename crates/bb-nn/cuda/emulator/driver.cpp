@@ -87,6 +87,7 @@ struct State {
     std::recursive_mutex mutex; // held while anything below changes, and while a kernel runs
     bool initialised = false;
     std::map<std::uintptr_t, Allocation> memory; // by address
+    std::size_t used = 0;                        // its bytes
     unsigned long long counts[COUNTERS] = {};
     int context = 0, stream = 0, event = 0, pool = 0; // their addresses serve as handles
 };
@@ -118,9 +119,29 @@ bool contains(Address address, std::size_t bytes)
     return contains((const void *)address, bytes);
 }
 
+// The size of the device's memory that EMULATED_CUDA_MEMORY_MIB sets. Without it, 1 GiB that may be exceeded.
+std::size_t memory_bytes(bool *limited = nullptr)
+{
+    const char *text = std::getenv("EMULATED_CUDA_MEMORY_MIB");
+    if (limited) *limited = text != nullptr;
+    if (!text) return std::size_t(1) << 30;
+    char *end;
+    const unsigned long long mib = std::strtoull(text, &end, 10);
+    if (end == text || *end || mib > 1ull << 30) {
+        fail(INVALID_VALUE, "EMULATED_CUDA_MEMORY_MIB is `%s`, must be a number of MiB", text);
+        std::abort();
+    }
+    return std::size_t(mib) << 20;
+}
+
 Status allocate(Address *out, std::size_t bytes)
 {
     NEED(out && bytes, INVALID_VALUE, "allocation of %zu bytes", bytes);
+    LOCK;
+    bool limited;
+    const std::size_t size = memory_bytes(&limited);
+    NEED(!limited || (bytes <= size && state.used <= size - bytes), OUT_OF_MEMORY,
+         "allocation of %zu bytes, %zu of %zu are in use", bytes, state.used, size);
     const std::size_t page = sysconf(_SC_PAGESIZE), used = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     const std::size_t inner = (used + page - 1) / page * page, total = inner + 2 * page;
     void *map = mmap(nullptr, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -134,7 +155,7 @@ Status allocate(Address *out, std::size_t bytes)
     std::memset(begin, GUARD, memory - begin);
     std::memset(memory, FRESH, bytes);
     std::memset(memory + bytes, GUARD, used - bytes);
-    LOCK;
+    state.used += bytes;
     state.memory[(std::uintptr_t)memory] = {bytes, (unsigned char *)map, total};
     state.counts[ALLOCATIONS]++;
     *out = (Address)memory;
@@ -158,6 +179,7 @@ Status release(Address address)
         }
     }
     munmap(a->second.map, a->second.map_bytes);
+    state.used -= a->second.bytes;
     state.memory.erase(a);
     state.counts[FREES]++;
     return SUCCESS;
@@ -172,17 +194,19 @@ int check_pointer(const void *pointer, std::size_t alignment)
     return SUCCESS;
 }
 
-// Names the kernel that touched inaccessible memory, then leaves the signal to whoever handled it before.
+// Names the kernel that touched inaccessible memory (SIGSEGV), or memory at an address that does not fit the type
+// (SIGILL, from the compiler's checks), then leaves the signal to whoever handled it before.
 const char *launched = "";
-struct sigaction previous;
+struct sigaction previous_segv, previous_ill;
 
-void outside(int, siginfo_t *info, void *)
+void wrong_access(int signal, siginfo_t *info, void *)
 {
     char line[200];
-    const int n = std::snprintf(line, sizeof line, "emulator: kernel %s: access outside of device memory, at %p\n",
-                                launched, info->si_addr);
+    const char *what = signal == SIGSEGV ? "access outside of device memory" : "misaligned access, in the code";
+    const int n = std::snprintf(line, sizeof line, "emulator: kernel %s: %s, at %p\n", launched, what, info->si_addr);
     if (write(STDERR_FILENO, line, n) < 0) _exit(1);
-    sigaction(SIGSEGV, &previous, nullptr);
+    sigaction(SIGSEGV, &previous_segv, nullptr);
+    sigaction(SIGILL, &previous_ill, nullptr);
 }
 
 struct Watch {
@@ -190,11 +214,16 @@ struct Watch {
     {
         launched = name;
         struct sigaction action = {};
-        action.sa_sigaction = outside;
+        action.sa_sigaction = wrong_access;
         action.sa_flags = SA_SIGINFO | SA_NODEFER;
-        sigaction(SIGSEGV, &action, &previous);
+        sigaction(SIGSEGV, &action, &previous_segv);
+        sigaction(SIGILL, &action, &previous_ill);
     }
-    ~Watch() { sigaction(SIGSEGV, &previous, nullptr); }
+    ~Watch()
+    {
+        sigaction(SIGSEGV, &previous_segv, nullptr);
+        sigaction(SIGILL, &previous_ill, nullptr);
+    }
 };
 
 } // namespace
@@ -286,7 +315,7 @@ int cuDeviceGetName(char *name, int length, int)
 
 int cuDeviceTotalMem_v2(std::size_t *bytes, int)
 {
-    *bytes = std::size_t(1) << 30;
+    *bytes = memory_bytes();
     return SUCCESS;
 }
 
@@ -435,10 +464,8 @@ int cuMemFree_v2(Address address)
 int cuMemGetInfo_v2(std::size_t *left, std::size_t *total)
 {
     LOCK;
-    cuDeviceTotalMem_v2(total, 0);
-    std::size_t used = 0;
-    for (const auto &a : state.memory) used += a.second.bytes;
-    *left = used < *total ? *total - used : 0;
+    *total = memory_bytes();
+    *left = state.used < *total ? *total - state.used : 0;
     return SUCCESS;
 }
 
@@ -531,8 +558,8 @@ int cuMemsetD8_v2(Address to, unsigned char value, std::size_t bytes)
 
 // ---- Modules and launches
 
-// Any PTX text stands for kernels.cu as it was when the emulator was built. One without kernels (of a build without a
-// compiler) offers them all; from any other only kernels that it names can be taken.
+// Any PTX text stands for the kernels as they were when the emulator was built. One without kernels (of a
+// build without a compiler) offers them all; from any other only kernels that it names can be taken.
 int cuModuleLoadData(void **module, const void *image)
 {
     NEED_CONTEXT;

@@ -1,15 +1,44 @@
 // What the parts of the emulator know of each other.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 
 namespace emulator {
+
+// bf16 by arithmetic, where the kernels work on bits, so that each checks the other.
+inline float from_bf16(std::uint16_t bits)
+{
+    const std::uint32_t wide = std::uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+// The nearest bf16, the even one of two equally near. NaN becomes 0x7FFF, as on a GPU.
+inline std::uint16_t to_bf16(double value)
+{
+    if (std::isnan(value)) return 0x7FFF;
+    const std::uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+    value = std::fabs(value);
+    int exponent; // of a value with eight bits before the point
+    std::frexp(value, &exponent);
+    exponent = value < std::ldexp(1.0, -126) ? -133 : exponent - 8;
+    if (value == 0 || std::isinf(value)) exponent = 0;
+    // To an integer, to the nearest even one (the default rounding mode), and back: exact in f32 or beyond its range.
+    const float rounded = float(std::ldexp(std::nearbyint(std::ldexp(value, -exponent)), exponent));
+    std::uint32_t wide;
+    std::memcpy(&wide, &rounded, sizeof wide);
+    return sign | std::uint16_t(wide >> 16);
+}
 
 struct Dim3 {
     unsigned x, y, z;
 };
 
-// One kernel of kernels.cu.
+// One of the engine's kernels.
 struct Kernel {
     const char *name;
     // Calls it with the parameters of cuLaunchKernel, for the current thread.

@@ -1,4 +1,4 @@
-// kernels.cu for the host, and its kernels by name.
+// kernels.cu and its parts for the host, and their kernels by name.
 
 #include "shim.h"
 
@@ -51,7 +51,7 @@ private:
 
 #define KERNEL(name) {#name, &Unpack<&::name>::call, &Unpack<&::name>::check},
 const Kernel kernels[] = {
-#include "kernel_names.inc" // made from kernels.cu by scripts/emulate_cuda.sh
+#include "kernel_names.inc" // made from their source by scripts/emulate_cuda.sh
 };
 
 } // namespace

@@ -9,18 +9,23 @@
 //! that can fail; until then results are NaN.
 
 mod conv;
+pub(crate) mod neurons;
 mod pass;
 pub(crate) mod resident;
 mod split;
+mod storage;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use pass::{Batch, Job, Pass, Tally};
 pub(crate) use split::DeviceSplit;
+pub(crate) use storage::{Storage, stored};
 
 use crate::error::NnError;
+use crate::flat::Layout;
 use crate::kernels::conv::ConvShape;
 use crate::kernels::loss::Loss;
 use crate::kernels::precision::Precision;
-use cudarc::cudnn::Cudnn;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, LaunchConfig};
 use cudarc::nvrtc::Ptx;
 use std::cell::RefCell;
@@ -80,12 +85,15 @@ pub fn device_count() -> usize {
 /// One GPU with its stream, its compiled kernels and what cuDNN keeps between calls.
 #[derive(Debug)]
 pub struct Device {
+    // First, so that it is dropped before the stream that its calls run on.
+    dnn: conv::Dnn,
     stream: Arc<CudaStream>,
     module: Arc<CudaModule>,
     functions: RefCell<HashMap<&'static str, CudaFunction>>,
-    cudnn: Arc<Cudnn>,
     convolutions: RefCell<HashMap<(ConvShape, Precision), Rc<conv::Plan>>>,
     workspace: RefCell<Option<CudaSlice<u8>>>,
+    /// Where the tensors of a layout begin and end.
+    bounds: RefCell<HashMap<Vec<i64>, Rc<CudaSlice<i64>>>>,
     /// Buffers to be used again, by length.
     free: RefCell<HashMap<usize, Vec<CudaSlice<f32>>>>,
     error: RefCell<Option<CudaError>>,
@@ -112,14 +120,14 @@ impl Device {
         let module = context
             .load_module(Ptx::from_src(PTX))
             .on("loading the kernels")?;
-        let cudnn = Cudnn::new(Arc::clone(&stream)).on("opening cuDNN")?;
         Ok(Self {
+            dnn: conv::Dnn::new(&stream)?,
             stream,
             module,
             functions: RefCell::default(),
-            cudnn,
             convolutions: RefCell::default(),
             workspace: RefCell::default(),
+            bounds: RefCell::default(),
             free: RefCell::default(),
             error: RefCell::default(),
         })
@@ -166,16 +174,16 @@ impl Device {
                 self.free.borrow_mut().clear();
                 fresh()
             })
-            .map_err(|e| self.out_of_memory(len, e))
+            .map_err(|e| self.out_of_memory(4 * len, e))
     }
 
-    fn out_of_memory(&self, len: usize, error: impl std::fmt::Debug) -> CudaError {
+    fn out_of_memory(&self, bytes: usize, error: impl std::fmt::Debug) -> CudaError {
         let mib = |bytes: usize| bytes / (1 << 20);
         let free = self.stream.context().mem_get_info();
         let free = free.map_or(String::new(), |(free, total)| {
             format!("; {} of {} MiB are free", mib(free), mib(total))
         });
-        let what = format!("taking {} MiB{free}", mib(4 * len));
+        let what = format!("taking {} MiB{free}", mib(bytes));
         CudaError::new(&what, error)
     }
 
@@ -197,6 +205,15 @@ impl Device {
         self.stream.clone_dtoh(from).on("copying from the device")
     }
 
+    /// The `f64` values that a kernel has left in a buffer of twice as many words, which is given back.
+    pub(crate) fn read_doubles(&self, words: CudaSlice<f32>) -> Result<Vec<f64>> {
+        // SAFETY: any content is a number, and the buffer has room for half as many of them.
+        let doubles = unsafe { words.transmute::<f64>(words.len() / 2) }.expect("half as many");
+        let values = self.stream.clone_dtoh(&doubles).on("copying sums")?;
+        self.give(words);
+        Ok(values)
+    }
+
     pub(crate) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
@@ -211,10 +228,36 @@ impl Device {
         Ok(function)
     }
 
-    /// Enough blocks for `n` elements; kernels stride over the rest.
+    /// Where the tensors of `layout` begin, and where the last one ends; copied to the device once.
+    pub(crate) fn bounds(&self, layout: &Layout) -> Result<Rc<CudaSlice<i64>>> {
+        let ends = layout.entries().iter().map(|e| e.range.end as i64);
+        let bounds: Vec<i64> = std::iter::once(0).chain(ends).collect();
+        if let Some(found) = self.bounds.borrow().get(&bounds) {
+            return Ok(Rc::clone(found));
+        }
+        let copied = self.stream.clone_htod(&bounds).on("copying tensor sizes")?;
+        let copied = Rc::new(copied);
+        let mut known = self.bounds.borrow_mut();
+        known.insert(bounds, Rc::clone(&copied));
+        Ok(copied)
+    }
+
+    /// Blocks for `n` elements, which kernels stride over; most move four or eight at a time.
     pub(crate) fn elements(n: usize) -> LaunchConfig {
-        let blocks = n.div_ceil(BLOCK as usize).clamp(1, 8192);
+        let blocks = n.div_ceil(4 * BLOCK as usize).clamp(1, 8192);
         Self::grid((blocks as u32, 1), (BLOCK, 1))
+    }
+
+    /// At least one thread for each of `c` channels.
+    pub(crate) fn channels(c: usize) -> LaunchConfig {
+        Self::grid((c.div_ceil(BLOCK as usize) as u32, 1), (BLOCK, 1))
+    }
+
+    /// Blocks for a matrix product with this result.
+    pub(crate) fn product(rows: usize, columns: usize) -> LaunchConfig {
+        const TILE: u32 = 16;
+        let tiles = |n: usize| n.div_ceil(TILE as usize) as u32;
+        Self::grid((tiles(columns), tiles(rows)), (TILE, TILE))
     }
 
     pub(crate) fn grid(blocks: (u32, u32), threads: (u32, u32)) -> LaunchConfig {
@@ -228,16 +271,17 @@ impl Device {
 
 /// Launches a kernel of `cuda/kernels.cu`: name, launch shape, arguments by reference, in the kernel's order.
 macro_rules! launch {
-    ($device:expr, $name:literal, $shape:expr, $($argument:expr),+ $(,)?) => {{
+    ($device:expr, $name:expr, $shape:expr, $($argument:expr),+ $(,)?) => {{
         use cudarc::driver::PushKernelArg;
         let shape = $shape;
-        let function = $device.function($name)?;
+        let name = $name;
+        let function = $device.function(name)?;
         let mut launch = $device.stream().launch_builder(&function);
         $(launch.arg($argument);)+
         // SAFETY: the arguments are those of the kernel in `cuda/kernels.cu`, and their buffers have the sizes that the
         // caller has checked.
         let launched = unsafe { launch.launch(shape) };
-        $crate::cuda::Context::on(launched, $name)?;
+        $crate::cuda::Context::on(launched, name)?;
     }};
 }
 pub(crate) use launch;

@@ -1,14 +1,15 @@
 //! Forward and backward pass on a GPU over the same list of operations as [`crate::net`].
 
 use super::split::DeviceSplit;
-use super::{Context, Device, Result, launch};
+use super::storage::{narrow, widen};
+use super::{Context, Device, Result, Storage, launch, stored};
 use crate::data::Input;
 use crate::flat::{Flat, Layout};
 use crate::graph::{Graph, Norm, Op, Value};
 use crate::kernels::loss::Loss;
 use crate::kernels::precision::Precision;
 use crate::net::{Activation, EPS, MOMENTUM, Mode, Shape, conv_shape};
-use cudarc::driver::{CudaSlice, CudaView, LaunchConfig};
+use cudarc::driver::{CudaSlice, CudaView, DevicePtrMut};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub(crate) struct Pass {
     norms: Vec<Option<NormRun>>,
     /// Of the pass under way.
     precision: Precision,
+    /// The parameters in `bf16`, for a pass that stores it.
+    narrow: Option<CudaSlice<f32>>,
     /// Sum of the batches' mean losses, images predicted right, batches.
     sums: Option<CudaSlice<f64>>,
 }
@@ -34,7 +37,38 @@ pub(crate) struct Pass {
 #[derive(Debug)]
 struct OnDevice {
     shape: Shape,
+    storage: Storage,
     data: CudaSlice<f32>,
+}
+
+impl OnDevice {
+    /// An activation of unspecified content.
+    fn take(device: &Device, shape: Shape, storage: Storage) -> Result<Self> {
+        Ok(Self {
+            shape,
+            storage,
+            data: device.take(storage.words(shape.len()))?,
+        })
+    }
+
+    /// Its elements in `f32`.
+    fn download(&self, device: &Device) -> Result<Vec<f32>> {
+        match self.storage {
+            Storage::F32 => device.download(&self.data),
+            Storage::Bf16 => {
+                let mut wide = device.take(self.shape.len())?;
+                widen(
+                    device,
+                    &self.data,
+                    &mut wide.as_view_mut(),
+                    self.shape.len(),
+                )?;
+                let values = device.download(&wide);
+                device.give(wide);
+                values
+            }
+        }
+    }
 }
 
 /// Statistics of one batch normalisation in the last forward pass.
@@ -125,6 +159,7 @@ impl Pass {
             values: Vec::new(),
             norms: Vec::new(),
             precision: Precision::F32,
+            narrow: None,
             sums: None,
         }
     }
@@ -146,10 +181,10 @@ impl Pass {
             let value = self.value(*value);
             features.push(Activation {
                 shape: value.shape,
-                data: self.device.download(&value.data)?,
+                data: value.download(&self.device)?,
             });
         }
-        let logits = self.device.download(&self.value(graph.values - 1).data)?;
+        let logits = self.value(graph.values - 1).download(&self.device)?;
         self.clear();
         Ok((logits, features))
     }
@@ -163,12 +198,16 @@ impl Pass {
     ) -> Result<Loss> {
         self.take_tally()?;
         let shape = job.batch.shape();
+        let storage = Storage::of(job.precision);
         let dx = self.gradients(job, grads, input_gradient.is_some())?;
-        if let (Some(out), Some(dx)) = (input_gradient, dx) {
-            let values = self.device.download(&dx)?;
-            assert_eq!(values.len(), shape.len());
-            out.copy_from_slice(&values);
-            self.device.give(dx);
+        if let (Some(out), Some(data)) = (input_gradient, dx) {
+            let dx = OnDevice {
+                shape,
+                storage,
+                data,
+            };
+            out.copy_from_slice(&dx.download(&self.device)?);
+            self.device.give(dx.data);
         }
         let tally = self.take_tally()?;
         Ok(Loss {
@@ -238,6 +277,39 @@ impl Pass {
     fn clear(&mut self) {
         (0..self.values.len()).for_each(|v| self.release(v));
         (0..self.norms.len()).for_each(|n| self.release_norm(n));
+        if let Some(narrow) = self.narrow.take() {
+            self.device.give(narrow);
+        }
+    }
+
+    /// Calls `f` with a convolution's weight as the pass stores it, which begins where cuDNN's wide loads may.
+    fn with_weight<T>(
+        &self,
+        params: &Tensors<'_>,
+        i: usize,
+        f: impl FnOnce(&CudaView<'_, f32>) -> Result<T>,
+    ) -> Result<T> {
+        let device = &self.device;
+        let range = params.layout.entries()[i].range.clone();
+        match &self.narrow {
+            None if is_aligned(&range, Storage::F32) => f(&params.tensor(i)),
+            // Whole words, because it is aligned to several of them.
+            Some(narrow) if is_aligned(&range, Storage::Bf16) => {
+                f(&narrow.slice(range.start / 2..range.end.div_ceil(2)))
+            }
+            narrow_all => {
+                let storage = Storage::of(self.precision);
+                let mut own = device.take(storage.words(range.len()))?;
+                if narrow_all.is_some() {
+                    narrow(device, &params.tensor(i), &mut own, range.len())?;
+                } else {
+                    copy(device, &params.tensor(i), &mut own)?;
+                }
+                let result = f(&own.as_view())?;
+                device.give(own);
+                Ok(result)
+            }
+        }
     }
 
     fn run_forward(&mut self, job: Job<'_>, keep: bool, wanted: &[Value]) -> Result<()> {
@@ -255,15 +327,31 @@ impl Pass {
         self.norms.resize_with(graph.norms.len(), || None);
         let device = Rc::clone(&self.device);
         let shape = batch.shape();
-        let mut data = device.take(shape.len())?;
-        match &batch {
-            Batch::Host(input, _) => device.upload(&input.data, &mut data)?,
-            Batch::Resident(split, range) => split.assemble(range, &mut data)?,
+        let storage = Storage::of(precision);
+        let mut images = OnDevice::take(&device, shape, storage)?;
+        match (&batch, storage) {
+            (Batch::Resident(split, range), _) => {
+                split.assemble(range, storage, &mut images.data)?;
+            }
+            (Batch::Host(input, _), Storage::F32) => {
+                device.upload(&input.data, &mut images.data)?;
+            }
+            (Batch::Host(input, _), Storage::Bf16) => {
+                let mut wide = device.take(shape.len())?;
+                device.upload(&input.data, &mut wide)?;
+                narrow(&device, &wide.as_view(), &mut images.data, shape.len())?;
+                device.give(wide);
+            }
         }
-        self.values[0] = Some(OnDevice { shape, data });
+        self.values[0] = Some(images);
         let (layout, buffer_layout) = (params.layout(), Arc::clone(buffers.layout()));
         params.held().read(layout, &device, |data| {
             let params = Tensors { layout, data };
+            if storage == Storage::Bf16 {
+                let mut all = device.take(storage.words(data.len()))?;
+                narrow(&device, &data.as_view(), &mut all, data.len())?;
+                self.narrow = Some(all);
+            }
             let mut step = |data: &CudaSlice<f32>| -> Result<()> {
                 let buffers = Tensors {
                     layout: &buffer_layout,
@@ -316,38 +404,34 @@ impl Pass {
             } => {
                 let x = self.value(x);
                 let conv = conv_shape(params.layout, x.shape, weight, k, stride, pad);
-                let mut y = device.take(conv.output_len())?;
-                if let Some(residual) = residual {
-                    device
-                        .stream()
-                        .memcpy_dtod(&self.value(residual).data, &mut y)
-                        .on("copying a residual")?;
-                }
-                let w = params.tensor(weight);
-                device.conv_forward(
-                    (&conv, self.precision),
-                    &x.data,
-                    &w,
-                    residual.is_some(),
-                    &mut y,
-                )?;
                 let shape = Shape {
                     n: conv.n,
                     h: conv.oh(),
                     w: conv.ow(),
                     c: conv.cout,
                 };
-                self.values[out] = Some(OnDevice { shape, data: y });
+                let mut y = OnDevice::take(&device, shape, x.storage)?;
+                if let Some(residual) = residual {
+                    device
+                        .stream()
+                        .memcpy_dtod(&self.value(residual).data, &mut y.data)
+                        .on("copying a residual")?;
+                }
+                let key = (&conv, self.precision);
+                self.with_weight(params, weight, |w| {
+                    device.conv_forward(key, &x.data, w, residual.is_some(), &mut y.data)
+                })?;
+                self.values[out] = Some(y);
             }
             Op::BatchNorm { x, norm, relu, out } => {
                 let run = self.normalisation(graph.norms[norm], relu, params, buffers, x, mode)?;
                 let x = self.value(x);
-                let mut y = device.take(x.shape.len())?;
+                let mut y = OnDevice::take(&device, x.shape, x.storage)?;
                 let (n, c) = (x.shape.len() as i64, int(x.shape.c));
                 let relu = i32::from(relu);
                 launch!(
                     device,
-                    "bn_apply",
+                    stored!(x.storage, "bn_apply"),
                     Device::elements(x.shape.len()),
                     &x.data,
                     &run.scale,
@@ -355,29 +439,28 @@ impl Pass {
                     &relu,
                     &n,
                     &c,
-                    &mut y,
+                    &mut y.data,
                 );
-                let shape = x.shape;
-                self.values[out] = Some(OnDevice { shape, data: y });
+                self.values[out] = Some(y);
                 self.norms[norm] = Some(run);
             }
             Op::GlobalAveragePool { x, out } => {
                 let x = self.value(x);
                 let Shape { n, h, w, c } = x.shape;
-                let mut y = device.take(n * c)?;
+                let shape = Shape { n, h: 1, w: 1, c };
+                let mut y = OnDevice::take(&device, shape, Storage::F32)?;
                 let (images, pixels, channels) = (int(n), int(h * w), int(c));
                 launch!(
                     device,
-                    "global_average",
+                    stored!(x.storage, "global_average"),
                     Device::elements(n * c),
                     &x.data,
                     &images,
                     &pixels,
                     &channels,
-                    &mut y,
+                    &mut y.data,
                 );
-                let shape = Shape { n, h: 1, w: 1, c };
-                self.values[out] = Some(OnDevice { shape, data: y });
+                self.values[out] = Some(y);
             }
             Op::Linear {
                 x,
@@ -386,28 +469,29 @@ impl Pass {
                 out,
             } => {
                 let x = self.value(x);
+                assert_eq!(x.storage, Storage::F32, "pooling gives `f32`");
                 let sizes = LinearSizes::new(params.layout, weight, x.shape);
-                let mut y = device.take(x.shape.n * sizes.out)?;
-                let (w, b) = (params.tensor(weight), params.tensor(bias));
-                launch!(
-                    device,
-                    "linear_forward",
-                    product(x.shape.n, sizes.out),
-                    &x.data,
-                    &w,
-                    &b,
-                    &sizes.rows,
-                    &sizes.inputs,
-                    &sizes.outputs,
-                    &mut y,
-                );
                 let shape = Shape {
                     n: x.shape.n,
                     h: 1,
                     w: 1,
                     c: sizes.out,
                 };
-                self.values[out] = Some(OnDevice { shape, data: y });
+                let mut y = OnDevice::take(&device, shape, Storage::F32)?;
+                let (w, b) = (params.tensor(weight), params.tensor(bias));
+                launch!(
+                    device,
+                    "linear_forward",
+                    Device::product(x.shape.n, sizes.out),
+                    &x.data,
+                    &w,
+                    &b,
+                    &sizes.rows,
+                    &sizes.inputs,
+                    &sizes.outputs,
+                    &mut y.data,
+                );
+                self.values[out] = Some(y);
             }
         }
         Ok(())
@@ -435,7 +519,7 @@ impl Pass {
             relu,
         };
         let (gamma, beta) = (params.tensor(at.gamma), params.tensor(at.beta));
-        let (channels, per_channel) = (int(c), Device::elements(c));
+        let (channels, per_channel) = (int(c), Device::channels(c));
         // The kernel changes them if it is told to `update`; then `run_forward` holds them for writing.
         let (mean, var) = (buffers.tensor(at.mean), buffers.tensor(at.var));
         if !run.batch {
@@ -462,7 +546,7 @@ impl Pass {
         let (row_count, part_rows, count) = (int(rows), int(parts.rows), int(parts.count));
         launch!(
             device,
-            "bn_partial",
+            stored!(x.storage, "bn_partial"),
             Device::grid(parts.grid(c), REDUCE),
             &x.data,
             &row_count,
@@ -582,7 +666,7 @@ impl Pass {
                     launch!(
                         device,
                         "linear_weight_gradient",
-                        product(sizes.out, value.shape.len() / value.shape.n),
+                        Device::product(sizes.out, value.shape.len() / value.shape.n),
                         &value.data,
                         &dy,
                         &sizes.rows,
@@ -596,7 +680,7 @@ impl Pass {
                     launch!(
                         device,
                         "linear_input_gradient",
-                        product(value.shape.n, value.shape.len() / value.shape.n),
+                        Device::product(value.shape.n, value.shape.len() / value.shape.n),
                         &dy,
                         &w,
                         &sizes.rows,
@@ -604,16 +688,17 @@ impl Pass {
                         &sizes.outputs,
                         &mut dx,
                     );
-                    join(&device, &mut gradients[x], dx)?;
+                    self.join(x, &mut gradients, dx)?;
                     device.give(dy);
                 }
                 Op::GlobalAveragePool { x, .. } => {
                     let shape = self.value(x).shape;
-                    let mut dx = device.take(shape.len())?;
+                    let storage = self.value(x).storage;
+                    let mut dx = device.take(storage.words(shape.len()))?;
                     let (n, pixels, c) = (int(shape.n), int(shape.h * shape.w), int(shape.c));
                     launch!(
                         device,
-                        "global_average_gradient",
+                        stored!(storage, "global_average_gradient"),
                         Device::elements(shape.len()),
                         &dy,
                         &n,
@@ -621,7 +706,7 @@ impl Pass {
                         &c,
                         &mut dx,
                     );
-                    join(&device, &mut gradients[x], dx)?;
+                    self.join(x, &mut gradients, dx)?;
                     device.give(dy);
                 }
                 Op::BatchNorm { x, norm, .. } => {
@@ -642,31 +727,33 @@ impl Pass {
                 } => {
                     let value = self.value(x);
                     let conv = conv_shape(params.layout, value.shape, weight, k, stride, pad);
-                    let mut dw = grads.slice_mut(range(weight));
-                    device.conv_weight_gradient(
-                        (&conv, self.precision),
-                        &value.data,
-                        &dy,
-                        &mut dw,
-                    )?;
+                    let key = (&conv, self.precision);
+                    let (range, storage) = (range(weight), value.storage);
+                    let mut dw = grads.slice_mut(range.clone());
+                    if storage == Storage::F32 && is_aligned(&range, storage) {
+                        device.conv_weight_gradient(key, &value.data, &dy, &mut dw)?;
+                    } else {
+                        let mut own = device.take(storage.words(range.len()))?;
+                        device.conv_weight_gradient(key, &value.data, &dy, &mut own)?;
+                        match storage {
+                            Storage::F32 => copy(&device, &own.as_view(), &mut dw)?,
+                            Storage::Bf16 => widen(&device, &own, &mut dw, range.len())?,
+                        }
+                        device.give(own);
+                    }
                     if x != 0 || input {
-                        let w = params.tensor(weight);
                         let add = gradients[x].is_some();
                         let mut dx = match gradients[x].take() {
                             Some(dx) => dx,
-                            None => device.take(conv.input_len())?,
+                            None => device.take(value.storage.words(conv.input_len()))?,
                         };
-                        device.conv_input_gradient(
-                            (&conv, self.precision),
-                            &dy,
-                            &w,
-                            add,
-                            &mut dx,
-                        )?;
+                        self.with_weight(params, weight, |w| {
+                            device.conv_input_gradient(key, &dy, w, add, &mut dx)
+                        })?;
                         gradients[x] = Some(dx);
                     }
                     match residual {
-                        Some(r) => join(&device, &mut gradients[r], dy)?,
+                        Some(r) => self.join(r, &mut gradients, dy)?,
                         None => device.give(dy),
                     }
                 }
@@ -674,6 +761,28 @@ impl Pass {
             self.release(out);
         }
         Ok(gradients[0].take())
+    }
+
+    /// Adds a contribution to the gradient of a value, or makes it the first one.
+    fn join(
+        &self,
+        value: Value,
+        gradients: &mut [Option<CudaSlice<f32>>],
+        contribution: CudaSlice<f32>,
+    ) -> Result<()> {
+        let device = &self.device;
+        let Some(sum) = &mut gradients[value] else {
+            gradients[value] = Some(contribution);
+            return Ok(());
+        };
+        let len = self.value(value).shape.len();
+        let (n, grid) = (len as i64, Device::elements(len));
+        match self.value(value).storage {
+            Storage::F32 => launch!(device, "add_scaled", grid, sum, &1f32, &contribution, &n),
+            Storage::Bf16 => launch!(device, "add_bf16", grid, sum, &contribution, &n),
+        }
+        device.give(contribution);
+        Ok(())
     }
 
     /// Gradient by the input of a batch normalisation, added to `before`; its parameters' gradients go to `grads`.
@@ -699,7 +808,7 @@ impl Pass {
         let (channels, relu) = (int(c), i32::from(run.relu));
         launch!(
             device,
-            "bn_gradient_partial",
+            stored!(x.storage, "bn_gradient_partial"),
             Device::grid(parts.grid(c), REDUCE),
             &dy,
             &x.data,
@@ -721,7 +830,7 @@ impl Pass {
             launch!(
                 device,
                 "bn_gradient_terms",
-                Device::elements(c),
+                Device::channels(c),
                 &partial,
                 &count,
                 &row_count,
@@ -742,7 +851,7 @@ impl Pass {
         let target = before.as_ref().unwrap_or(&dy);
         launch!(
             device,
-            "bn_input_gradient",
+            stored!(x.storage, "bn_input_gradient"),
             shape,
             &dy,
             &x.data,
@@ -771,21 +880,18 @@ impl Pass {
     }
 }
 
-/// Adds a gradient contribution, or makes it the first one.
-fn join(
-    device: &Device,
-    slot: &mut Option<CudaSlice<f32>>,
-    contribution: CudaSlice<f32>,
-) -> Result<()> {
-    let Some(sum) = slot else {
-        *slot = Some(contribution);
-        return Ok(());
+/// Whether a tensor at this place of a vector begins at a multiple of 16 bytes.
+fn is_aligned(range: &Range<usize>, storage: Storage) -> bool {
+    let per_16_bytes = match storage {
+        Storage::F32 => 4,
+        Storage::Bf16 => 8,
     };
-    let n = sum.len() as i64;
-    let shape = Device::elements(sum.len());
-    launch!(device, "add_scaled", shape, sum, &1f32, &contribution, &n);
-    device.give(contribution);
-    Ok(())
+    range.start.is_multiple_of(per_16_bytes)
+}
+
+/// `to = from`.
+fn copy(device: &Device, from: &CudaView<'_, f32>, to: &mut impl DevicePtrMut<f32>) -> Result<()> {
+    device.stream().memcpy_dtod(from, to).on("copying a tensor")
 }
 
 /// Sizes of a fully connected layer.
@@ -806,13 +912,6 @@ impl LinearSizes {
             out,
         }
     }
-}
-
-/// Launch shape of a matrix product with this result.
-fn product(rows: usize, columns: usize) -> LaunchConfig {
-    const TILE: u32 = 16;
-    let tiles = |n: usize| n.div_ceil(TILE as usize) as u32;
-    Device::grid((tiles(columns), tiles(rows)), (TILE, TILE))
 }
 
 /// A size as the kernels take it.

@@ -197,18 +197,172 @@ pub(crate) fn scale(device: &Rc<Device>, layout: &Layout, y: &mut Held, a: f32) 
     })
 }
 
+/// `y = x`.
+pub(crate) fn copy(device: &Rc<Device>, layout: &Layout, y: &mut Held, x: &Held) -> Result<()> {
+    x.read(layout, device, |x| {
+        y.write(layout, device, |y| {
+            device.stream().memcpy_dtod(x, y).on("copying a vector")
+        })
+    })
+}
+
+/// `y = min(max(y, lo), hi)`.
+pub(crate) fn clamp(
+    device: &Rc<Device>,
+    layout: &Layout,
+    y: &mut Held,
+    lo: f32,
+    hi: f32,
+) -> Result<()> {
+    y.write(layout, device, |y| {
+        let n = y.len() as i64;
+        launch!(device, "clamp", Device::elements(y.len()), y, &lo, &hi, &n);
+        Ok(())
+    })
+}
+
+/// `y = y + a * sign(x)`, no further from 0 than `limit`.
+pub(crate) fn sign_step(
+    device: &Rc<Device>,
+    layout: &Layout,
+    y: &mut Held,
+    x: &Held,
+    a: f32,
+    limit: f32,
+) -> Result<()> {
+    x.read(layout, device, |x| {
+        y.write(layout, device, |y| {
+            let (n, grid) = (y.len() as i64, Device::elements(y.len()));
+            launch!(device, "sign_step", grid, y, x, &a, &limit, &n);
+            Ok(())
+        })
+    })
+}
+
+/// Blocks that share the elements of a vector, or of one tensor, when squares are summed.
+const BLOCKS: u32 = 1024;
+const PARTS: u32 = 32;
+
+/// The sums of squares over the elements that each of [`BLOCKS`] blocks visits.
+fn squares(device: &Device, x: &CudaSlice<f32>) -> Result<CudaSlice<f32>> {
+    let mut partial = device.take(2 * BLOCKS as usize)?;
+    let n = x.len() as i64;
+    let shape = Device::grid((BLOCKS, 1), (256, 1));
+    launch!(device, "sum_of_squares", shape, x, &n, &mut partial);
+    Ok(partial)
+}
+
+/// The same for each of [`PARTS`] blocks a tensor, and where tensors begin and end.
+fn tensor_squares(
+    device: &Device,
+    layout: &Layout,
+    x: &CudaSlice<f32>,
+) -> Result<(CudaSlice<f32>, Rc<CudaSlice<i64>>)> {
+    let bounds = device.bounds(layout)?;
+    let tensors = layout.entries().len();
+    let mut partial = device.take(2 * PARTS as usize * tensors)?;
+    let (shape, parts) = (
+        Device::grid((PARTS, tensors as u32), (256, 1)),
+        PARTS as i32,
+    );
+    launch!(
+        device,
+        "tensor_squares",
+        shape,
+        x,
+        &*bounds,
+        &parts,
+        &mut partial
+    );
+    Ok((partial, bounds))
+}
+
 /// Sum of squares; the same bits each time, but not the host's.
 pub(crate) fn sum_of_squares(device: &Rc<Device>, layout: &Layout, x: &Held) -> Result<f64> {
-    const BLOCKS: u32 = 1024;
     x.read(layout, device, |x| {
-        let stream = device.stream();
-        let zeros = stream.alloc_zeros::<f64>(BLOCKS as usize);
-        let mut partial = zeros.on("taking memory for a sum")?;
-        let n = x.len() as i64;
-        let shape = Device::grid((BLOCKS, 1), (256, 1));
-        launch!(device, "sum_of_squares", shape, x, &n, &mut partial);
-        let partial = stream.clone_dtoh(&partial).on("copying a sum")?;
+        let partial = device.read_doubles(squares(device, x)?)?;
         Ok(partial.iter().sum())
+    })
+}
+
+/// Sum of squares of each tensor.
+pub(crate) fn sums_of_squares(device: &Rc<Device>, layout: &Layout, x: &Held) -> Result<Vec<f64>> {
+    x.read(layout, device, |x| {
+        let (partial, _) = tensor_squares(device, layout, x)?;
+        let partial = device.read_doubles(partial)?;
+        let sums = partial.chunks_exact(PARTS as usize);
+        Ok(sums.map(|parts| parts.iter().sum()).collect())
+    })
+}
+
+/// `y += r * x / |x|`, with the norm of all of `x` if `whole`, else tensor by tensor. The host learns nothing.
+pub(crate) fn add_normalised(
+    device: &Rc<Device>,
+    layout: &Layout,
+    y: &mut Held,
+    x: &Held,
+    r: f32,
+    whole: bool,
+) -> Result<()> {
+    x.read(layout, device, |x| {
+        let (partial, bounds) = tensor_squares(device, layout, x)?;
+        let tensors = layout.entries().len();
+        let grid = Device::grid((PARTS, tensors as u32), (256, 1));
+        let (tensors, parts, whole) = (tensors as i32, PARTS as i32, i32::from(whole));
+        y.write(layout, device, |y| {
+            launch!(
+                device,
+                "add_normalised",
+                grid,
+                y,
+                x,
+                &partial,
+                &*bounds,
+                &tensors,
+                &parts,
+                &r,
+                &whole,
+            );
+            Ok(())
+        })?;
+        device.give(partial);
+        Ok(())
+    })
+}
+
+/// Scales `x` down to the norm `max`, if it is longer. The host learns nothing.
+pub(crate) fn clip_norm(
+    device: &Rc<Device>,
+    layout: &Layout,
+    x: &mut Held,
+    max: f32,
+) -> Result<()> {
+    x.write(layout, device, |x| {
+        let partial = squares(device, x)?;
+        let (n, count) = (x.len() as i64, BLOCKS as i32);
+        // Every block adds up what the others found, so there are not many.
+        let grid = Device::grid((512, 1), (256, 1));
+        launch!(device, "clip_norm", grid, x, &partial, &count, &max, &n);
+        device.give(partial);
+        Ok(())
+    })
+}
+
+/// Whether no element is NaN or infinite.
+pub(crate) fn all_finite(device: &Rc<Device>, layout: &Layout, x: &Held) -> Result<bool> {
+    const WHAT: &str = "looking for NaN";
+    x.read(layout, device, |x| {
+        let mut flag = device.stream().alloc_zeros::<i32>(1).on(WHAT)?;
+        let n = x.len() as i64;
+        launch!(
+            device,
+            "all_finite",
+            Device::elements(x.len()),
+            x,
+            &n,
+            &mut flag
+        );
+        Ok(device.stream().clone_dtoh(&flag).on(WHAT)? == [0])
     })
 }
 

@@ -13,9 +13,6 @@ pub enum UnsupportedPrecision {
     /// The processor lacks the instructions.
     #[error("precision `bf16` needs a processor with AVX512-BF16, which this one lacks")]
     Processor,
-    /// The GPU's passes have no such products.
-    #[error("precision `bf16` is for the CPU; a GPU computes in `f32` or `tf32`")]
-    OnCuda,
     /// Only GPUs have such products.
     #[error("precision `tf32` is for NVIDIA GPUs; the CPU computes in `f32` or `bf16`")]
     OnCpu,

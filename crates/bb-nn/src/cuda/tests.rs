@@ -1,0 +1,162 @@
+//! Single operations on the device against the CPU; skipped without a device.
+
+use super::storage::{narrow, widen};
+use super::{Device, Result, Storage, device_count};
+use crate::kernels::conv::{self, Add, ConvShape};
+use crate::kernels::precision::Precision;
+use cudarc::driver::CudaSlice;
+use std::rc::Rc;
+
+fn device() -> Option<Rc<Device>> {
+    if device_count() == 0 {
+        eprintln!("skipped: no CUDA device");
+        return None;
+    }
+    Some(Device::new(0).expect("the first device"))
+}
+
+/// Reproducible values in -0.5..0.5 that `bf16` holds exactly, so that rounding of factors plays no part.
+fn values(len: usize, seed: u64) -> Vec<f32> {
+    let mut stream = bb_core::rng::stream(seed, "operations", 0, len as u64);
+    (0..len)
+        .map(|_| (bb_core::rng::unit_f32(&mut stream) * 256.0).floor() / 256.0 - 0.5)
+        .collect()
+}
+
+/// `[taps][in][out]` to the device's `[out][taps][in]`, or back.
+fn turned(weights: &[f32], s: &ConvShape, to_device: bool) -> Vec<f32> {
+    let taps = s.k * s.k;
+    let mut out = vec![0.0; weights.len()];
+    for t in 0..taps {
+        for i in 0..s.cin {
+            for o in 0..s.cout {
+                let (host, device) = ((t * s.cin + i) * s.cout + o, (o * taps + t) * s.cin + i);
+                if to_device {
+                    out[device] = weights[host];
+                } else {
+                    out[host] = weights[device];
+                }
+            }
+        }
+    }
+    out
+}
+
+fn place(device: &Device, values: &[f32], storage: Storage) -> Result<CudaSlice<f32>> {
+    let mut wide = device.take(values.len())?;
+    device.upload(values, &mut wide)?;
+    if storage == Storage::F32 {
+        return Ok(wide);
+    }
+    let mut rounded = device.take(storage.words(values.len()))?;
+    narrow(device, &wide.as_view(), &mut rounded, values.len())?;
+    Ok(rounded)
+}
+
+fn fetch(device: &Device, from: &CudaSlice<f32>, len: usize, storage: Storage) -> Result<Vec<f32>> {
+    if storage == Storage::F32 {
+        return device.download(from);
+    }
+    let mut wide = device.take(len)?;
+    widen(device, from, &mut wide.as_view_mut(), len)?;
+    device.download(&wide)
+}
+
+/// `||a - b|| / ||b||`.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |v: f64| v * v;
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(a - b))).sum();
+    let size: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+    (difference / size).sqrt()
+}
+
+/// One convolution and both gradients on the device, each added to what is there before: relative distances to the CPU.
+fn errors(device: &Device, s: &ConvShape, precision: Precision) -> Result<[f64; 3]> {
+    let storage = Storage::of(precision);
+    let (x, w) = (values(s.input_len(), 1), values(s.weight_len(), 2));
+    let (dy, before) = (values(s.output_len(), 3), values(s.output_len(), 4));
+    let start = values(s.input_len(), 5);
+
+    let mut y = before.clone();
+    conv::forward(
+        s,
+        Precision::F32,
+        x.as_slice(),
+        &w,
+        Add::Destination,
+        &mut y,
+    );
+    let mut dx = start.clone();
+    conv::input_gradient(s, Precision::F32, &dy, &w, Add::Destination, &mut dx);
+    let mut dw = vec![0.0; w.len()];
+    conv::weight_gradient(s, Precision::F32, x.as_slice(), &dy, &mut dw);
+
+    let key = (s, precision);
+    let (x_there, dy_there) = (place(device, &x, storage)?, place(device, &dy, storage)?);
+    let w_there = place(device, &turned(&w, s, true), storage)?;
+    let mut y_there = place(device, &before, storage)?;
+    device.conv_forward(key, &x_there, &w_there, true, &mut y_there)?;
+    let mut dx_there = place(device, &start, storage)?;
+    device.conv_input_gradient(key, &dy_there, &w_there, true, &mut dx_there)?;
+    let mut dw_there = device.take(storage.words(w.len()))?;
+    device.conv_weight_gradient(key, &x_there, &dy_there, &mut dw_there)?;
+    let dw_found = fetch(device, &dw_there, w.len(), storage)?;
+    Ok([
+        distance(&fetch(device, &y_there, y.len(), storage)?, &y),
+        distance(&fetch(device, &dx_there, dx.len(), storage)?, &dx),
+        distance(&turned(&dw_found, s, false), &dw),
+    ])
+}
+
+fn shape(n: usize, h: usize, cin: usize, cout: usize, k: usize, stride: usize) -> ConvShape {
+    ConvShape {
+        n,
+        h,
+        w: h,
+        cin,
+        cout,
+        k,
+        stride,
+        pad: k / 2,
+    }
+}
+
+#[test]
+fn convolutions_agree_with_the_cpu() {
+    let Some(device) = device() else { return };
+    let shapes = [
+        shape(2, 8, 3, 8, 3, 1),
+        shape(3, 8, 8, 16, 3, 1),
+        shape(2, 8, 16, 32, 3, 2),
+        shape(2, 8, 16, 32, 1, 2),
+        shape(1, 7, 8, 8, 3, 2),
+    ];
+    for s in &shapes {
+        for (precision, tolerance) in [
+            (Precision::F32, 1e-5),
+            (Precision::Tf32, 1e-3),
+            (Precision::Bf16, 5e-3),
+        ] {
+            let found = errors(&device, s, precision).expect("no failure");
+            assert!(
+                found.iter().all(|e| *e <= tolerance),
+                "{s} in {precision}: {found:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn memory_that_is_not_there_is_refused_and_the_rest_goes_on() {
+    let Some(device) = device() else { return };
+    // More than any device has.
+    let error = device.take(1 << 46).expect_err("256 TiB").to_string();
+    assert!(
+        error.starts_with("taking 268435456 MiB") && error.contains("MiB are free"),
+        "{error}"
+    );
+    let mut small = device.take(3).expect("a little is there");
+    device.upload(&[1.0, 2.0, 3.0], &mut small).expect("a copy");
+    assert_eq!(device.download(&small).expect("a copy"), [1.0, 2.0, 3.0]);
+}
