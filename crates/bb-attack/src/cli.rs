@@ -1,6 +1,8 @@
 //! The command line of `bb-attack`.
 
-use bb_core::cli::{self, Failure, RunArgs};
+use std::path::PathBuf;
+
+use bb_core::cli::{self, DEFAULT_DATASET, Failure, RunArgs};
 use bb_core::events::Log;
 use bb_nn::Compute;
 use clap::{Parser, Subcommand};
@@ -8,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::harness::{AttackRequest, run};
 use crate::method::{AnyAttack, Given};
+use crate::preview::{self, PreviewRequest};
 use crate::registry::{self, ATTACKS};
 
 /// Train image classifiers with a backdoor
@@ -42,6 +45,40 @@ enum Command {
         /// The attack
         method: String,
     },
+    /// Draw what the trigger of an attack does to a few images, without training
+    ///
+    /// The picture has three rows: images of the test set, the same with the trigger, and the difference times 10 on
+    /// grey.
+    /// One line of JSON on standard output says how visible the trigger is over all poisoned test images.
+    Preview(PreviewArgs),
+}
+
+#[derive(clap::Args, Debug)]
+struct PreviewArgs {
+    /// The attack
+    method: String,
+    /// Dataset
+    #[arg(long, value_name = "ID", default_value = DEFAULT_DATASET)]
+    dataset: String,
+    /// Folder with the datasets
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Number of images to show, at most 32
+    #[arg(long, value_name = "N", default_value_t = preview::IMAGES as u64)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=preview::MOST_IMAGES))]
+    images: u64,
+    /// PNG file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Settings file, over the recipe of the dataset; may be repeated
+    #[arg(short, long, value_name = "FILE")]
+    config: Vec<PathBuf>,
+    /// One setting, over the files; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
 }
 
 /// Does what the command line asks for.
@@ -54,11 +91,29 @@ pub fn main(args: &Args) -> Result<(), Failure> {
             let settings = attack.resolve("folder", &Given::default())?.to_toml();
             cli::print(&attack.info().page(&settings))
         }
+        (Some(Command::Preview(args)), _) => preview(args),
         (None, Some(method)) => attack(method, args),
         (None, None) => {
             Err(Failure::usage("no attack was named").hint("`bb-attack list` lists them"))
         }
     }
+}
+
+fn preview(args: &PreviewArgs) -> Result<(), Failure> {
+    let stealth = preview::run(&PreviewRequest {
+        method: args.method.clone(),
+        dataset: args.dataset.clone(),
+        data: args.data.clone(),
+        given: Given {
+            files: args.config.clone(),
+            set: args.set.clone(),
+        },
+        seed: args.seed,
+        images: args.images as usize,
+        out: args.out.clone(),
+    })?;
+    let line = json!({ "preview": args.out, "stealth": stealth });
+    cli::print(&format!("{line}\n"))
 }
 
 /// One line per attack: name, what it does, paper.

@@ -14,6 +14,7 @@ use bb_nn::NnError;
 use bb_nn::train::TrainError;
 
 use crate::labels::LabelError;
+use crate::lf::pattern::PatternError;
 use crate::picture::PictureError;
 use crate::poison_index::PoisonIndexError;
 
@@ -42,6 +43,25 @@ pub enum AttackError {
     /// A trigger picture cannot be read.
     #[error(transparent)]
     Picture(#[from] PictureError),
+    /// A trigger pattern cannot be read.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// The wave is too fine for the images.
+    #[error("`trigger.frequency` is {found}, expected less than {} (half the width of the images)", *width as f64 / 2.0)]
+    Frequency {
+        /// The setting.
+        found: f64,
+        /// Width of the images in pixels.
+        width: usize,
+    },
+    /// There is nothing that a preview could show.
+    #[error("no preview of `{method}`: {reason}")]
+    NoPreview {
+        /// The attack.
+        method: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
     /// The patch is larger than what it is drawn on.
     #[error(
         "`trigger.size` {size} with `trigger.margin` {margin} does not fit in {height} x {width} pixels, \
@@ -121,9 +141,16 @@ impl Coded for AttackError {
             Self::UnknownMethod(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
             Self::Settings(error) => error.exit_code(),
-            Self::Label(_) | Self::PoisonIndex(_) | Self::PatchTooLarge { .. } => exit::USAGE,
+            Self::Label(_)
+            | Self::PoisonIndex(_)
+            | Self::PatchTooLarge { .. }
+            | Self::Frequency { .. }
+            | Self::NoPreview { .. } => exit::USAGE,
             Self::Poison(_) => exit::BUG,
-            Self::Picture(_) | Self::BlackTrigger { .. } | Self::MetricsLost { .. } => exit::INPUT,
+            Self::Picture(_)
+            | Self::Pattern(_)
+            | Self::BlackTrigger { .. }
+            | Self::MetricsLost { .. } => exit::INPUT,
             // What is written is the result of the training, and not what somebody gave.
             Self::Nn(NnError::NotFinite { .. }) => exit::NUMERICAL,
             Self::Nn(error) => error.exit_code(),
@@ -140,6 +167,9 @@ impl Coded for AttackError {
             Self::UnknownMethod(error) => error.hint(),
             Self::Data(error) => error.hint(),
             Self::Settings(error) => error.hint(),
+            Self::PoisonIndex(PoisonIndexError::ClassTooSmall { available: 1.., .. }) => {
+                Some("set `oversize=cap` to poison the whole class".to_owned())
+            }
             Self::Train(TrainError::Diverged { .. }) => Some("lower `train.lr`".to_owned()),
             Self::Train(TrainError::NoBatch { .. }) => {
                 Some("lower `train.batch_size`, or set `train.drop_last=false`".to_owned())

@@ -5,7 +5,7 @@
 //! | file | content |
 //! |---|---|
 //! | `model.safetensors` | the trained network, PyTorch's names; metadata: architecture, width, classes, dataset, method |
-//! | `poison_train.safetensors`, `poison_test.safetensors` | the poisoned images, see [`PoisonSet`] |
+//! | `poison_train.safetensors`, `poison_test.safetensors` | the poisoned images, see [`PoisonSet`]; none after clean training |
 //! | `config.toml` | the complete settings |
 //! | `metrics.jsonl` | one row per epoch, see [`MetricsRow`] |
 //! | `trigger.png` and the like | files of the attack's own |
@@ -83,7 +83,7 @@ pub struct MetricsRow {
     pub train_acc: Option<f64>,
     /// Accuracy on the clean test images; absent in an epoch that was not measured, as are the next two.
     pub acc: Option<f64>,
-    /// Share of the poisoned test images predicted as the attacker wants.
+    /// Share of the poisoned test images predicted as the attacker wants; absent without such images, as is the next.
     pub asr: Option<f64>,
     /// Share of the poisoned test images predicted as what they truly show.
     pub ra: Option<f64>,
@@ -264,8 +264,13 @@ impl Run<'_> {
             train,
             test,
             artefacts,
+            warnings,
             mut hook,
         } = self.ready.prepare(&ctx)?;
+        for warning in &warnings {
+            log.warn("setting", warning, &Value::Null)
+                .map_err(AttackError::log(&dir))?;
+        }
         let mut sets = Finished {
             train,
             test,
@@ -381,17 +386,20 @@ impl Run<'_> {
 
     /// The results in the manifest.
     fn results(self, scores: &Scores, row: Option<&EpochRow>, sets: &Finished) -> Value {
+        // Without poisoned images there is no such score, which is not a score of 0.
+        let some = |ratio: Ratio| (ratio.total > 0).then_some(ratio);
         json!({
             "acc": scores.acc,
-            "asr": scores.asr,
-            "ra": scores.ra,
+            "asr": some(scores.asr),
+            "ra": some(scores.ra),
             "train": row.map(|row| json!({
                 "epochs": row.epoch + 1,
                 "loss": row.train_loss,
                 "acc": train_acc(row),
             })),
             "poison": { "train": sets.train.len(), "test": sets.test.len() },
-            "stealth": stealth::measure(&self.dataset.test.images, &sets.test),
+            "stealth": (!sets.test.is_empty())
+                .then(|| stealth::measure(&self.dataset.test.images, &sets.test)),
         })
     }
 }

@@ -6,22 +6,28 @@
 //! are exactly the pixels that the training read.
 //!
 //! - [`registry`] lists the attacks, [`method`] is the trait they implement.
-//! - [`badnets`], [`blended`]: one folder per attack.
-//! - [`labels`], [`poison_index`], [`static_attack`], [`picture`], [`stealth`]: what several attacks share.
-//! - [`harness`] runs an attack and leaves a complete cell; [`cli`] is the command line around it.
+//! - [`badnets`], [`blended`], [`lf`], [`sig`], and [`clean`] training: one folder per attack.
+//! - [`labels`], [`poison_index`], [`static_attack`], [`picture`], [`npy`], [`stealth`]: what several attacks share.
+//! - [`harness`] runs an attack and leaves a complete cell, [`preview`] shows its trigger on a few images; [`cli`] is the
+//!   command line around them.
 
 pub mod badnets;
 pub mod blended;
+pub mod clean;
 pub mod cli;
 pub mod error;
 pub mod harness;
 pub mod labels;
+pub mod lf;
 pub mod method;
+pub mod npy;
 pub mod picture;
 pub mod poison_index;
+pub mod preview;
 pub mod recipes;
 pub mod registry;
 pub mod settings;
+pub mod sig;
 pub mod static_attack;
 pub mod stealth;
 

@@ -55,6 +55,8 @@ pub struct Poisoned {
     pub test: PoisonSet,
     /// Further files for the cell: name and content.
     pub artefacts: Vec<(String, Vec<u8>)>,
+    /// What the user should know of how the settings were taken, one line each.
+    pub warnings: Vec<String>,
     /// What an attack on the training itself does along the way.
     ///
     /// With a hook the training split stays clean and the hook changes the batches; `train` is then only a record of

@@ -5,6 +5,7 @@
 //! smaller ratio poisons a subset of a larger one.
 
 use bb_core::rng::numpy::RandomState;
+use serde::{Deserialize, Serialize};
 
 use crate::labels::LabelMap;
 
@@ -47,6 +48,40 @@ pub enum PoisonIndexError {
     /// NumPy's legacy generator takes 32-bit seeds only.
     #[error("seed {0} does not fit the poison choice, expected a seed below 4294967296")]
     Seed(u64),
+}
+
+/// The setting `oversize` of clean-label attacks: what to do if `ratio` selects more images than the target class has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Oversize {
+    /// Refuse, since a smaller ratio is another experiment.
+    #[default]
+    Error,
+    /// Poison all images of the target class.
+    Cap,
+}
+
+/// The ratio to draw with, and what the user should know of it if that is not the one that was set.
+pub fn fitting(
+    labels: &[u32],
+    map: &LabelMap,
+    ratio: f64,
+    oversize: Oversize,
+) -> (f64, Option<String>) {
+    let (LabelMap::CleanLabel { target }, Oversize::Cap) = (*map, oversize) else {
+        return (ratio, None);
+    };
+    let (len, wanted) = (labels.len(), count(ratio, labels.len()));
+    let available = labels.iter().filter(|&&y| y == target).count();
+    if available == 0 || wanted <= available {
+        return (ratio, None);
+    }
+    let capped = available as f64 / len as f64;
+    let warning = format!(
+        "`ratio` {ratio} selects {wanted} of {len} training images, but only {available} are of the target class \
+         {target}; all of these are poisoned, a ratio of {capped}"
+    );
+    (capped, Some(warning))
 }
 
 /// Number of images that `ratio` selects of `len`: rounded to nearest, ties to even, as Python rounds.
@@ -156,6 +191,38 @@ mod tests {
                 sum: 12_671_404,
             },
             Case {
+                len: 50_000,
+                ratio: 0.05,
+                count: 2500,
+                first: first_cifar,
+                smallest: [28, 76, 134, 154, 156, 159, 166, 187],
+                sum: 63_054_358,
+            },
+            Case {
+                len: 50_000,
+                ratio: 0.001,
+                count: 50,
+                first: first_cifar,
+                smallest: [271, 1399, 2838, 4150, 5140, 6338, 7346, 8346],
+                sum: 1_255_322,
+            },
+            Case {
+                len: 39_209,
+                ratio: 0.05,
+                count: 1960,
+                first: [19138, 21703, 32087, 19762, 13970, 32376, 4487, 9075],
+                smallest: [6, 18, 22, 62, 86, 151, 154, 188],
+                sum: 38_851_910,
+            },
+            Case {
+                len: 100_000,
+                ratio: 0.001,
+                count: 100,
+                first: [3582, 60498, 53227, 21333, 3885, 51521, 84261, 10685],
+                smallest: [822, 1066, 1331, 2216, 3026, 3582, 3885, 4655],
+                sum: 4_857_459,
+            },
+            Case {
                 len: 39_209,
                 ratio: 0.1,
                 count: 3921,
@@ -186,9 +253,17 @@ mod tests {
     #[test]
     fn golden_clean_label_choice_of_seed_0() {
         let map = LabelMap::CleanLabel { target: 0 };
-        let drawn = draw_train(&cycle(50_000, 10), &map, 0.01, 0).expect("a valid choice");
-        assert_eq!(drawn.len(), 500);
-        assert_eq!(drawn[..5], [3980, 38330, 48360, 45720, 6360]);
+        for (ratio, count, sum) in [
+            (0.1, 5000, 124_975_000),
+            (0.05, 2500, 62_371_740),
+            (0.01, 500, 12_725_560),
+            (0.001, 50, 1_247_010),
+        ] {
+            let drawn = draw_train(&cycle(50_000, 10), &map, ratio, 0).expect("a valid choice");
+            assert_eq!(drawn.len(), count);
+            assert_eq!(drawn[..5], [3980, 38330, 48360, 45720, 6360]);
+            assert_eq!(drawn.iter().sum::<usize>(), sum);
+        }
     }
 
     #[test]
@@ -240,7 +315,53 @@ mod tests {
         assert_eq!(chosen, (0..10).map(|i| 10 * i + 3).collect::<Vec<_>>());
     }
 
+    #[test]
+    fn a_ratio_is_capped_only_where_that_was_asked_for_and_is_possible() {
+        let labels = cycle(103, 10);
+        let map = LabelMap::CleanLabel { target: 3 };
+        let check = |map: &LabelMap, ratio, oversize, expect: Option<usize>| {
+            let (found, warning) = fitting(&labels, map, ratio, oversize);
+            assert_eq!(warning.is_some(), expect.is_some());
+            match expect {
+                None => assert_eq!(found.to_bits(), f64::to_bits(ratio)),
+                Some(images) => {
+                    let chosen = train(&labels, map, found, 0).expect("it fits now");
+                    assert_eq!(chosen.len(), images);
+                }
+            }
+        };
+        check(&map, 0.5, Oversize::Error, None);
+        check(&map, 0.05, Oversize::Cap, None);
+        check(&map, 0.5, Oversize::Cap, Some(10));
+        check(
+            &LabelMap::CleanLabel { target: 2 },
+            0.5,
+            Oversize::Cap,
+            Some(11),
+        );
+        check(
+            &LabelMap::CleanLabel { target: 11 },
+            0.5,
+            Oversize::Cap,
+            None,
+        );
+        check(&ONE, 0.5, Oversize::Cap, None);
+        let (_, warning) = fitting(&cycle(100, 10), &map, 0.2, Oversize::Cap);
+        assert_eq!(
+            warning.expect("capped"),
+            "`ratio` 0.2 selects 20 of 100 training images, but only 10 are of the target class 3; all of these are \
+             poisoned, a ratio of 0.1"
+        );
+    }
+
     proptest! {
+        #[test]
+        fn a_capped_ratio_selects_the_whole_class(len in 1usize..3000, classes in 1u32..40) {
+            let labels = cycle(len, classes);
+            let (ratio, _) = fitting(&labels, &LabelMap::CleanLabel { target: 0 }, 1.0, Oversize::Cap);
+            prop_assert_eq!(count(ratio, len), labels.iter().filter(|&&y| y == 0).count());
+        }
+
         #[test]
         fn the_count_is_exact_and_nothing_is_chosen_twice(
             len in 1usize..400, ratio in 0.001f64..=1.0, seed in 0u64..100, clean in any::<bool>(),

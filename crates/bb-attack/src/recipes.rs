@@ -29,6 +29,11 @@ macro_rules! recipes {
 
 /// All recipes.
 pub static RECIPES: &[RecipeFile] = recipes![
+    "clean" / "cifar10",
+    "clean" / "cifar100",
+    "clean" / "gtsrb",
+    "clean" / "tiny",
+    "clean" / "synthetic",
     "badnets" / "cifar10",
     "badnets" / "cifar100",
     "badnets" / "gtsrb",
@@ -39,6 +44,16 @@ pub static RECIPES: &[RecipeFile] = recipes![
     "blended" / "gtsrb",
     "blended" / "tiny",
     "blended" / "synthetic",
+    "lf" / "cifar10",
+    "lf" / "cifar100",
+    "lf" / "gtsrb",
+    "lf" / "tiny",
+    "lf" / "synthetic",
+    "sig" / "cifar10",
+    "sig" / "cifar100",
+    "sig" / "gtsrb",
+    "sig" / "tiny",
+    "sig" / "synthetic",
 ];
 
 /// The recipe for an attack on a dataset; `None` for a dataset that has none, such as a folder of images.

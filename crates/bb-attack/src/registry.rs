@@ -4,10 +4,19 @@ use bb_core::method::{UnknownMethod, find_by_id};
 
 use crate::badnets::BadNets;
 use crate::blended::Blended;
+use crate::clean::Clean;
+use crate::lf::Lf;
 use crate::method::{AnyAttack, erase};
+use crate::sig::Sig;
 
-/// All attacks, in the order of the papers' tables.
-pub static ATTACKS: &[&dyn AnyAttack] = &[erase::<BadNets>(), erase::<Blended>()];
+/// Clean training, then all attacks in the order of the papers' tables.
+pub static ATTACKS: &[&dyn AnyAttack] = &[
+    erase::<Clean>(),
+    erase::<BadNets>(),
+    erase::<Blended>(),
+    erase::<Lf>(),
+    erase::<Sig>(),
+];
 
 /// The attack of this name.
 pub fn find(name: &str) -> Result<&'static dyn AnyAttack, UnknownMethod> {

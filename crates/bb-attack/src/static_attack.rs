@@ -1,4 +1,4 @@
-//! The flow of every attack that poisons the data once, before training: BadNets, Blended and their kin.
+//! The flow of every attack that poisons the data once, before training: BadNets, Blended, LF, SIG and their kin.
 //!
 //! The trigger works on 8-bit images and comes before the augmentation, so what is stored in the cell is exactly what
 //! training reads.
@@ -26,6 +26,20 @@ pub fn poison(
         train: triggered(train, train_indices, map, train_trigger)?,
         test: triggered(test, test_indices, map, test_trigger)?,
         artefacts: Vec::new(),
+        warnings: Vec::new(),
+        hook: None,
+    })
+}
+
+/// Poisons no image.
+pub fn nothing(ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
+    let none =
+        |split: &Split| triggered(split, Vec::new(), &LabelMap::AllToOne { target: 0 }, |_| ());
+    Ok(Poisoned {
+        train: none(&ctx.dataset.train)?,
+        test: none(&ctx.dataset.test)?,
+        artefacts: Vec::new(),
+        warnings: Vec::new(),
         hook: None,
     })
 }
@@ -52,8 +66,11 @@ fn triggered(
 
 /// The training split with the poisoned images and labels in their places.
 ///
-/// Holds a copy of all pixels, because training reads images in random order from one block.
+/// Holds a copy of all pixels if any is poisoned, because training reads images in random order from one block.
 pub fn mixed(split: &Split, poison: &PoisonSet) -> Result<Split, AttackError> {
+    if poison.is_empty() {
+        return Ok(split.clone());
+    }
     let (height, width) = (split.images.height(), split.images.width());
     let mut pixels = split.images.as_bytes().to_vec();
     let mut labels = split.labels.to_vec();

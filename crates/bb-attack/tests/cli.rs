@@ -1,8 +1,10 @@
 //! The program from outside: output, exit codes, and runs that are killed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use bb_attack::picture::Picture;
 
 fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bb-attack"));
@@ -17,10 +19,10 @@ fn output(args: &[&str]) -> (Output, String, String) {
     (output, stdout, stderr)
 }
 
-/// A run on little data that takes a few epochs.
-fn small<'a>(out: &'a str, epochs: &'a str) -> Vec<&'a str> {
+/// A run of an attack on little data that takes a few epochs.
+fn small<'a>(method: &'a str, out: &'a str, epochs: &'a str) -> Vec<&'a str> {
     let mut args = vec![
-        "badnets",
+        method,
         "--dataset",
         "synthetic",
         "--width",
@@ -72,6 +74,118 @@ fn show_prints_the_head_comment_and_the_settings() {
 }
 
 #[test]
+fn show_prints_every_attack() {
+    for attack in bb_attack::registry::ATTACKS {
+        let (output, stdout, stderr) = output(&["show", attack.info().id]);
+        assert!(output.status.success(), "{stderr}");
+        assert!(stdout.starts_with("# "), "{stdout}");
+        assert!(
+            stdout.contains("```toml\neval_every") || stdout.contains("eval_every = 1\n"),
+            "{stdout}"
+        );
+    }
+}
+
+/// The commands of the guide, each with the picture that it makes.
+fn guide() -> Vec<(Vec<String>, PathBuf)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = fs_err::read_to_string(root.join("docs/guide/attacks.md")).expect("the guide");
+    let commands = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("bb-attack preview "));
+    let commands = commands.map(|line| {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let out = words.last().expect("it ends with --out FILE");
+        let picture = root.join(out);
+        (words, picture)
+    });
+    commands.collect()
+}
+
+#[test]
+fn the_pictures_of_the_guide_are_what_its_commands_make() {
+    let folder = folder();
+    let commands = guide();
+    let shown: Vec<&str> = commands
+        .iter()
+        .map(|(words, _)| words[0].as_str())
+        .collect();
+    assert_eq!(shown, ["badnets", "blended", "sig", "lf"]);
+    for (words, committed) in &commands {
+        let file = folder.path().join("sheet.png");
+        let mut args = vec!["preview"];
+        args.extend(words[..words.len() - 1].iter().map(String::as_str));
+        args.push(path(&file));
+        let (output, stdout, stderr) = output(&args);
+        assert!(output.status.success(), "{stderr}");
+        assert_eq!(stderr, "");
+        let line: serde_json::Value = serde_json::from_str(&stdout).expect("one line of JSON");
+        assert!(
+            line["stealth"]["ssim"].as_f64().is_some_and(|s| s < 1.0),
+            "{line}"
+        );
+        let size = fs_err::metadata(committed)
+            .expect("a committed picture")
+            .len();
+        assert!(size < 60_000, "{} has {size} bytes", committed.display());
+        let picture = |path: &Path| Picture::read(path).expect("a PNG file");
+        assert_eq!(
+            picture(&file),
+            picture(committed),
+            "{}",
+            committed.display()
+        );
+    }
+}
+
+#[test]
+fn a_preview_that_cannot_be_made_is_one_clear_error() {
+    let folder = folder();
+    let out = folder.path().join("x.png");
+    let check = |args: &[&str], code: i32, expect: &str| {
+        let mut words = vec!["preview"];
+        words.extend(args);
+        words.extend(["--dataset", "synthetic", "--out", path(&out)]);
+        let (output, stdout, stderr) = output(&words);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert_eq!(stdout, "");
+        assert_eq!(stderr, expect);
+        assert!(!out.exists(), "nothing was written");
+    };
+    check(
+        &["clean"],
+        2,
+        "error: no preview of `clean`: it poisons no image\n",
+    );
+    check(
+        &["sig", "--set", "ratio=0.2"],
+        2,
+        "error: `ratio` 0.2 selects 1000 of 5000 training images, but only 500 are of the target class 0, which is all \
+         that a clean-label attack may poison; expected `ratio` of at most 0.1\n\
+         hint: set `oversize=cap` to poison the whole class\n",
+    );
+}
+
+#[test]
+fn a_preview_says_what_a_run_would_warn_of() {
+    let folder = folder();
+    let out = folder.path().join("x.png");
+    let set = ["--set", "ratio=0.2", "--set", "oversize=cap"];
+    let mut words = vec![
+        "preview",
+        "sig",
+        "--dataset",
+        "synthetic",
+        "--out",
+        path(&out),
+    ];
+    words.extend(set);
+    let (output, _, stderr) = output(&words);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("a ratio of 0.1"), "{stderr}");
+}
+
+#[test]
 fn show_config_tells_where_each_setting_comes_from() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("mine.toml");
@@ -110,7 +224,7 @@ fn mistakes_are_told_once_with_their_exit_code() {
     check(
         &["badnet"],
         2,
-        "error: unknown attack `badnet`, known are `badnets`, `blended`\nhint: did you mean `badnets`?\n",
+        "error: unknown attack `badnet`, known are `clean`, `badnets`, `blended`, `lf`, `sig`\nhint: did you mean `badnets`?\n",
     );
     check(
         &["badnets", "--set", "train.learning_rate=1"],
@@ -133,7 +247,7 @@ fn mistakes_are_told_once_with_their_exit_code() {
 #[test]
 fn a_run_prints_one_line_of_json_and_is_found_complete_the_second_time() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let args = small(path(folder.path()), "train.epochs=1");
+    let args = small("badnets", path(folder.path()), "train.epochs=1");
     let (first, line, stderr) = output(&args);
     assert!(first.status.success(), "{stderr}");
     assert_eq!(line.matches('\n').count(), 1, "{line}");
@@ -152,7 +266,7 @@ fn a_run_prints_one_line_of_json_and_is_found_complete_the_second_time() {
 fn the_number_of_threads_changes_nothing() {
     let (one, two) = (folder(), folder());
     for (out, threads) in [(&one, "1"), (&two, "2")] {
-        let mut args = small(path(out.path()), "train.epochs=2");
+        let mut args = small("badnets", path(out.path()), "train.epochs=2");
         *args.last_mut().expect("the threads come last") = threads;
         let (done, _, stderr) = output(&args);
         assert!(done.status.success(), "{stderr}");
@@ -161,10 +275,10 @@ fn the_number_of_threads_changes_nothing() {
 }
 
 /// The only cell below a folder.
-fn cell(out: &Path) -> Option<std::path::PathBuf> {
-    let folder = out.join("attack/badnets/synthetic-preactresnet18-w4");
-    let mut cells = fs_err::read_dir(folder).ok()?;
-    cells.next()?.ok().map(|entry| entry.path())
+fn cell(out: &Path) -> Option<PathBuf> {
+    let first = |folder: &Path| Some(fs_err::read_dir(folder).ok()?.next()?.ok()?.path());
+    let method = first(&out.join("attack"))?;
+    first(&method.join("synthetic-preactresnet18-w4"))
 }
 
 /// The manifest of the only cell below a folder.
@@ -199,11 +313,17 @@ fn started(args: &[&str], out: &Path, rows: usize) -> std::process::Child {
 
 #[test]
 fn a_killed_run_resumes_to_the_same_bits_and_a_locked_one_is_left_alone() {
+    for attack in bb_attack::registry::ATTACKS {
+        killed_and_resumed(attack.info().id);
+    }
+}
+
+fn killed_and_resumed(method: &str) {
     let (whole, broken) = (folder(), folder());
     let epochs = "train.epochs=8";
-    let (done, expected, stderr) = output(&small(path(whole.path()), epochs));
+    let (done, expected, stderr) = output(&small(method, path(whole.path()), epochs));
     assert!(done.status.success(), "{stderr}");
-    let args = small(path(broken.path()), epochs);
+    let args = small(method, path(broken.path()), epochs);
     let mut checkpoint = false;
     for rows in [1, 4] {
         let mut child = started(&args, broken.path(), rows);
@@ -235,7 +355,7 @@ fn a_killed_run_resumes_to_the_same_bits_and_a_locked_one_is_left_alone() {
 #[test]
 fn a_terminated_run_says_so_and_resumes() {
     let out = folder();
-    let args = small(path(out.path()), "train.epochs=12");
+    let args = small("badnets", path(out.path()), "train.epochs=12");
     let mut child = started(&args, out.path(), 2);
     let killed = Command::new("kill")
         .arg(child.id().to_string())

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use bb_attack::{badnets, blended};
+use bb_attack::{badnets, blended, lf, sig};
 use safetensors::{Dtype, SafeTensors};
 
 #[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
@@ -82,5 +82,51 @@ fn golden_blended() {
         let picture = bb_attack::picture::Picture::new(size[0], size[1], source.to_vec());
         let resized = picture.resized(shape[1], shape[2]);
         assert_eq!(blended::trigger::widen(resized.pixels()), trigger);
+    }
+}
+
+#[test]
+fn golden_sig() {
+    let Some(folder) = golden() else { return };
+    let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let stored = f32s(&file, "sig.pattern_row");
+    let row = sig::trigger::row(stored.len(), 40.0, 6.0);
+    // NumPy's sine and ours may differ in the last bit; what is stored are 32 bits of it.
+    for (column, (&found, &expect)) in row.iter().zip(&stored).enumerate() {
+        assert!(
+            (found - expect).abs() < 1e-5,
+            "column {column}: {found}, {expect}"
+        );
+    }
+    for row in [&row, &stored] {
+        check(&file, "sig.out_u8", |image| sig::trigger::apply(image, row));
+    }
+}
+
+#[test]
+fn golden_lf() {
+    let Some(folder) = golden() else { return };
+    let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let pattern = f32s(&file, "lowFrequency.pattern");
+    check(&file, "lowFrequency.out_u8", |image| {
+        lf::trigger::apply(image, &pattern);
+    });
+    // The same through a file, in grey levels and in fractions.
+    let (_, shape) = u8s(&file, "in_u8");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("pattern.npy");
+    for fractions in [false, true] {
+        let scale = if fractions { 255.0 } else { 1.0 };
+        let values: Vec<f32> = pattern.iter().map(|v| v / scale).collect();
+        let bytes = bb_attack::npy::to_bytes(&[1, shape[1], shape[2], 3], &values);
+        fs_err::write(&path, bytes).expect("a writable folder");
+        let (read, warning) =
+            lf::pattern::Pattern::read(&path, shape[1], shape[2]).expect("a pattern");
+        assert_eq!(warning.is_some(), fractions);
+        check(&file, "lowFrequency.out_u8", |image| {
+            lf::trigger::apply(image, &read.values);
+        });
     }
 }

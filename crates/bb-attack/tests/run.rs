@@ -81,16 +81,12 @@ fn every_attack_leaves_a_complete_cell_with_the_same_bits_twice() {
         let first = run(&request(id, one.path(), &[])).expect("a run");
         let second = run(&request(id, two.path(), &[])).expect("a run");
         assert_eq!(first.manifest, second.manifest, "{id}");
-        for name in [
-            MODEL,
-            POISON_TRAIN,
-            POISON_TEST,
-            CONFIG,
-            METRICS,
-            "trigger.png",
-        ] {
+        let poisons = id != "clean";
+        for name in [MODEL, POISON_TRAIN, POISON_TEST, CONFIG, METRICS] {
             assert!(first.manifest.files.contains_key(name), "{id}: {name}");
         }
+        let picture = first.manifest.files.contains_key("trigger.png");
+        assert_eq!(picture, poisons, "{id}: trigger.png");
         assert!(!first.file("ckpt").exists());
         let env = fs_err::read(first.file(ENV)).expect("the machine");
         let env: serde_json::Value = serde_json::from_slice(&env).expect("JSON");
@@ -99,8 +95,9 @@ fn every_attack_leaves_a_complete_cell_with_the_same_bits_twice() {
         assert_eq!(rows.len(), 2);
         assert!(
             rows.iter()
-                .all(|row| row.train_loss.is_finite() && row.asr.is_some())
+                .all(|row| row.train_loss.is_finite() && row.acc.is_some())
         );
+        assert!(rows.iter().all(|row| row.asr.is_some() == poisons), "{id}");
 
         let plan = bb_attack::harness::plan(&request(id, two.path(), &[])).expect("a plan");
         assert_eq!(plan.dir(two.path()), second.dir);
@@ -131,10 +128,107 @@ fn the_scores_are_those_of_the_stored_network_on_the_stored_images() {
     let last = rows(&cell).pop().expect("two rows");
     assert_eq!(last.acc, scores.acc.value());
     assert_eq!(last.ra, scores.ra.value());
+    let stealth = |name| results["stealth"][name].as_f64().expect("measured");
+    assert!(stealth("psnr") > 10.0);
+    assert!((0.1..1.0).contains(&stealth("ssim")));
+}
+
+#[test]
+fn clean_training_has_no_poisoned_image_and_no_score_of_one() {
+    let out = folder();
+    let cell = run(&request("clean", out.path(), &[])).expect("a run");
+    let results = &cell.manifest.results;
+    assert_eq!(results["acc"]["total"], TEST);
+    for absent in ["asr", "ra", "stealth"] {
+        assert!(results[absent].is_null(), "{absent}: {results}");
+    }
+    assert_eq!(
+        results["poison"],
+        serde_json::json!({ "train": 0, "test": 0 })
+    );
+    let dataset = data();
+    for name in [POISON_TRAIN, POISON_TEST] {
+        let set = PoisonSet::load(cell.file(name)).expect("a file like that of any attack");
+        assert!(set.is_empty());
+        set.check(TEST, dataset.spec.classes)
+            .expect("nothing is wrong with nothing");
+    }
+    assert!(rows(&cell).iter().all(|row| row.ra.is_none()));
+
+    // It is the training of an attack that poisons almost nothing: the same batches, the same start.
+    let other = run(&request("badnets", out.path(), &["ratio=0.006"])).expect("a run");
+    assert_eq!(other.manifest.results["poison"]["train"], 1);
+    let loss = |cell: &Cell| rows(cell)[0].train_loss;
+    assert!((loss(&cell) - loss(&other)).abs() < 0.05);
+}
+
+#[test]
+fn sig_poisons_the_target_class_only_and_keeps_its_labels() {
+    let dataset = data();
+    let of_class = |y: u32| dataset.train.labels.iter().filter(|&&l| l == y).count();
+    let check = |set: &[&str], target: u32, poisoned: usize, warned: bool| {
+        let out = folder();
+        let set: Vec<&str> = set.iter().copied().chain(["train.epochs=0"]).collect();
+        let cell = run(&request("sig", out.path(), &set)).expect("a run");
+        let train = PoisonSet::load(cell.file(POISON_TRAIN)).expect("images");
+        let test = PoisonSet::load(cell.file(POISON_TEST)).expect("images");
+        assert_eq!(train.len(), poisoned);
+        assert!(
+            train
+                .indices
+                .iter()
+                .all(|&i| dataset.train.labels[i] == target)
+        );
+        assert_eq!(train.labels, train.original_labels);
+        assert!(test.original_labels.iter().all(|&y| y != target));
+        assert!(test.labels.iter().all(|&y| y == target));
+        let log = fs_err::read_to_string(cell.file("log.jsonl")).expect("a log");
+        assert_eq!(log.contains("all of these are poisoned"), warned, "{log}");
+    };
+    check(&["ratio=0.05"], 0, 10, false);
+    check(&["target=3", "ratio=0.02"], 3, 4, false);
+    check(&["ratio=0.3", "oversize=cap"], 0, of_class(0), true);
+    check(&["ratio=0.02", "oversize=cap"], 0, 4, false);
+}
+
+#[test]
+fn lf_adds_the_pattern_of_a_file_and_tells_of_fractions() {
+    let out = folder();
+    let path = out.path().join("pattern.npy");
+    let values: Vec<f32> = (0..32 * 32).map(|i| (i % 7) as f32 / 35.0).collect();
+    let bytes = bb_attack::npy::to_bytes(&[32, 32], &values);
+    fs_err::write(&path, bytes).expect("a writable folder");
+    let file = format!("trigger.file={}", path.display());
+    let set = ["train.epochs=0", "trigger.source=file", &file];
+    let cell = run(&request("lf", out.path(), &set)).expect("a run");
+    let log = fs_err::read_to_string(cell.file("log.jsonl")).expect("a log");
     assert!(
-        results["stealth"]["psnr"]
-            .as_f64()
-            .is_some_and(|psnr| psnr > 10.0)
+        log.contains("taken as fractions, multiplied by 255 and rounded"),
+        "{log}"
+    );
+    assert!(cell.manifest.inputs.contains_key("trigger.file"));
+    let dataset = data();
+    let test = PoisonSet::load(cell.file(POISON_TEST)).expect("images");
+    let (before, after) = (
+        dataset.test.images.image(test.indices[0]),
+        test.images.image(0),
+    );
+    for (at, (&a, &b)) in before.iter().zip(after).enumerate() {
+        let level = (255.0 * values[at / 3]).round();
+        assert_eq!(b, (f32::from(a) + level).min(255.0) as u8, "{at}");
+    }
+    // What the cell keeps gives the same images again.
+    let kept = format!("trigger.file={}", cell.file("trigger.npy").display());
+    let again = run(&request(
+        "lf",
+        out.path(),
+        &["train.epochs=0", "trigger.source=file", &kept],
+    ));
+    let again = again.expect("a run");
+    assert_ne!(again.manifest.id, cell.manifest.id);
+    assert_eq!(
+        again.manifest.files[POISON_TEST],
+        cell.manifest.files[POISON_TEST]
     );
 }
 
@@ -349,6 +443,63 @@ fn what_cannot_be_run_is_one_clear_error() {
         "cannot decode picture",
     );
     check(&set("train.lr=1e30"), exit::NUMERICAL, "training diverged");
+
+    let check = |method: &str, set: &[&str], code: u8, expect: &str| {
+        let error = run(&request(method, out.path(), set)).expect_err("a wrong request");
+        assert!(
+            error.to_string().contains(expect),
+            "{error}\nlacks {expect}"
+        );
+        assert_eq!(error.exit_code(), code, "{error}");
+        error
+    };
+    let usage = |method: &str, set: &[&str], expect: &str| check(method, set, exit::USAGE, expect);
+    let error = usage("sig", &["ratio=0.3"], "are of the target class 0");
+    let hint = error.hint().expect("something to do");
+    assert!(hint.contains("`oversize=cap`"), "{hint}");
+    usage("sig", &["ratio=0.001"], "selects no image");
+    usage("sig", &["target=10"], "`target` is 10");
+    usage("sig", &["oversize=most"], "`oversize`");
+    usage("sig", &["label=all2one"], "unknown setting `label`");
+    usage("sig", &["trigger.delta=0.5"], "`trigger.delta` is `0.5`");
+    usage("sig", &["trigger.delta=256"], "`trigger.delta` is `256");
+    usage("sig", &["trigger.frequency=0"], "`trigger.frequency` is `0");
+    usage(
+        "sig",
+        &["trigger.frequency=16"],
+        "expected less than 16 (half the width",
+    );
+    usage("clean", &["ratio=0.1"], "unknown setting `ratio`");
+    usage("lf", &["trigger.peak=0"], "`trigger.peak` is `0`");
+    usage("lf", &["trigger.source=deepfool"], "`trigger.source`");
+    usage(
+        "lf",
+        &["trigger.source=file"],
+        "expected the path of a pattern",
+    );
+    usage("lf", &["trigger.file=x.npy"], "expected no file");
+    let from_file = |content: &[u8], expect: &str| {
+        let path = out.path().join("pattern.npy");
+        fs_err::write(&path, content).expect("a writable folder");
+        let file = format!("trigger.file={}", path.display());
+        check("lf", &["trigger.source=file", &file], exit::INPUT, expect);
+    };
+    from_file(
+        &bb_attack::npy::to_bytes(&[16, 16], &[0.5; 256]),
+        "has shape [16, 16], expected [32, 32]",
+    );
+    from_file(
+        &bb_attack::npy::to_bytes(&[32, 32], &[0.5; 1024]),
+        "everywhere, expected a pattern",
+    );
+    from_file(
+        &bb_attack::npy::to_bytes(&[32, 32], &[f32::NAN; 1024]),
+        "expected finite numbers",
+    );
+    from_file(b"\x93NUMPY\x01\x00", "no valid `.npy` file");
+    from_file(b"GIF89a", "cannot decode picture");
+    let missing = ["trigger.source=file", "trigger.file=/no/such.npy"];
+    check("lf", &missing, exit::INPUT, "cannot read `/no/such.npy`");
 }
 
 thread_local! {

@@ -13,7 +13,7 @@ use bb_core::cell::{
 use bb_core::cli::catch_interrupts;
 use bb_core::data::{self, Dataset, OpenOptions};
 use bb_core::events::{Log, env_facts};
-use bb_core::metrics::Scores;
+use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::{PoisonError, PoisonSet};
 use bb_core::precision::Precision;
 use bb_nn::{ArchSpec, Compute, Net, StateDict};
@@ -208,12 +208,12 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     }
     write_env(&work, &attack, req, Some(began))?;
     let percent = |scores: &Scores| {
-        let part = |ratio: bb_core::metrics::Ratio| ratio.percent().unwrap_or(f64::NAN);
-        format!(
-            "ACC {:.2} %, ASR {:.2} %",
-            part(scores.acc),
-            part(scores.asr)
-        )
+        // A model that was trained without a backdoor has no poisoned images, and so no ASR.
+        let part = |ratio: Ratio| {
+            let percent = ratio.percent().map(|percent| format!("{percent:.2} %"));
+            percent.unwrap_or_else(|| "none".to_owned())
+        };
+        format!("ACC {}, ASR {}", part(scores.acc), part(scores.asr))
     };
     let text = format!(
         "{}, before {}",

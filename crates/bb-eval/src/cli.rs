@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use bb_core::cli::{self, Device, Failure};
 use bb_core::events::Log;
+use bb_core::metrics::{Ratio, Scores};
 use bb_defense::method::AnyDefense;
 use bb_nn::Compute;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -198,8 +199,18 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             if verified.agree() {
                 return Ok(());
             }
-            let say =
-                |s: &bb_core::metrics::Scores| format!("ACC {}, ASR {}, RA {}", s.acc, s.asr, s.ra);
+            let count = |ratio: Ratio| match ratio.total {
+                0 => "none".to_owned(),
+                _ => ratio.to_string(),
+            };
+            let say = |s: &Scores| {
+                format!(
+                    "ACC {}, ASR {}, RA {}",
+                    count(s.acc),
+                    count(s.asr),
+                    count(s.ra)
+                )
+            };
             let (expected, found) = (say(&verified.expected), say(&verified.found));
             Err(Failure::check(format!(
                 "the manifest of `{}` says {expected}, found {found}",

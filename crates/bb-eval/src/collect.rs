@@ -61,7 +61,10 @@ impl Coded for CollectError {
 }
 
 /// What an attack's cell says was measured on its model.
+///
+/// A cell without poisoned images, as clean training leaves it, has no ASR and RA: both are of no image.
 pub fn attack_scores(cell: &Cell) -> Result<Scores, CollectError> {
+    let poisoned = cell.manifest.results["poison"]["test"] != 0;
     let ratio = |field| -> Result<Ratio, CollectError> {
         serde_json::from_value(cell.manifest.results[field].clone()).map_err(|source| {
             CollectError::Results {
@@ -73,8 +76,14 @@ pub fn attack_scores(cell: &Cell) -> Result<Scores, CollectError> {
     };
     Ok(Scores {
         acc: ratio("acc")?,
-        asr: ratio("asr")?,
-        ra: ratio("ra")?,
+        asr: poisoned
+            .then(|| ratio("asr"))
+            .transpose()?
+            .unwrap_or_default(),
+        ra: poisoned
+            .then(|| ratio("ra"))
+            .transpose()?
+            .unwrap_or_default(),
     })
 }
 

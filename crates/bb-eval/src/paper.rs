@@ -24,7 +24,7 @@ pub struct Facts {
     pub precision: String,
     /// Share of poisoned training images.
     pub ratio: Option<f64>,
-    /// How labels are changed, e.g. `all2one`.
+    /// How labels are changed, e.g. `all2one`; nothing for a clean-label attack, which has no such setting.
     pub label: Option<String>,
     /// Epochs of training.
     pub epochs: Option<u64>,
@@ -90,11 +90,14 @@ impl Paper {
             theirs.precision.clone(),
         );
         differ("poisoning ratio", known(ours.ratio), known(theirs.ratio));
-        differ(
-            "labels",
-            known(ours.label.as_ref()),
-            known(theirs.label.as_ref()),
-        );
+        // An attack without this setting leaves no choice of labels, neither to us nor to the paper.
+        if ours.label.is_some() {
+            differ(
+                "labels",
+                known(ours.label.as_ref()),
+                known(theirs.label.as_ref()),
+            );
+        }
         differ("training epochs", known(ours.epochs), known(theirs.epochs));
         differ(
             "training images",
@@ -322,6 +325,9 @@ mod tests {
             ]
         );
         assert!(paper.same_task(&ours));
+        ours = paper.facts.clone();
+        ours.label = None;
+        assert!(paper.differences(&ours).is_empty(), "a clean-label attack");
         ours.dataset = "gtsrb".into();
         assert!(!paper.same_task(&ours));
     }

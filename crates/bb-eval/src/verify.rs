@@ -74,7 +74,8 @@ impl Verified {
         self.found == self.expected
     }
 
-    /// One line of JSON: fractions, numerators, denominators, and whether the manifest agrees.
+    /// One line of JSON: fractions, numerators, denominators (null where no image was measured), and whether the
+    /// manifest agrees.
     pub fn to_json(&self) -> String {
         let mut line = serde_json::Map::new();
         let parts = |scores: &Scores| [("acc", scores.acc), ("asr", scores.asr), ("ra", scores.ra)];
@@ -82,8 +83,10 @@ impl Verified {
             line.insert(name.to_owned(), json!(ratio.value()));
         }
         for (name, ratio) in parts(&self.found) {
-            line.insert(format!("{name}_hits"), json!(ratio.hits));
-            line.insert(format!("{name}_total"), json!(ratio.total));
+            // Of no image there is no count either.
+            let some = |count: u64| (ratio.total > 0).then_some(count);
+            line.insert(format!("{name}_hits"), json!(some(ratio.hits)));
+            line.insert(format!("{name}_total"), json!(some(ratio.total)));
         }
         line.insert("agrees".to_owned(), json!(self.agree()));
         format!("{}\n", Value::Object(line))

@@ -251,6 +251,40 @@ fn a_grid_runs_once_and_is_found_complete_then() {
 }
 
 #[test]
+fn a_clean_model_is_repaired_measured_and_shown_without_asr() {
+    let clean = TINY.replacen("method = \"badnets\"", "method = \"clean\"", 1);
+    let place = Place::new(&clean);
+    let run = place.output(&["run", "grid.toml", "--out", "out"]);
+    let log = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{log}");
+    assert!(log.contains("ASR none") && !log.contains("NaN"), "{log}");
+    let table = String::from_utf8(run.stdout).expect("UTF-8");
+    assert!(!table.contains("Average"), "{table}");
+    assert!(table.contains("Clean: no image is poisoned"), "{table}");
+    let folder = place.ok(&["table", "out"]);
+    assert!(folder.contains("Clean: no image is poisoned"), "{folder}");
+
+    let mut seen = 0;
+    for manifest in place.manifests("out").into_keys() {
+        let cell = place.path("out").join(manifest);
+        let line = place.ok(&["metrics", cell.to_str().expect("plain")]);
+        let found: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(found["agrees"], true);
+        assert_eq!(found["acc_total"], 50);
+        let manifest: Value =
+            serde_json::from_slice(&fs_err::read(&cell).expect("readable")).expect("JSON");
+        let asr = ["asr", "asr_hits", "asr_total", "ra", "ra_hits", "ra_total"];
+        if asr.iter().all(|name| found[*name].is_null()) {
+            seen += 1;
+            assert!(manifest["results"]["der"].is_null());
+        } else {
+            assert!(asr.iter().all(|name| found[*name].is_number()), "{line}");
+        }
+    }
+    assert_eq!(seen, 2, "the clean model and the repaired one");
+}
+
+#[test]
 fn a_manifest_that_lies_is_found_out() {
     let place = Place::new(&TINY[..TINY.rfind("[[attack]]").expect("two attacks")]);
     place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);

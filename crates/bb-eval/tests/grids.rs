@@ -30,7 +30,15 @@ fn committed_grids_are_valid() {
         names.push(stem);
     }
     names.sort();
-    assert_eq!(names, ["ci-cifar10", "cifar10-small", "quickstart"]);
+    assert_eq!(
+        names,
+        [
+            "attacks-cifar10-small",
+            "ci-cifar10",
+            "cifar10-small",
+            "quickstart"
+        ]
+    );
 }
 
 /// A defense that leaves the model as it is.

@@ -353,6 +353,70 @@ fn labels_are_escaped() {
 }
 
 #[test]
+fn a_clean_model_has_a_row_without_asr_and_no_part_in_the_average() {
+    let mut input = input(64);
+    let plain = Table::new(&input);
+    input.attacks.insert(0, attack("clean", 64));
+    for o in &mut input.observations {
+        o.attack += 1;
+    }
+    let clean = |acc| Scores {
+        acc: Ratio {
+            hits: acc,
+            total: 10_000,
+        },
+        ..Scores::default()
+    };
+    for (defense, acc) in [(0, 9400), (1, 9300)] {
+        input.observations.push(Observation {
+            attack: 0,
+            defense,
+            seed: 0,
+            scores: clean(acc),
+            before: (defense > 0).then(|| clean(9400)),
+            seconds: None,
+        });
+    }
+    let table = Table::new(&input);
+    let [clean, .., average] = &table.blocks[..] else {
+        panic!("a block per attack and the average")
+    };
+    assert!(clean.clean && !average.clean);
+    let row = &clean.rows[0];
+    assert_eq!(row.values[0].map(|s| s.n), Some(1));
+    assert_eq!(row.values[1..], [None; 3]);
+    assert_eq!((row.cells[0].ratio(1), row.cells[0].ratio(2)), (None, None));
+    // The average is the one without the clean model, and the paper's as well.
+    let before = plain.blocks.last().expect("an average");
+    for (row, before) in average.rows.iter().zip(&before.rows) {
+        assert_eq!((row.values, row.paper), (before.values, before.paper));
+    }
+    assert_eq!(table.paper_notes, plain.paper_notes);
+    let note = "clean: no image is poisoned, so there is no ASR, RA or DER; not in the average";
+    assert!(table.notes.iter().any(|n| n == note), "{:?}", table.notes);
+
+    let csv = csv::write(std::slice::from_ref(&table));
+    let lines = |kind: &str| -> Vec<Vec<String>> {
+        let wanted = format!("{kind},cifar10,preactresnet18,0123456789ab,clean,No defense,");
+        let lines = csv.lines().filter(|line| line.starts_with(&wanted));
+        lines
+            .map(|line| line.split(',').map(str::to_owned).collect())
+            .collect()
+    };
+    assert_eq!(lines("cell")[0][9..13], ["94", "", "9400", "10000"]);
+    for kind in ["cell", "mean"] {
+        let empty = &lines(kind)[0][13..21];
+        assert!(empty.iter().all(String::is_empty), "{kind}: {empty:?}");
+    }
+
+    // With one attack beside it there is nothing to average.
+    input.attacks.truncate(2);
+    input.observations.retain(|o| o.attack < 2);
+    let table = Table::new(&input);
+    assert!(table.blocks.iter().all(|block| !block.average));
+}
+
+#[test]
 fn an_empty_table_is_no_failure() {
     let table = Table::new(&Input::default());
     for layout in [Layout::Long, Layout::Wide] {

@@ -4,6 +4,8 @@
 //! with a defense, `average` the mean over the attacks.
 //! Metrics are percentages, differences percentage points, times seconds.
 //! An empty field means that there is no such number; nothing is ever filled with 0.
+use bb_core::metrics::Ratio;
+
 use super::{COLUMNS, N, Role, Row, SeedCell, Table, shown};
 
 /// Writes the tables below one another, under one header.
@@ -93,15 +95,17 @@ fn role(row: &Row) -> String {
 
 fn counts(cell: &SeedCell) -> Vec<String> {
     let mut fields = Vec::new();
-    for i in 0..N {
+    for (i, name) in COLUMNS.into_iter().enumerate() {
         fields.push(
             cell.value(i)
                 .map(|v| digits(shown(i, v)))
                 .unwrap_or_default(),
         );
         fields.push(String::new());
-        if let Some(ratio) = cell.ratio(i) {
-            fields.extend([ratio.hits.to_string(), ratio.total.to_string()]);
+        if name != "der" {
+            let ratio = cell.ratio(i);
+            let count = |part: fn(Ratio) -> u64| ratio.map(part).map(|n| n.to_string());
+            fields.extend([count(|r| r.hits), count(|r| r.total)].map(Option::unwrap_or_default));
         }
     }
     fields

@@ -178,14 +178,10 @@ impl SeedCell {
         metric(i).value(self.before.as_ref(), &self.scores)
     }
 
-    /// Numerator and denominator of column `i`; DER has none.
+    /// Numerator and denominator of column `i`; nothing where no image was measured, and DER has none.
     pub fn ratio(&self, i: usize) -> Option<Ratio> {
-        [
-            Some(self.scores.acc),
-            Some(self.scores.asr),
-            Some(self.scores.ra),
-            None,
-        ][i]
+        let Scores { acc, asr, ra } = self.scores;
+        [Some(acc), Some(asr), Some(ra), None][i].filter(|ratio| ratio.total > 0)
     }
 }
 
@@ -196,6 +192,8 @@ pub struct Block {
     pub attack: String,
     /// Whether this is the average over the attacks.
     pub average: bool,
+    /// Whether it is known that no image was poisoned, so that this is no attack.
+    pub clean: bool,
     /// One row per defense, the same defenses in every block.
     pub rows: Vec<Row>,
 }
@@ -232,7 +230,7 @@ impl Table {
         let mut blocks: Vec<Block> = (0..input.attacks.len())
             .map(|attack| block(input, attack, &mut missing))
             .collect();
-        if blocks.len() > 1 {
+        if attacks(&blocks).count() > 1 {
             let average = average(input, &blocks);
             blocks.push(average);
         }
@@ -280,65 +278,83 @@ impl Table {
 fn block(input: &Input, attack: usize, missing: &mut Vec<String>) -> Block {
     let named = &input.attacks[attack];
     let differences = input.paper.as_ref().map(|p| p.differences(&named.facts));
-    let rows = input.defenses.iter().enumerate().map(|(defense, column)| {
-        let mut cells = BTreeMap::new();
-        for o in input
-            .observations
-            .iter()
-            .filter(|o| (o.attack, o.defense) == (attack, defense))
-        {
-            cells.entry(o.seed).or_insert_with(|| SeedCell {
-                seed: o.seed,
-                scores: o.scores,
-                before: o.before,
-                seconds: o.seconds,
+    let rows: Vec<Row> = input
+        .defenses
+        .iter()
+        .enumerate()
+        .map(|(defense, column)| {
+            let mut cells = BTreeMap::new();
+            for o in input
+                .observations
+                .iter()
+                .filter(|o| (o.attack, o.defense) == (attack, defense))
+            {
+                cells.entry(o.seed).or_insert_with(|| SeedCell {
+                    seed: o.seed,
+                    scores: o.scores,
+                    before: o.before,
+                    seconds: o.seconds,
+                });
+            }
+            let absent: Vec<_> = input
+                .seeds
+                .iter()
+                .filter(|s| !cells.contains_key(s))
+                .map(u64::to_string)
+                .collect();
+            if !absent.is_empty() {
+                missing.push(format!(
+                    "{} / {}: seed {}",
+                    named.label,
+                    column.label,
+                    absent.join(", ")
+                ));
+            }
+            let cells: Vec<_> = cells.into_values().collect();
+            let values = std::array::from_fn(|i| {
+                Summary::of(&cells.iter().filter_map(|c| c.value(i)).collect::<Vec<_>>())
             });
-        }
-        let absent: Vec<_> = input
-            .seeds
-            .iter()
-            .filter(|s| !cells.contains_key(s))
-            .map(u64::to_string)
-            .collect();
-        if !absent.is_empty() {
-            missing.push(format!(
-                "{} / {}: seed {}",
-                named.label,
-                column.label,
-                absent.join(", ")
-            ));
-        }
-        let cells: Vec<_> = cells.into_values().collect();
-        let values = std::array::from_fn(|i| {
-            Summary::of(&cells.iter().filter_map(|c| c.value(i)).collect::<Vec<_>>())
-        });
-        let paper = input.paper.as_ref().and_then(|p| {
-            let same_setting = differences.as_ref().is_some_and(Vec::is_empty);
-            let comparable = same_setting || p.same_task(&named.facts);
-            let values = p
-                .find(&named.method, &column.method)
-                .filter(|_| comparable)?;
-            Some(PaperRow {
+            let paper = input.paper.as_ref().and_then(|p| {
+                let same_setting = differences.as_ref().is_some_and(Vec::is_empty);
+                let comparable = same_setting || p.same_task(&named.facts);
+                let values = p
+                    .find(&named.method, &column.method)
+                    .filter(|_| comparable)?;
+                Some(PaperRow {
+                    values,
+                    same_setting,
+                })
+            });
+            let seconds = Summary::of(&cells.iter().filter_map(|c| c.seconds).collect::<Vec<_>>());
+            Row {
+                defense: column.label.clone(),
+                role: column.role,
                 values,
-                same_setting,
-            })
-        });
-        let seconds = Summary::of(&cells.iter().filter_map(|c| c.seconds).collect::<Vec<_>>());
-        Row {
-            defense: column.label.clone(),
-            role: column.role,
-            values,
-            best: [false; N],
-            cells,
-            paper,
-            seconds: seconds.map(|s| s.mean),
-        }
-    });
+                best: [false; N],
+                cells,
+                paper,
+                seconds: seconds.map(|s| s.mean),
+            }
+        })
+        .collect();
+    let mut cells = rows.iter().flat_map(|row| &row.cells).peekable();
     Block {
         attack: named.label.clone(),
         average: false,
-        rows: rows.collect(),
+        clean: cells.peek().is_some() && cells.all(|cell| cell.scores.asr.total == 0),
+        rows,
     }
+}
+
+/// The blocks that an average is over, with the places of their attacks; a clean model is no attack.
+fn attacks(blocks: &[Block]) -> impl Iterator<Item = (usize, &Block)> {
+    let places = blocks.iter().enumerate();
+    places.filter(|(_, block)| !block.average && !block.clean)
+}
+
+/// The methods of these attacks.
+fn methods<'a>(input: &'a Input, blocks: &'a [Block]) -> impl Iterator<Item = &'a str> {
+    attacks(blocks).map(|(place, _)| input.attacks[place].method.as_str())
 }
 
 /// The mean over the attacks, of unrounded values; the mean of the DERs, not the DER of the means.
@@ -346,11 +362,11 @@ fn block(input: &Input, attack: usize, missing: &mut Vec<String>) -> Block {
 /// A defense that lacks an attack has no average: a mean over fewer attacks would look comparable and would not be.
 fn average(input: &Input, blocks: &[Block]) -> Block {
     let rows = input.defenses.iter().enumerate().map(|(defense, column)| {
-        let rows: Vec<&Row> = blocks.iter().map(|b| &b.rows[defense]).collect();
+        let rows: Vec<&Row> = attacks(blocks).map(|(_, b)| &b.rows[defense]).collect();
         let values = std::array::from_fn(|i| average_of(&rows, i));
         let printed: Option<Vec<PaperRow>> = rows.iter().map(|r| r.paper).collect();
         let paper = printed.map(|printed| PaperRow {
-            values: paper_average(input, &column.method, &printed),
+            values: paper_average(input, blocks, &column.method, &printed),
             same_setting: printed.iter().all(|p| p.same_setting),
         });
         let seconds: Option<Vec<f64>> = rows.iter().map(|r| r.seconds).collect();
@@ -367,6 +383,7 @@ fn average(input: &Input, blocks: &[Block]) -> Block {
     Block {
         attack: "Average".to_owned(),
         average: true,
+        clean: false,
         rows: rows.collect(),
     }
 }
@@ -395,9 +412,9 @@ fn average_of(rows: &[&Row], i: usize) -> Option<Summary> {
 }
 
 /// The paper's own average if ours is over the same attacks; otherwise the mean of its printed rows.
-fn paper_average(input: &Input, defense: &str, printed: &[PaperRow]) -> Printed {
+fn paper_average(input: &Input, blocks: &[Block], defense: &str, printed: &[PaperRow]) -> Printed {
     if let Some(paper) = &input.paper
-        && paper.is_all(input.attacks.iter().map(|a| a.method.as_str()))
+        && paper.is_all(methods(input, blocks))
         && let Some(values) = paper.find("average", defense)
     {
         return values;
@@ -456,6 +473,17 @@ fn notes(blocks: &[Block]) -> Vec<String> {
     if rows().any(|r| r.role == Role::Oracle && r.values[0].is_some()) {
         notes.push("(oracle): chosen on the poisoned test set, which no defender has; never marked as best".into());
     }
+    let clean: Vec<&str> = blocks
+        .iter()
+        .filter(|b| b.clean)
+        .map(|b| b.attack.as_str())
+        .collect();
+    if !clean.is_empty() {
+        notes.push(format!(
+            "{}: no image is poisoned, so there is no ASR, RA or DER; not in the average",
+            clean.join(", ")
+        ));
+    }
     if rows().any(|r| r.role == Role::Undefended && r.seconds.is_some()) {
         notes.push("time: training of the attacked model in the rows without defense, the repair in the others".into());
     }
@@ -492,7 +520,7 @@ fn paper_notes(input: &Input, blocks: &[Block]) -> Vec<String> {
             .filter(|b| b.average)
             .flat_map(|b| &b.rows)
             .any(|r| r.paper.is_some());
-        if averages && !paper.is_all(input.attacks.iter().map(|a| a.method.as_str())) {
+        if averages && !paper.is_all(methods(input, blocks)) {
             notes.push("the paper's average is recomputed over the attacks shown here".into());
         }
     } else if rows().any(|r| r.values[0].is_some()) {

@@ -1,0 +1,402 @@
+//! NumPy's `.npy` files: what trigger patterns of other programs come in.
+//!
+//! A reader of our own: the crates for it bring a parser generator or a second array library, and candle's reserves
+//! whatever a header asks for. Here nothing is reserved before the file is known to hold it.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+/// Largest file that is accepted, in bytes.
+pub const MAX_BYTES: u64 = 64 << 20;
+/// What every file begins with.
+pub const MAGIC: &[u8; 6] = b"\x93NUMPY";
+
+/// An array of numbers, last axis fastest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Array {
+    /// Length of each axis; none for a single number.
+    pub shape: Vec<usize>,
+    /// The numbers; what was stored in 64 bits is rounded to 32.
+    pub values: Vec<f32>,
+    /// Whether they were stored as fractions, and not as bytes.
+    pub is_float: bool,
+}
+
+/// An array that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NpyError {
+    /// The file cannot be opened or read.
+    #[error("cannot read array `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is larger than any trigger.
+    #[error("array `{}` has more than {MAX_BYTES} bytes, expected a trigger pattern", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The header is not one of format 1, 2 or 3, or is cut off.
+    #[error("`{}` is no valid `.npy` file: {reason}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The numbers are of a type that patterns do not have.
+    #[error("array `{}` has type `{found}`, expected `u1`, `f4` or `f8`", path.display())]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// NumPy's name of the type.
+        found: String,
+    },
+    /// The first axis is the fastest.
+    #[error("array `{}` is in Fortran order, expected C order, as `numpy.ascontiguousarray` makes it", path.display())]
+    Fortran {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The data are shorter or longer than the header says.
+    #[error("array `{}` has {found} bytes of data, expected {expected} for shape {shape:?}", path.display())]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// The shape in the header.
+        shape: Vec<usize>,
+        /// Bytes that such an array has.
+        expected: String,
+        /// Bytes after the header.
+        found: usize,
+    },
+}
+
+/// Reads a file.
+pub fn read(path: &Path) -> Result<Array, NpyError> {
+    let failed = |source| NpyError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = fs_err::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes);
+    if read.map_err(failed)? as u64 > MAX_BYTES {
+        return Err(NpyError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    parse(&bytes, path)
+}
+
+/// Reads the content of a file; `path` is for messages.
+pub fn parse(bytes: &[u8], path: &Path) -> Result<Array, NpyError> {
+    let wrong = |reason| NpyError::Header {
+        path: path.to_owned(),
+        reason,
+    };
+    let rest = bytes.strip_prefix(MAGIC);
+    let rest = rest.ok_or_else(|| wrong("it does not begin with NumPy's mark"))?;
+    // Formats 2 and 3 have a longer length; 3 allows names in UTF-8, which arrays of plain numbers have none of.
+    let (length, rest) = match rest {
+        [1, _, a, b, rest @ ..] => (u32::from(u16::from_le_bytes([*a, *b])), rest),
+        [2 | 3, _, a, b, c, d, rest @ ..] => (u32::from_le_bytes([*a, *b, *c, *d]), rest),
+        _ => return Err(wrong("its version is not 1, 2 or 3")),
+    };
+    let (text, data) = rest
+        .split_at_checked(length as usize)
+        .ok_or_else(|| wrong("its header is cut off"))?;
+    let text = std::str::from_utf8(text).map_err(|_| wrong("its header is not text"))?;
+    let header = header(text).ok_or_else(|| wrong("its header is not understood"))?;
+
+    let (size, decode): (usize, fn(&[u8]) -> f32) = match header.descr {
+        "|u1" | "<u1" | ">u1" => (1, |b| f32::from(b[0])),
+        "<f4" => (4, |b| f32::from_le_bytes(sized(b))),
+        ">f4" => (4, |b| f32::from_be_bytes(sized(b))),
+        "<f8" => (8, |b| f64::from_le_bytes(sized(b)) as f32),
+        ">f8" => (8, |b| f64::from_be_bytes(sized(b)) as f32),
+        found => {
+            return Err(NpyError::Dtype {
+                path: path.to_owned(),
+                found: found.chars().take(20).collect(),
+            });
+        }
+    };
+    if header.fortran {
+        return Err(NpyError::Fortran {
+            path: path.to_owned(),
+        });
+    }
+    let mut axes = header.shape.iter();
+    let expected = axes.try_fold(size, |product, &n| product.checked_mul(n));
+    if expected != Some(data.len()) {
+        let huge = || "more than this machine can address".to_owned();
+        return Err(NpyError::Length {
+            path: path.to_owned(),
+            expected: expected.map_or_else(huge, |bytes| bytes.to_string()),
+            found: data.len(),
+            shape: header.shape,
+        });
+    }
+    Ok(Array {
+        values: data.chunks_exact(size).map(decode).collect(),
+        is_float: size > 1,
+        shape: header.shape,
+    })
+}
+
+/// The content of a file (format 1, `<f4`) with these numbers.
+///
+/// # Panics
+/// If the number of values does not follow from the shape.
+pub fn to_bytes(shape: &[usize], values: &[f32]) -> Vec<u8> {
+    assert_eq!(shape.iter().product::<usize>(), values.len(), "{shape:?}");
+    let axes: Vec<String> = shape.iter().map(|n| format!("{n},")).collect();
+    let mut text = format!(
+        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}",
+        axes.join(" ")
+    );
+    // The header ends with a line feed, and the data begin at a multiple of 64.
+    let head = MAGIC.len() + 4;
+    let padded = (head + text.len() + 1).next_multiple_of(64) - head;
+    text.push_str(&" ".repeat(padded - text.len() - 1));
+    text.push('\n');
+    let length = u16::try_from(text.len()).expect("a shape of few axes");
+    let mut bytes = [MAGIC, &[1, 0][..], &length.to_le_bytes(), text.as_bytes()].concat();
+    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    bytes
+}
+
+/// What the header says.
+struct Header<'a> {
+    descr: &'a str,
+    fortran: bool,
+    shape: Vec<usize>,
+}
+
+/// Reads the header, which is a Python dictionary with exactly three keys; `None` if it is anything else.
+fn header(text: &str) -> Option<Header<'_>> {
+    let mut words = Words(text);
+    let (mut descr, mut fortran, mut shape) = (None, None, None);
+    words.mark('{')?;
+    while words.mark('}').is_none() {
+        let key = words.string()?;
+        words.mark(':')?;
+        let again = match key {
+            "descr" => descr.replace(words.string()?).is_some(),
+            "fortran_order" => fortran.replace(words.truth()?).is_some(),
+            "shape" => shape.replace(words.tuple()?).is_some(),
+            _ => true,
+        };
+        if again || (words.mark(',').is_none() && !words.peek('}')) {
+            return None;
+        }
+    }
+    words.0.trim().is_empty().then_some(())?;
+    Some(Header {
+        descr: descr?,
+        fortran: fortran?,
+        shape: shape?,
+    })
+}
+
+/// The rest of a header.
+struct Words<'a>(&'a str);
+
+impl<'a> Words<'a> {
+    fn peek(&self, mark: char) -> bool {
+        self.0.trim_start().starts_with(mark)
+    }
+
+    fn mark(&mut self, mark: char) -> Option<()> {
+        self.0 = self.0.trim_start().strip_prefix(mark)?;
+        Some(())
+    }
+
+    fn string(&mut self) -> Option<&'a str> {
+        let quote = if self.peek('"') { '"' } else { '\'' };
+        self.mark(quote)?;
+        let (word, rest) = self.0.split_once(quote)?;
+        self.0 = rest;
+        Some(word)
+    }
+
+    fn truth(&mut self) -> Option<bool> {
+        let text = self.0.trim_start();
+        let (value, rest) = match text.strip_prefix("True") {
+            Some(rest) => (true, rest),
+            None => (false, text.strip_prefix("False")?),
+        };
+        self.0 = rest;
+        Some(value)
+    }
+
+    fn tuple(&mut self) -> Option<Vec<usize>> {
+        self.mark('(')?;
+        let mut numbers = Vec::new();
+        while self.mark(')').is_none() {
+            let text = self.0.trim_start();
+            let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+            numbers.push(text[..digits].parse().ok()?);
+            self.0 = &text[digits..];
+            if self.mark(',').is_none() && !self.peek(')') {
+                return None;
+            }
+        }
+        Some(numbers)
+    }
+}
+
+/// The bytes of one number.
+fn sized<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    bytes.try_into().expect("chunks of the size of the type")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(version: u8, header: &str, data: &[u8]) -> Vec<u8> {
+        let length = header.len() as u32;
+        let mut bytes = [MAGIC, &[version, 0][..]].concat();
+        match version {
+            1 => bytes.extend((length as u16).to_le_bytes()),
+            _ => bytes.extend(length.to_le_bytes()),
+        }
+        bytes.extend(header.as_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<Array, String> {
+        parse(bytes, Path::new("p.npy")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_format_and_type_is_read() {
+        let check = |version, descr: &str, data: &[u8], float: bool| {
+            let head =
+                format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (2, 1), }} \n");
+            let array = read(&file(version, &head, data)).expect("a valid file");
+            assert_eq!(array.shape, [2, 1], "{descr}");
+            assert_eq!(array.values, [3.0, 200.0], "{descr}");
+            assert_eq!(array.is_float, float, "{descr}");
+        };
+        check(1, "|u1", &[3, 200], false);
+        check(2, "|u1", &[3, 200], false);
+        check(3, "|u1", &[3, 200], false);
+        let (a, b) = (3f32, 200f32);
+        check(1, "<f4", &[a.to_le_bytes(), b.to_le_bytes()].concat(), true);
+        check(2, ">f4", &[a.to_be_bytes(), b.to_be_bytes()].concat(), true);
+        let (a, b) = (3f64, 200f64);
+        check(1, "<f8", &[a.to_le_bytes(), b.to_le_bytes()].concat(), true);
+        check(1, ">f8", &[a.to_be_bytes(), b.to_be_bytes()].concat(), true);
+    }
+
+    #[test]
+    fn the_spellings_of_a_header_are_read() {
+        for (text, shape) in [
+            (
+                "{'descr': '|u1', 'fortran_order': False, 'shape': (2,), }",
+                vec![2],
+            ),
+            (
+                "{\"shape\": ( 1 ,2 ), \"descr\":\"|u1\",\"fortran_order\":False}\n",
+                vec![1, 2],
+            ),
+        ] {
+            assert_eq!(read(&file(1, text, &[1, 2])).expect(text).shape, shape);
+        }
+        let scalar = "{'descr': '|u1', 'fortran_order': False, 'shape': (), }";
+        assert_eq!(
+            read(&file(1, scalar, &[7])).expect("a number").values,
+            [7.0]
+        );
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let values = [0.5, -1.25, 3e7, 0.0, 1.0, 2.0];
+        let bytes = to_bytes(&[1, 2, 3], &values);
+        assert_eq!((bytes.len() - 24) % 64, 0);
+        let array = read(&bytes).expect("our own file");
+        assert_eq!((array.shape, array.is_float), (vec![1, 2, 3], true));
+        assert_eq!(array.values, values);
+    }
+
+    #[test]
+    fn hostile_files_are_one_clear_error() {
+        let check = |bytes: &[u8], expect: &str| {
+            let error = read(bytes).expect_err("not a valid file");
+            assert!(error.contains(expect), "{error}\nlacks {expect}");
+        };
+        let head = |descr: &str, order: &str, shape: &str| {
+            format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': ({shape}), }}")
+        };
+        check(b"", "does not begin with NumPy's mark");
+        check(b"\x89PNG\r\n\x1a\n", "does not begin with NumPy's mark");
+        check(
+            b"\x93NUMPY\x04\x00\x00\x00\x00\x00",
+            "version is not 1, 2 or 3",
+        );
+        // A header of four gigabytes, in a file of a few bytes.
+        check(b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}", "header is cut off");
+        check(
+            &file(1, "{'descr': '|u1'}", &[]),
+            "header is not understood",
+        );
+        check(
+            &file(1, "__import__('os')", &[]),
+            "header is not understood",
+        );
+        check(
+            &file(1, &head("|u1", "False", "2 3"), &[]),
+            "header is not understood",
+        );
+        check(
+            &file(1, &head("|u1", "False", "-1,"), &[]),
+            "header is not understood",
+        );
+        check(
+            &file(1, &head("|u1", "no", "1,"), &[0]),
+            "header is not understood",
+        );
+        check(
+            &file(1, &(head("|u1", "False", "1,") + "{}"), &[0]),
+            "header is not understood",
+        );
+        check(
+            &file(1, &head("|O", "False", "1,"), &[0]),
+            "has type `|O`, expected `u1`, `f4` or `f8`",
+        );
+        check(
+            &file(1, &head("<f4", "True", "1,"), &[0; 4]),
+            "is in Fortran order",
+        );
+        check(
+            &file(1, &head("<f4", "False", "3,"), &[0; 8]),
+            "has 8 bytes of data, expected 12 for shape [3]",
+        );
+        check(
+            &file(1, &head("<f8", "False", "4294967296, 4294967296"), &[0; 8]),
+            "expected more than this machine can address",
+        );
+        // A product of 0 needs no data, however large the other axes are.
+        let empty = file(1, &head("<f8", "False", "0, 4294967296"), &[]);
+        assert_eq!(read(&empty).expect("an empty array").values, [0.0; 0]);
+        let whole = to_bytes(&[2, 2], &[1.0; 4]);
+        for end in (0..whole.len()).step_by(7) {
+            read(&whole[..end]).expect_err("truncated");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = super::read(Path::new("/no/such.npy")).expect_err("no file");
+        assert_eq!(error.to_string(), "cannot read array `/no/such.npy`");
+    }
+}
