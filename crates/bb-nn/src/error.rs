@@ -89,6 +89,22 @@ pub enum NnError {
         /// What the reader said.
         reason: String,
     },
+    /// The network has no feature of that name.
+    #[error("unknown feature `{name}`, expected one of {known}")]
+    UnknownFeature {
+        /// What was asked for.
+        name: String,
+        /// The network's names.
+        known: String,
+    },
+    /// The network has an operation that only the CPU computes.
+    #[error("`{network}` cannot run on a GPU: {operation} is computed on the CPU only")]
+    NotOnGpu {
+        /// The network.
+        network: String,
+        /// Its first such operation.
+        operation: &'static str,
+    },
     /// The processor cannot compute in the chosen precision.
     #[error(transparent)]
     Precision(#[from] UnsupportedPrecision),
@@ -104,13 +120,20 @@ pub enum NnError {
 impl Coded for NnError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::UnknownArch { .. } | Self::ArchSize { .. } | Self::Precision(_) => exit::USAGE,
+            Self::UnknownArch { .. }
+            | Self::ArchSize { .. }
+            | Self::NotOnGpu { .. }
+            | Self::Precision(_) => exit::USAGE,
             Self::Read { source, .. } => source.exit_code(),
-            Self::Candle(_) => exit::BUG,
+            Self::Candle(_) | Self::UnknownFeature { .. } => exit::BUG,
             // The machine's trouble, not the input's; a run that is started again goes on from its checkpoint.
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => exit::TRY_AGAIN,
             _ => exit::INPUT,
         }
+    }
+
+    fn hint(&self) -> Option<String> {
+        matches!(self, Self::NotOnGpu { .. }).then(|| "use `--device cpu`".to_owned())
     }
 }

@@ -11,7 +11,7 @@ use bb_core::precision::Precision;
 pub fn predict(net: &mut Net, images: &Images, spec: &DatasetSpec) -> Vec<u32> {
     let trained_in = net.precision();
     net.set_precision(Precision::F32);
-    let classes = net.spec().classes();
+    let classes = net.spec().outputs();
     let mut predictions = Vec::with_capacity(images.len());
     net.forward_images(images, spec, |logits| {
         predictions.extend(logits.chunks_exact(classes).map(|row| argmax(row) as u32));

@@ -7,6 +7,7 @@
 use crate::cuda::resident::{self as cuda, Held};
 use crate::kernels::vector;
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,6 +19,12 @@ pub enum Order {
     Plain,
     /// A convolution's weight: PyTorch's `[out, in, kh, kw]`, kept as `[kh, kw, in, out]`.
     Hwio,
+    /// The weight of a linear layer behind an image of this many pixels: PyTorch's columns `[channel, pixel]`, kept as
+    /// `[pixel, channel]`.
+    Flattened {
+        /// Rows times columns of the image.
+        pixels: usize,
+    },
 }
 
 /// Name, shape and place of one tensor.
@@ -185,6 +192,15 @@ impl Flat {
         &mut self.data_mut()[range]
     }
 
+    /// Tensors `i` and `i + 1` at once.
+    pub(crate) fn pair_mut(&mut self, i: usize) -> (&mut [f32], &mut [f32]) {
+        let (first, second) = (
+            self.layout.entries[i].range.clone(),
+            self.layout.entries[i + 1].range.clone(),
+        );
+        self.data_mut()[first.start..second.end].split_at_mut(first.len())
+    }
+
     /// Copies all elements of `other`, which must have the same layout.
     pub fn copy_from(&mut self, other: &Self) {
         self.check(other);
@@ -349,7 +365,7 @@ impl Flat {
         }
         let data = self.tensor(i);
         match entry.order {
-            Order::Plain => data
+            Order::Plain | Order::Flattened { .. } => data
                 .chunks_exact(data.len() / channels)
                 .map(|row| row.iter().map(|v| v.abs()).sum())
                 .collect(),
@@ -377,6 +393,9 @@ impl Flat {
         let data = self.tensor(i);
         match (entry.order, entry.shape.as_slice()) {
             (Order::Hwio, &[out, inp, kh, kw]) => reorder(data, out, inp, kh * kw, true),
+            (Order::Flattened { pixels }, &[_, columns]) => {
+                transposed_rows(data, columns, columns / pixels)
+            }
             _ => data.to_vec(),
         }
     }
@@ -397,6 +416,10 @@ impl Flat {
         match (entry.order, entry.shape.as_slice()) {
             (Order::Hwio, &[out, inp, kh, kw]) => {
                 let values = reorder(plain, out, inp, kh * kw, false);
+                self.data_mut()[range].copy_from_slice(&values);
+            }
+            (Order::Flattened { pixels }, &[_, columns]) => {
+                let values = transposed_rows(plain, columns, pixels);
                 self.data_mut()[range].copy_from_slice(&values);
             }
             _ => self.data_mut()[range].copy_from_slice(plain),
@@ -427,6 +450,22 @@ fn reorder(src: &[f32], out: usize, inp: usize, taps: usize, to_plain: bool) -> 
             }
         }
     }
+    dst
+}
+
+/// Each row of `columns` elements, seen as a matrix of lines of `width` elements, transposed.
+fn transposed_rows(src: &[f32], columns: usize, width: usize) -> Vec<f32> {
+    let mut dst = vec![0f32; src.len()];
+    let height = columns / width;
+    dst.par_chunks_exact_mut(columns)
+        .zip(src.par_chunks_exact(columns))
+        .for_each(|(dst, src)| {
+            for (y, line) in src.chunks_exact(width).enumerate() {
+                for (x, v) in line.iter().enumerate() {
+                    dst[x * height + y] = *v;
+                }
+            }
+        });
     dst
 }
 

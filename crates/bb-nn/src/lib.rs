@@ -1,6 +1,6 @@
 //! The engine of the workspace: kernels, models with PyTorch's tensor names, optimisers and the one training loop.
 //!
-//! The decision this crate embodies: a classifier is trained by explicit forward and backward passes over one list of
+//! The decision this crate embodies: a network is trained by explicit forward and backward passes over one list of
 //! operations ([`net::Net`]), because candle's own training path costs an order of magnitude more time; the same
 //! kernels are offered as candle operations ([`ops`]) to methods that want autograd.
 //! Inside, images are NHWC and convolution weights HWIO; everything that leaves the crate is a candle tensor in
@@ -20,12 +20,15 @@ pub mod eval;
 pub mod flat;
 mod graph;
 pub mod kernels;
+pub mod model;
 pub mod net;
 pub mod neurons;
 pub mod ops;
 pub mod optim;
+mod pass;
 pub mod profile;
 pub mod schedule;
+pub mod spec;
 pub mod state;
 pub mod train;
 
@@ -35,4 +38,5 @@ pub use compute::Compute;
 pub use error::NnError;
 pub use flat::{Flat, NormScope};
 pub use net::{Mode, Net};
+pub use spec::Spec;
 pub use state::StateDict;

@@ -1,44 +1,73 @@
-//! A classifier with its parameters, its batch-normalisation buffers, and one explicit forward and backward pass.
+//! A network with its parameters, its batch-normalisation buffers, and explicit forward and backward passes.
 //!
 //! Why not candle's autograd for training: each of its gradient contributions costs a zero fill and an addition over
 //! the whole tensor, and intermediate tensors are allocated anew at each step.
 //! The same kernels are offered as candle operations in [`crate::ops`] for methods that want autograd.
+//!
+//! A classifier's training step is [`Net::loss_grad`]. Any other loss is a forward pass that is kept and a backward pass
+//! from the loss's gradient by what the network gave:
+//!
+//! ```
+//! use bb_nn::data::Input;
+//! use bb_nn::{ArchSpec, Mode, Net};
+//!
+//! let mut net = Net::new(&ArchSpec::new("preactresnet18", 4, 10)?, 0);
+//! let images = Input { n: 1, h: 32, w: 32, data: vec![0.5; 32 * 32 * 3] };
+//! let tape = net.record(&images, Mode::Eval);
+//! // The loss is half of the squared norm of a feature, so its gradient is the feature itself.
+//! let feature = tape.feature("avgpool").expect("it has one").data.clone();
+//! let gradient = net.input_gradient(tape, &[("avgpool", &feature)])?;
+//! assert_eq!(gradient.len(), images.data.len());
+//! # Ok::<(), bb_nn::NnError>(())
+//! ```
 
-use crate::arch::ArchSpec;
 use crate::compute::Compute;
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::data::{Input, Normaliser, plain_input};
 use crate::error::NnError;
-use crate::flat::{Flat, Layout};
-use crate::graph::{Graph, Op, StateName, Value};
-use crate::kernels::conv::{self, Add, Affine, ConvShape, Source};
+use crate::flat::Flat;
+use crate::graph::{Graph, Init, StateName, Value};
 use crate::kernels::loss::{Loss, cross_entropy};
 use crate::kernels::precision::Precision;
-use crate::kernels::{linear, norm, pool, vector};
+use crate::pass::{self, Keep, Pool, Wanted};
+pub use crate::pass::{Inputs, Tape};
 use crate::profile::Profile;
+use crate::spec::Spec;
 use crate::state::StateDict;
 #[cfg(feature = "cuda")]
 use bb_core::data::Split;
 use bb_core::data::{DatasetSpec, Images};
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 #[cfg(feature = "cuda")]
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
-/// What batch normalisation does in a forward pass.
+/// What batch normalisation and dropout do in a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Normalises with the running statistics.
+    /// Normalises with the running statistics, drops nothing.
     Eval,
-    /// Normalises with the batch's statistics and moves the running ones (momentum 0.1, unbiased variance).
+    /// Normalises with the batch's statistics and moves the running ones (momentum 0.1 unless the architecture says
+    /// otherwise, unbiased variance); drops.
     Train,
-    /// Normalises with the batch's statistics and leaves the running ones alone.
+    /// Normalises with the batch's statistics and leaves the running ones alone; drops.
     TrainKeepStats,
 }
 
-pub(crate) const MOMENTUM: f32 = 0.1;
+/// Where a network's next dropout masks come from.
+///
+/// It belongs to the state of a training run: [`crate::train::fit`] starts it from its seed and keeps the step in its
+/// checkpoints, so that a resumed run draws the masks that the whole one would have drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DropoutStream {
+    /// Seed of the masks' streams.
+    pub seed: u64,
+    /// Forward passes in a training mode so far; each draws masks of its own.
+    pub step: u64,
+}
+
 pub(crate) const EPS: f32 = 1e-5;
 
 /// Sizes of an activation, `[n, h, w, c]`.
@@ -75,17 +104,18 @@ pub struct Activation {
     pub data: Vec<f32>,
 }
 
-/// A classifier.
+/// A network.
 #[derive(Debug)]
 pub struct Net {
-    spec: ArchSpec,
+    spec: Spec,
     graph: Arc<Graph>,
     params: Flat,
     buffers: Flat,
     /// `num_batches_tracked` of each batch normalisation.
     tracked: Vec<i64>,
+    dropout: DropoutStream,
     precision: Precision,
-    run: Run,
+    pool: Pool,
     /// The GPU that passes run on, if there is one.
     #[cfg(feature = "cuda")]
     cuda: Option<cuda::Pass>,
@@ -99,135 +129,70 @@ impl Clone for Net {
             params: self.params.clone(),
             buffers: self.buffers.clone(),
             tracked: self.tracked.clone(),
+            dropout: self.dropout,
             precision: self.precision,
-            run: Run::default(),
+            pool: Pool::default(),
             #[cfg(feature = "cuda")]
             cuda: self.cuda.as_ref().map(|c| cuda::Pass::new(c.device())),
         }
     }
 }
 
-/// What one pass leaves for the next: activations, statistics and free buffers.
-#[derive(Debug, Default)]
-struct Run {
-    values: Vec<Option<Activation>>,
-    norms: Vec<Option<NormRun>>,
-    free: Vec<Vec<f32>>,
-    profile: Option<Profile>,
-}
-
-impl Run {
-    /// Notes in the profile, if there is one, that an operation began at `start` and ends now.
-    fn note(&mut self, start: Instant, name: impl FnOnce() -> String, flops: usize) {
-        if let Some(profile) = &mut self.profile {
-            profile.record(&name(), start, flops);
-        }
-    }
-
-    fn take(&mut self, len: usize) -> Vec<f32> {
-        let best = self
-            .free
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, b)| {
-                if b.capacity() >= len {
-                    (0, b.capacity())
-                } else {
-                    (1, usize::MAX - b.capacity())
-                }
-            })
-            .map(|(i, _)| i);
-        let mut buffer = best.map(|i| self.free.swap_remove(i)).unwrap_or_default();
-        buffer.resize(len, 0.0);
-        buffer
-    }
-
-    fn give(&mut self, buffer: Vec<f32>) {
-        self.free.push(buffer);
-    }
-
-    fn release(&mut self, value: Value) {
-        if let Some(old) = self.values[value].take() {
-            self.give(old.data);
-        }
-    }
-}
-
-/// Statistics of one batch normalisation in the last forward pass.
-#[derive(Debug)]
-struct NormRun {
-    scale: Vec<f32>,
-    shift: Vec<f32>,
-    mean: Vec<f32>,
-    invstd: Vec<f32>,
-    batch: bool,
-    relu: bool,
-}
-
-impl NormRun {
-    fn saved(&self) -> norm::Saved<'_> {
-        norm::Saved {
-            scale: &self.scale,
-            shift: &self.shift,
-            mean: &self.mean,
-            invstd: &self.invstd,
-            relu: self.relu,
-        }
-    }
-}
-
 impl Net {
-    /// A network with PyTorch's default initialisation, drawn from the stream (`seed`, "init").
+    /// A new network, drawn from the streams (`seed`, `init/<tensor>`).
     ///
-    /// Convolution and linear weights and the linear bias are uniform in `±1/sqrt(fan_in)`, batch normalisation starts
-    /// at 1 and 0.
-    pub fn new(spec: &ArchSpec, seed: u64) -> Self {
+    /// PyTorch's defaults, as the benchmark's models use them: convolution and linear weights and their biases are
+    /// uniform in `±1/sqrt(fan_in)`, batch normalisation starts at 1 and 0. Where torchvision's constructors do
+    /// otherwise, so do these architectures: convolutions of ResNets and VGG are normal with variance `2 / fan_out` and
+    /// bias 0, VGG's linear layers normal with standard deviation 0.01 and bias 0.
+    pub fn new(spec: impl Into<Spec>, seed: u64) -> Self {
         let mut net = Self::blank(spec);
         let layout = Arc::clone(net.params.layout());
         for norm in &net.graph.norms {
-            net.params.tensor_mut(norm.gamma).fill(1.0);
             net.buffers.tensor_mut(norm.var).fill(1.0);
         }
-        let mut fan_in = 1;
         for (i, entry) in layout.entries().iter().enumerate() {
-            let is_weight = entry.shape.len() > 1;
-            if is_weight {
-                fan_in = entry.shape[1..].iter().product();
-            } else if !entry.name.ends_with("linear.bias") {
-                continue;
-            }
-            let bound = 1.0 / (fan_in as f64).sqrt();
-            let mut stream = bb_core::rng::stream(seed, &format!("init/{}", entry.name), 0, 0);
-            let values: Vec<f32> = entry
-                .range
-                .clone()
-                .map(|_| ((2.0 * bb_core::rng::unit_f64(&mut stream) - 1.0) * bound) as f32)
-                .collect();
+            let purpose = format!("init/{}", entry.name);
+            let values = match net.graph.init[i] {
+                Init::Constant(value) => vec![value; entry.range.len()],
+                Init::Uniform { fan_in } => {
+                    let bound = 1.0 / (fan_in as f64).sqrt();
+                    let mut stream = bb_core::rng::stream(seed, &purpose, 0, 0);
+                    entry
+                        .range
+                        .clone()
+                        .map(|_| ((2.0 * bb_core::rng::unit_f64(&mut stream) - 1.0) * bound) as f32)
+                        .collect()
+                }
+                Init::Normal { std } => normal(seed, &purpose, entry.range.len(), std),
+            };
             net.params.set_plain(i, &values);
         }
         net
     }
 
-    fn blank(spec: &ArchSpec) -> Self {
+    fn blank(spec: impl Into<Spec>) -> Self {
+        let spec = spec.into();
         let mut graph = spec.graph();
         let params = Flat::zeros(&Arc::new(std::mem::take(&mut graph.params)));
         let buffers = Flat::zeros(&Arc::new(std::mem::take(&mut graph.buffers)));
         let tracked = vec![0; graph.norms.len()];
         Self {
-            spec: spec.clone(),
+            spec,
             graph: Arc::new(graph),
             params,
             buffers,
             tracked,
+            dropout: DropoutStream::default(),
             precision: Precision::F32,
-            run: Run::default(),
+            pool: Pool::default(),
             #[cfg(feature = "cuda")]
             cuda: None,
         }
     }
 
     /// A network with the tensors of `state`, which must be exactly those of the architecture.
-    pub fn from_state(spec: &ArchSpec, state: &StateDict) -> Result<Self, NnError> {
+    pub fn from_state(spec: impl Into<Spec>, state: &StateDict) -> Result<Self, NnError> {
         let mut net = Self::blank(spec);
         net.set_state(state)?;
         Ok(net)
@@ -354,16 +319,16 @@ impl Net {
 
     /// Times every operation from now on.
     pub fn start_profile(&mut self) {
-        self.run.profile = Some(Profile::default());
+        self.pool.profile = Some(Profile::default());
     }
 
     /// The times since [`Net::start_profile`]; ends the profile.
     pub fn take_profile(&mut self) -> Option<Profile> {
-        self.run.profile.take()
+        self.pool.profile.take()
     }
 
-    /// The architecture.
-    pub fn spec(&self) -> &ArchSpec {
+    /// What it was built from.
+    pub fn spec(&self) -> &Spec {
         &self.spec
     }
 
@@ -387,12 +352,22 @@ impl Net {
         &mut self.buffers
     }
 
+    /// Where the next dropout masks come from; a new network starts at seed 0, step 0.
+    pub fn dropout(&self) -> DropoutStream {
+        self.dropout
+    }
+
+    /// See [`Net::dropout`].
+    pub fn set_dropout(&mut self, stream: DropoutStream) {
+        self.dropout = stream;
+    }
+
     /// A zero vector with the parameters' layout.
     pub fn zeros(&self) -> Flat {
         Flat::zeros(self.params.layout())
     }
 
-    /// The network with its passes on `compute` from now on, which must support its precision.
+    /// The network with its passes on `compute` from now on, which must support its precision and its operations.
     #[cfg_attr(
         not(feature = "cuda"),
         expect(unused_mut, reason = "the GPU's arm needs it")
@@ -401,6 +376,14 @@ impl Net {
         compute.supports(self.precision)?;
         #[cfg(feature = "cuda")]
         {
+            if matches!(compute, Compute::Cuda(_))
+                && let Some(op) = self.graph.ops.iter().find(|op| !cuda::supports(op))
+            {
+                return Err(NnError::NotOnGpu {
+                    network: self.spec.label(),
+                    operation: op.label(),
+                });
+            }
             self.cuda = match compute {
                 Compute::Cpu => None,
                 Compute::Cuda(device) => Some(cuda::Pass::new(device)),
@@ -504,19 +487,18 @@ impl Net {
         }
     }
 
-    /// Logits `[n, classes]`.
+    /// Logits `[n, classes]`, or whatever the network's last value is.
     pub fn forward(&mut self, input: &Input, mode: Mode) -> Vec<f32> {
         #[cfg(feature = "cuda")]
         if let Some(logits) = self.on_device(
             cuda::Batch::Host(input, &[]),
             mode,
-            |net| vec![f32::NAN; input.n * net.spec.classes()],
+            |net| vec![f32::NAN; input.n * net.spec.outputs()],
             |pass, job| Ok(pass.forward(job, &[])?.0),
         ) {
             return logits;
         }
-        self.run_forward(input, mode, false, &[]);
-        self.take_logits()
+        self.run_forward(input.into(), mode, &[]).0.data
     }
 
     /// Calls `f` with the logits of all `images` in eval mode, part by part in their order, `[images of the part, classes]`.
@@ -537,7 +519,7 @@ impl Net {
         if let Some(device) = self.cuda.as_ref().map(|c| Rc::clone(c.device())) {
             let resident = cuda::DeviceSplit::plain(&device, images, spec);
             let Some(resident) = device.keep(resident) else {
-                f(&vec![f32::NAN; images.len() * self.spec.classes()]);
+                f(&vec![f32::NAN; images.len() * self.spec.outputs()]);
                 return;
             };
             for part in parts(1000) {
@@ -545,7 +527,7 @@ impl Net {
                 let logits = self.on_device(
                     cuda::Batch::Resident(&resident, part),
                     Mode::Eval,
-                    |net| vec![f32::NAN; count * net.spec.classes()],
+                    |net| vec![f32::NAN; count * net.spec.outputs()],
                     |pass, job| Ok(pass.forward(job, &[])?.0),
                 );
                 f(&logits.expect("it runs on the device"));
@@ -559,38 +541,96 @@ impl Net {
         }
     }
 
-    /// Logits, and the activations called `names` (such as `layer4` or `avgpool`; unknown names are left out).
+    /// [`Net::forward`], and the activations called `names` (such as `layer4` or `avgpool`; unknown names are left out).
     pub fn forward_with(
         &mut self,
         input: &Input,
         mode: Mode,
         names: &[&str],
     ) -> (Vec<f32>, Vec<Activation>) {
-        let wanted: Vec<Value> = names
-            .iter()
-            .filter_map(|n| {
-                self.graph
-                    .named
-                    .iter()
-                    .find(|(name, _)| name == n)
-                    .map(|(_, v)| *v)
-            })
-            .collect();
+        let wanted: Vec<Value> = names.iter().filter_map(|n| self.graph.find(n)).collect();
         #[cfg(feature = "cuda")]
         if let Some(found) = self.on_device(
             cuda::Batch::Host(input, &[]),
             mode,
-            |net| (vec![f32::NAN; input.n * net.spec.classes()], Vec::new()),
+            |net| (vec![f32::NAN; input.n * net.spec.outputs()], Vec::new()),
             |pass, job| pass.forward(job, &wanted),
         ) {
             return found;
         }
-        self.run_forward(input, mode, false, &wanted);
-        let features = wanted
-            .iter()
-            .filter_map(|v| self.run.values[*v].clone())
-            .collect();
-        (self.take_logits(), features)
+        let (output, features) = self.run_forward(input.into(), mode, &wanted);
+        (output.data, features)
+    }
+
+    /// The last value for inputs of any kind, computed on the CPU, see [`Net::record`].
+    pub fn output<'a>(&mut self, inputs: impl Into<Inputs<'a>>, mode: Mode) -> Activation {
+        self.run_forward(inputs.into(), mode, &[]).0
+    }
+
+    /// A forward pass that is kept for a backward pass.
+    ///
+    /// It is computed on the CPU, also where the network's other passes run on a GPU; its tensors come to the host for
+    /// it.
+    pub fn record<'a>(&mut self, inputs: impl Into<Inputs<'a>>, mode: Mode) -> Tape<'a> {
+        self.tape(inputs.into(), mode, Keep::Backward)
+    }
+
+    /// Gradient by the parameters of the sum over `cotangents` of `cotangent * value`; `grads` becomes it.
+    ///
+    /// A cotangent is the gradient of some loss by the value of that name: `output` is the last one, and every
+    /// architecture names some of its features. Parameters that none of these values depends on get 0.
+    ///
+    /// # Errors
+    /// [`NnError::UnknownFeature`] if a name is unknown.
+    ///
+    /// # Panics
+    /// If `tape` is of another network or a cotangent has another length than its value.
+    pub fn backward(
+        &mut self,
+        tape: Tape<'_>,
+        cotangents: &[(&str, &[f32])],
+        grads: &mut Flat,
+    ) -> Result<(), NnError> {
+        let wanted = Wanted {
+            grads: Some(grads),
+            input: false,
+        };
+        self.run_backward(tape, cotangents, wanted).map(|_| ())
+    }
+
+    /// [`Net::backward`], and the gradient by the (first) input.
+    pub fn backward_input(
+        &mut self,
+        tape: Tape<'_>,
+        cotangents: &[(&str, &[f32])],
+        grads: &mut Flat,
+    ) -> Result<Vec<f32>, NnError> {
+        let wanted = Wanted {
+            grads: Some(grads),
+            input: true,
+        };
+        let gradient = self.run_backward(tape, cotangents, wanted)?;
+        Ok(gradient.expect("it was asked for"))
+    }
+
+    /// The gradient by the (first) input alone, see [`Net::backward`]: parameters' gradients are not computed, which
+    /// saves a third of a step.
+    pub fn input_gradient(
+        &mut self,
+        tape: Tape<'_>,
+        cotangents: &[(&str, &[f32])],
+    ) -> Result<Vec<f32>, NnError> {
+        let wanted = Wanted {
+            grads: None,
+            input: true,
+        };
+        let gradient = self.run_backward(tape, cotangents, wanted)?;
+        Ok(gradient.expect("it was asked for"))
+    }
+
+    /// Gives a forward pass's buffers back without a backward pass; dropping it frees them instead.
+    pub fn discard(&mut self, tape: Tape<'_>) {
+        tape.clear(&mut self.pool);
     }
 
     /// Mean cross-entropy on a batch; `grads` becomes its gradient by the parameters.
@@ -638,379 +678,125 @@ impl Net {
         ) {
             return loss;
         }
-        self.run_forward(input, mode, true, &[]);
-        let logits = self.take_logits();
-        let mut gradient = self.run.take(logits.len());
-        let loss = cross_entropy(&logits, labels, self.spec.classes(), Some(&mut gradient));
-        self.run.give(logits);
-        self.run_backward(input, gradient, grads, input_gradient);
+        let mut tape = self.tape(input.into(), mode, Keep::Backward);
+        let logits = tape.take(self.graph.values - 1).data;
+        let mut gradient = self.pool.take(logits.len());
+        let loss = cross_entropy(&logits, labels, self.spec.outputs(), Some(&mut gradient));
+        self.pool.give(logits);
+        let wanted = Wanted {
+            grads: Some(grads),
+            input: input_gradient.is_some(),
+        };
+        let from = [(self.graph.values - 1, gradient)];
+        let dx = pass::backward(&mut self.pool, tape, &self.params, from, wanted);
+        if let (Some(out), Some(dx)) = (input_gradient, dx) {
+            out.copy_from_slice(&dx);
+            self.pool.give(dx);
+        }
         loss
     }
 
-    fn take_logits(&mut self) -> Vec<f32> {
-        let last = self.graph.values - 1;
-        self.run.values[last]
-            .take()
-            .expect("a forward pass ends with the logits")
-            .data
+    /// A forward pass of which the last value and the `wanted` ones are left.
+    fn run_forward(
+        &mut self,
+        inputs: Inputs<'_>,
+        mode: Mode,
+        wanted: &[Value],
+    ) -> (Activation, Vec<Activation>) {
+        let mut tape = self.tape(inputs, mode, Keep::Values(wanted));
+        let features = wanted.iter().map(|v| tape.activation(*v).clone()).collect();
+        let output = tape.take(self.graph.values - 1);
+        tape.clear(&mut self.pool);
+        (output, features)
     }
 
-    fn run_forward(&mut self, input: &Input, mode: Mode, keep: bool, wanted: &[Value]) {
-        let graph = Arc::clone(&self.graph);
-        self.run.norms = graph.norms.iter().map(|_| None).collect();
-        if self.run.values.len() != graph.values {
-            self.run.values = vec![None; graph.values];
-        }
-        for v in 0..graph.values {
-            self.run.release(v);
-        }
-        for (i, op) in graph.ops.iter().enumerate() {
-            let shape_of = |run: &Run, v: Value| shape_of(run, &graph, input, v);
-            let start = Instant::now();
-            match *op {
-                Op::Conv {
-                    x,
-                    residual,
-                    weight,
-                    k,
-                    stride,
-                    pad,
-                    out,
-                } => {
-                    let shape = shape_of(&self.run, x);
-                    let conv = conv_shape(self.params.layout(), shape, weight, k, stride, pad);
-                    let mut y = self.run.take(conv.output_len());
-                    let add = residual
-                        .map_or(Add::Nothing, |r| Add::Other(&activation(&self.run, r).data));
-                    conv::forward(
-                        &conv,
-                        self.precision,
-                        source(&self.run, &graph, input, x),
-                        self.params.tensor(weight),
-                        add,
-                        &mut y,
-                    );
-                    let name = || format!("forward {conv}");
-                    self.run.note(start, name, conv.flops());
-                    let shape = Shape {
-                        n: conv.n,
-                        h: conv.oh(),
-                        w: conv.ow(),
-                        c: conv.cout,
-                    };
-                    self.run.values[out] = Some(Activation { shape, data: y });
-                }
-                Op::BatchNorm { x, norm, relu, out } => {
-                    let shape = shape_of(&self.run, x);
-                    let run = self.normalisation(norm, relu, input, x, mode);
-                    if graph.folded[out].is_none() {
-                        let mut y = self.run.take(shape.len());
-                        norm::apply(
-                            data(&self.run, input, x),
-                            &run.scale,
-                            &run.shift,
-                            relu,
-                            &mut y,
-                        );
-                        self.run.values[out] = Some(Activation { shape, data: y });
-                    }
-                    self.run.norms[norm] = Some(run);
-                    let name = || format!("forward batch norm {} @{}", shape.c, shape.h);
-                    self.run.note(start, name, 0);
-                }
-                Op::GlobalAveragePool { x, out } => {
-                    let Shape { n, h, w, c } = shape_of(&self.run, x);
-                    let mut y = self.run.take(n * c);
-                    pool::global_average(data(&self.run, input, x), h * w, c, &mut y);
-                    self.run.values[out] = Some(Activation {
-                        shape: Shape { n, h: 1, w: 1, c },
-                        data: y,
-                    });
-                }
-                Op::Linear {
-                    x,
-                    weight,
-                    bias,
-                    out,
-                } => {
-                    let shape = shape_of(&self.run, x);
-                    let (inputs, outputs) = (shape.len() / shape.n, self.params.tensor(bias).len());
-                    let mut y = self.run.take(shape.n * outputs);
-                    let (w, b) = (self.params.tensor(weight), self.params.tensor(bias));
-                    linear::forward(data(&self.run, input, x), w, b, inputs, &mut y);
-                    let shape = Shape {
-                        n: shape.n,
-                        h: 1,
-                        w: 1,
-                        c: outputs,
-                    };
-                    self.run.values[out] = Some(Activation { shape, data: y });
-                }
-            }
-            if !keep {
-                for v in op.reads() {
-                    // A folded value's place is empty: what it is made of is what can be released.
-                    let v = graph.folded[v].map_or(v, |folded| folded.x);
-                    if graph.last_read[v] == i && !wanted.contains(&v) {
-                        self.run.release(v);
-                    }
-                }
-            }
-        }
+    fn tape<'a>(&mut self, inputs: Inputs<'a>, mode: Mode, keep: Keep<'_>) -> Tape<'a> {
+        let precision = self.host_precision();
+        let job = pass::Job {
+            graph: &self.graph,
+            params: &self.params,
+            buffers: &mut self.buffers,
+            inputs,
+            mode,
+            precision,
+            dropout: self.dropout,
+        };
+        let tape = pass::forward(&mut self.pool, job, keep);
         if mode == Mode::Train {
             self.count_batch();
         }
+        if mode != Mode::Eval && self.graph.dropouts > 0 {
+            self.dropout.step += 1;
+        }
+        tape
     }
 
-    /// Chooses the statistics of a batch normalisation, moving the running ones where `mode` asks for it.
-    fn normalisation(
-        &mut self,
-        norm: usize,
-        relu: bool,
-        input: &Input,
-        x: Value,
-        mode: Mode,
-    ) -> NormRun {
-        let at = self.graph.norms[norm];
-        let batch = mode != Mode::Eval;
-        let (mean, var) = if batch {
-            let x = data(&self.run, input, x);
-            let rows = x.len() / at.channels;
-            let (mean, var) = norm::statistics(x, at.channels);
-            if mode == Mode::Train {
-                // One row has no unbiased variance; PyTorch refuses that case, here the biased one (0) is used.
-                let unbiased = rows as f32 / (rows.max(2) - 1) as f32;
-                for (r, m) in self.buffers.tensor_mut(at.mean).iter_mut().zip(&mean) {
-                    *r = (1.0 - MOMENTUM) * *r + MOMENTUM * m;
-                }
-                for (r, v) in self.buffers.tensor_mut(at.var).iter_mut().zip(&var) {
-                    *r = (1.0 - MOMENTUM) * *r + MOMENTUM * (v * unbiased);
-                }
-            }
-            (mean, var)
-        } else {
-            (
-                self.buffers.tensor(at.mean).to_vec(),
-                self.buffers.tensor(at.var).to_vec(),
-            )
-        };
-        let invstd: Vec<f32> = var.iter().map(|v| 1.0 / (v + EPS).sqrt()).collect();
-        let (gamma, beta) = (self.params.tensor(at.gamma), self.params.tensor(at.beta));
-        let scale: Vec<f32> = gamma.iter().zip(&invstd).map(|(g, i)| g * i).collect();
-        let shift = beta
-            .iter()
-            .zip(&mean)
-            .zip(&scale)
-            .map(|((b, m), s)| b - m * s)
-            .collect();
-        NormRun {
-            scale,
-            shift,
-            mean,
-            invstd,
-            batch,
-            relu,
+    /// How the CPU multiplies for this network: as it says, or in `f32` where it says how a GPU does.
+    fn host_precision(&self) -> Precision {
+        match self.compute() {
+            Compute::Cpu => self.precision,
+            #[cfg(feature = "cuda")]
+            Compute::Cuda(_) => Precision::F32,
         }
     }
 
     fn run_backward(
         &mut self,
-        input: &Input,
-        gradient: Vec<f32>,
-        grads: &mut Flat,
-        mut input_gradient: Option<&mut [f32]>,
-    ) {
-        let graph = Arc::clone(&self.graph);
-        let run = &mut self.run;
-        let mut gradients: Vec<Option<Vec<f32>>> = vec![None; graph.values];
-        gradients[graph.values - 1] = Some(gradient);
-        for op in graph.ops.iter().rev() {
-            let start = Instant::now();
-            match *op {
-                Op::Linear {
-                    x,
-                    weight,
-                    bias,
-                    out,
-                } => {
-                    let dy = gradients[out]
-                        .take()
-                        .expect("an operation's result has a gradient");
-                    let mut dx = run.take(activation(run, x).data.len());
-                    let (mut dw, mut db) = (
-                        run.take(grads.tensor(weight).len()),
-                        run.take(grads.tensor(bias).len()),
-                    );
-                    let w = self.params.tensor(weight);
-                    linear::backward(
-                        &activation(run, x).data,
-                        w,
-                        &dy,
-                        &mut dw,
-                        &mut db,
-                        Some(&mut dx),
-                    );
-                    grads.tensor_mut(weight).copy_from_slice(&dw);
-                    grads.tensor_mut(bias).copy_from_slice(&db);
-                    join(run, &mut gradients[x], dx);
-                    for buffer in [dy, dw, db] {
-                        run.give(buffer);
-                    }
-                }
-                Op::GlobalAveragePool { x, out } => {
-                    let dy = gradients[out]
-                        .take()
-                        .expect("an operation's result has a gradient");
-                    let Shape { h, w, c, .. } = activation(run, x).shape;
-                    let mut dx = run.take(activation(run, x).data.len());
-                    pool::global_average_gradient(&dy, h * w, c, &mut dx);
-                    join(run, &mut gradients[x], dx);
-                    run.give(dy);
-                }
-                Op::BatchNorm { x, norm, out, .. } => {
-                    let mut dy = gradients[out]
-                        .take()
-                        .expect("an operation's result has a gradient");
-                    let record = run.norms[norm]
-                        .take()
-                        .expect("the forward pass kept its statistics");
-                    let saved = record.saved();
-                    let x_data = data(run, input, x);
-                    let (dbeta, dgamma) = norm::parameter_gradients(&dy, x_data, &saved);
-                    let batch = record
-                        .batch
-                        .then_some((dbeta.as_slice(), dgamma.as_slice()));
-                    if let Some(dx) = &mut gradients[x] {
-                        norm::add_input_gradient(&dy, x_data, &saved, batch, dx);
-                        run.give(dy);
-                    } else {
-                        norm::input_gradient_in_place(&mut dy, x_data, &saved, batch);
-                        gradients[x] = Some(dy);
-                    }
-                    let at = graph.norms[norm];
-                    grads.tensor_mut(at.gamma).copy_from_slice(&dgamma);
-                    grads.tensor_mut(at.beta).copy_from_slice(&dbeta);
-                    let Shape { h, c, .. } = shape_of(run, &graph, input, x);
-                    run.note(start, || format!("backward batch norm {c} @{h}"), 0);
-                }
-                Op::Conv {
-                    x,
-                    residual,
-                    weight,
-                    k,
-                    stride,
-                    pad,
-                    out,
-                } => {
-                    let dy = gradients[out]
-                        .take()
-                        .expect("an operation's result has a gradient");
-                    let shape = shape_of(run, &graph, input, x);
-                    let conv = conv_shape(self.params.layout(), shape, weight, k, stride, pad);
-                    conv::weight_gradient(
-                        &conv,
-                        self.precision,
-                        source(run, &graph, input, x),
-                        &dy,
-                        grads.tensor_mut(weight),
-                    );
-                    run.note(start, || format!("weight gradient {conv}"), conv.flops());
-                    let start = Instant::now();
-                    let w = self.params.tensor(weight);
-                    if x == 0 {
-                        if let Some(dx) = input_gradient.as_deref_mut() {
-                            conv::input_gradient(&conv, self.precision, &dy, w, Add::Nothing, dx);
-                        }
-                    } else if let Some(dx) = &mut gradients[x] {
-                        conv::input_gradient(&conv, self.precision, &dy, w, Add::Destination, dx);
-                    } else {
-                        let mut dx = run.take(conv.input_len());
-                        conv::input_gradient(&conv, self.precision, &dy, w, Add::Nothing, &mut dx);
-                        gradients[x] = Some(dx);
-                    }
-                    if x != 0 {
-                        run.note(start, || format!("input gradient {conv}"), conv.flops());
-                    }
-                    match residual {
-                        Some(r) => join(run, &mut gradients[r], dy),
-                        None => run.give(dy),
-                    }
+        tape: Tape<'_>,
+        cotangents: &[(&str, &[f32])],
+        wanted: Wanted<'_>,
+    ) -> Result<Option<Vec<f32>>, NnError> {
+        assert!(
+            Arc::ptr_eq(tape.graph(), &self.graph),
+            "a forward pass of another network"
+        );
+        let mut from = Vec::with_capacity(cotangents.len());
+        for (name, cotangent) in cotangents {
+            let Some(value) = self.graph.find(name) else {
+                let known: Vec<&str> = self.graph.named.iter().map(|(n, _)| n.as_str()).collect();
+                return Err(NnError::UnknownFeature {
+                    name: (*name).to_owned(),
+                    known: known.join(", "),
+                });
+            };
+            assert_eq!(
+                cotangent.len(),
+                tape.shape(value).len(),
+                "elements of the gradient by `{name}`"
+            );
+            let mut gradient = self.pool.take(cotangent.len());
+            gradient.copy_from_slice(cotangent);
+            from.push((value, gradient));
+        }
+        Ok(pass::backward(
+            &mut self.pool,
+            tape,
+            &self.params,
+            from,
+            wanted,
+        ))
+    }
+}
+
+/// Elements drawn from one stream.
+const DRAWN_TOGETHER: usize = 1 << 16;
+
+/// Normal numbers with mean 0, from the streams (`seed`, `purpose`, piece), by Box and Muller's transform.
+fn normal(seed: u64, purpose: &str, len: usize, std: f64) -> Vec<f32> {
+    let mut values = vec![0f32; len];
+    values
+        .par_chunks_mut(DRAWN_TOGETHER)
+        .enumerate()
+        .for_each(|(piece, values)| {
+            let mut stream = bb_core::rng::stream(seed, purpose, 0, piece as u64);
+            for pair in values.chunks_mut(2) {
+                // 1 - u is above 0, so that its logarithm is a number.
+                let radius = (-2.0 * (1.0 - bb_core::rng::unit_f64(&mut stream)).ln()).sqrt();
+                let angle = std::f64::consts::TAU * bb_core::rng::unit_f64(&mut stream);
+                for (value, factor) in pair.iter_mut().zip([angle.cos(), angle.sin()]) {
+                    *value = (std * radius * factor) as f32;
                 }
             }
-            // The operation's result has been used by every reader and now by its own backward step.
-            run.release(op.out());
-        }
-    }
-}
-
-/// The sizes of a convolution of an activation `x` with the tensor `weight` of a network.
-pub(crate) fn conv_shape(
-    params: &Layout,
-    x: Shape,
-    weight: usize,
-    k: usize,
-    stride: usize,
-    pad: usize,
-) -> ConvShape {
-    let cout = params.entries()[weight].shape[0];
-    ConvShape {
-        n: x.n,
-        h: x.h,
-        w: x.w,
-        cin: x.c,
-        cout,
-        k,
-        stride,
-        pad,
-    }
-}
-
-fn activation(run: &Run, v: Value) -> &Activation {
-    run.values[v]
-        .as_ref()
-        .expect("a value is computed before it is read and kept until its last reader")
-}
-
-fn data<'a>(run: &'a Run, input: &'a Input, v: Value) -> &'a [f32] {
-    if v == 0 {
-        &input.data
-    } else {
-        &activation(run, v).data
-    }
-}
-
-/// What a convolution reads: a value, or the batch normalisation that the value would be the result of.
-fn source<'a>(run: &'a Run, graph: &Graph, input: &'a Input, v: Value) -> Source<'a> {
-    let Some(folded) = graph.folded[v] else {
-        return data(run, input, v).into();
-    };
-    let norm = run.norms[folded.norm]
-        .as_ref()
-        .expect("a normalisation runs before what reads it");
-    Source {
-        data: data(run, input, folded.x),
-        affine: Some(Affine {
-            scale: &norm.scale,
-            shift: &norm.shift,
-            relu: norm.relu,
-        }),
-    }
-}
-
-fn shape_of(run: &Run, graph: &Graph, input: &Input, v: Value) -> Shape {
-    match graph.folded[v].map_or(v, |folded| folded.x) {
-        0 => input.shape(),
-        v => activation(run, v).shape,
-    }
-}
-
-/// Adds a gradient contribution, or makes it the first one.
-fn join(run: &mut Run, slot: &mut Option<Vec<f32>>, contribution: Vec<f32>) {
-    match slot {
-        Some(sum) => {
-            vector::add_scaled(sum, 1.0, &contribution);
-            run.give(contribution);
-        }
-        None => *slot = Some(contribution),
-    }
+        });
+    values
 }

@@ -1,9 +1,9 @@
 //! Optimisers over all parameters at once.
 
 #[cfg(feature = "cuda")]
-use crate::cuda::resident::{SgdStep, sgd};
+use crate::cuda::resident::{SgdStep, adam, sgd};
 use crate::flat::Flat;
-use crate::kernels::vector;
+use crate::kernels::vector::{self, AdamStep};
 
 /// Stochastic gradient descent with momentum, as PyTorch's `SGD` with dampening 0.
 ///
@@ -64,5 +64,93 @@ impl Sgd {
     /// See [`Sgd::velocity`].
     pub fn velocity_mut(&mut self) -> &mut Flat {
         &mut self.velocity
+    }
+}
+
+/// Adam (Kingma and Ba, ICLR 2015), as PyTorch's `Adam`.
+///
+/// Weight decay is an L2 penalty, added to the gradient of every parameter.
+#[derive(Clone, Debug)]
+pub struct Adam {
+    /// Shares of the old mean and of the old mean square in the new ones.
+    pub betas: (f64, f64),
+    /// Added to the denominator.
+    pub eps: f64,
+    /// L2 penalty, added to the gradient as `weight_decay * w`.
+    pub weight_decay: f32,
+    mean: Flat,
+    square: Flat,
+    steps: u64,
+}
+
+impl Adam {
+    /// An optimiser at rest for parameters of `like`'s layout, with eps 1e-8 and no weight decay. PyTorch's usual
+    /// `betas` are 0.9 and 0.999.
+    pub fn new(like: &Flat, betas: (f64, f64)) -> Self {
+        Self {
+            betas,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            mean: Flat::zeros(like.layout()),
+            square: Flat::zeros(like.layout()),
+            steps: 0,
+        }
+    }
+
+    /// One step with learning rate `lr`.
+    pub fn step(&mut self, params: &mut Flat, grads: &Flat, lr: f32) {
+        self.steps += 1;
+        let by = self.numbers(lr);
+        #[cfg(feature = "cuda")]
+        if let Some(device) = params.held().current_device() {
+            let layout = std::sync::Arc::clone(params.layout());
+            let (mean, square) = (self.mean.held_mut(), self.square.held_mut());
+            let held = (params.held_mut(), mean, square, grads.held());
+            device.keep(adam(&device, &layout, held, by));
+            return;
+        }
+        vector::adam(
+            params.data_mut(),
+            self.mean.data_mut(),
+            self.square.data_mut(),
+            grads.data(),
+            by,
+        );
+    }
+
+    /// The numbers of the step that [`Adam::steps`] counts last; the corrections of the moments' start are computed in
+    /// `f64`, as in PyTorch.
+    fn numbers(&self, lr: f32) -> AdamStep {
+        let (beta1, beta2) = self.betas;
+        let t = self.steps as f64;
+        AdamStep {
+            step: (f64::from(lr) / (1.0 - beta1.powf(t))) as f32,
+            share1: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            share2: (1.0 - beta2) as f32,
+            eps: self.eps as f32,
+            weight_decay: self.weight_decay,
+            bias2_sqrt: (1.0 - beta2.powf(t)).sqrt() as f32,
+        }
+    }
+
+    /// Means of the gradients and of their squares, for checkpoints.
+    pub fn moments(&self) -> (&Flat, &Flat) {
+        (&self.mean, &self.square)
+    }
+
+    /// See [`Adam::moments`].
+    pub fn moments_mut(&mut self) -> (&mut Flat, &mut Flat) {
+        (&mut self.mean, &mut self.square)
+    }
+
+    /// Steps so far, for checkpoints: they decide how the moments' start at 0 is corrected.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// See [`Adam::steps`].
+    pub fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
     }
 }

@@ -3,7 +3,7 @@
 use crate::data::{Batch, Batches, LoaderOptions, batch_count, batches};
 use crate::error::NnError;
 use crate::flat::Flat;
-use crate::net::{Mode, Net};
+use crate::net::{DropoutStream, Mode, Net};
 use crate::optim::Sgd;
 use crate::schedule::{PlateauState, Schedule};
 use crate::state::StateDict;
@@ -249,6 +249,8 @@ pub struct Checkpoints {
 
 const EPOCH_KEY: &str = "epochs_done";
 const PLATEAU_KEY: &str = "plateau";
+/// Forward passes that drew dropout masks; absent where there were none.
+const DROPOUT_KEY: &str = "dropout_step";
 const VELOCITY: &str = "velocity.";
 
 impl Checkpoints {
@@ -284,10 +286,14 @@ impl Checkpoints {
             state.insert(format!("{VELOCITY}{}", entry.name), tensor);
         }
         let plateau = serde_json::to_string(plateau).expect("three numbers serialise");
-        let metadata = BTreeMap::from([
+        let mut metadata = BTreeMap::from([
             (EPOCH_KEY.to_owned(), done.to_string()),
             (PLATEAU_KEY.to_owned(), plateau),
         ]);
+        if net.dropout().step > 0 {
+            let step = net.dropout().step.to_string();
+            metadata.insert(DROPOUT_KEY.to_owned(), step);
+        }
         Ok(atomic::write(path, &state.to_bytes(&metadata)?)?)
     }
 
@@ -332,6 +338,15 @@ impl Checkpoints {
                 .ok_or_else(|| wrong(&format!("`{key}` is missing")))
         };
         *plateau = serde_json::from_str(field(PLATEAU_KEY)?).map_err(|e| wrong(&e.to_string()))?;
+        if let Some(step) = metadata.get(DROPOUT_KEY) {
+            let step = step
+                .parse()
+                .map_err(|_| wrong("`dropout_step` is not a number"))?;
+            net.set_dropout(DropoutStream {
+                step,
+                ..net.dropout()
+            });
+        }
         field(EPOCH_KEY)?
             .parse()
             .map_err(|_| wrong("`epochs_done` is not a number"))
@@ -375,6 +390,7 @@ pub fn fit(
         recipe.nesterov,
     );
     let mut plateau = PlateauState::default();
+    net.set_dropout(DropoutStream { seed, step: 0 });
     let first = checkpoints.load(net, &mut sgd, &mut plateau)?;
     hooks.started(first)?;
     let options = LoaderOptions {

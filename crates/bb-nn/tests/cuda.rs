@@ -12,7 +12,7 @@ use bb_nn::cuda::{Device, device_count};
 use bb_nn::data::Input;
 use bb_nn::net::{Mode, Net};
 use bb_nn::neurons::{self, Chosen};
-use bb_nn::optim::Sgd;
+use bb_nn::optim::{Adam, Sgd};
 use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, TrainError, fit};
 use bb_nn::{ArchSpec, Compute, Flat, NormScope, Precision};
 use common::{assert_close, assert_relative};
@@ -248,6 +248,30 @@ fn vectors_are_the_same_wherever_they_are() {
     for (a, b) in norms_a.iter().zip(&norms_b) {
         assert!((a - b).abs() <= 1e-3 * a, "{a} {b}");
     }
+}
+
+#[test]
+fn adam_is_the_cpus() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    let (cpu, input, labels) = case(2);
+    let train = |mut net: Net| {
+        let mut grads = net.zeros();
+        // Adam divides by the gradient's size, so rounding shows where a gradient is nearly 0.
+        net.loss_grad(&input, &labels, Mode::Eval, &mut grads);
+        let rounded = random(grads.data().len(), 6);
+        grads.data_mut().copy_from_slice(&rounded);
+        let mut adam = Adam::new(net.params(), (0.5, 0.999));
+        adam.weight_decay = 0.1;
+        for _ in 0..3 {
+            adam.step(net.params_mut(), &grads, 0.01);
+        }
+        net.take_failure().expect("no failure");
+        net
+    };
+    let (expected, found) = (train(cpu.clone()), train(cpu.on(&device).unwrap()));
+    assert_same_tensors("parameter", found.params(), expected.params(), 1e-6);
 }
 
 /// Two states of a network on the device and on the CPU.
@@ -487,4 +511,45 @@ fn check_budget(device: &Compute, precision: Precision) {
     eprintln!(
         "{precision}: {kernels} kernels, {convolutions} convolutions, {inside} copies inside, {fills} fills"
     );
+}
+
+#[test]
+fn a_network_with_operations_of_the_cpu_is_refused() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    for (arch, message) in [
+        (
+            "vgg19_bn",
+            "`vgg19_bn-w1` cannot run on a GPU: convolution with bias is computed on the CPU only",
+        ),
+        (
+            "resnet18",
+            "`resnet18-w1` cannot run on a GPU: max pooling is computed on the CPU only",
+        ),
+    ] {
+        let net = Net::new(&ArchSpec::new(arch, 1, CLASSES).unwrap(), 0);
+        let error = net.on(&device).map(|_| ()).unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
+}
+
+#[test]
+fn a_kept_pass_is_computed_on_the_cpu() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    let (mut cpu, input, labels) = case(4);
+    let mut gpu = cpu.clone().on(&device).unwrap();
+    let mut grads = [cpu.zeros(), gpu.zeros()];
+    // Its tensors are on the device now.
+    gpu.loss_grad(&input, &labels, Mode::TrainKeepStats, &mut grads[1]);
+    let cotangent = random(4 * CLASSES, 5);
+    for (net, grads) in [&mut cpu, &mut gpu].into_iter().zip(&mut grads) {
+        let tape = net.record(&input, Mode::Train);
+        net.backward(tape, &[("output", &cotangent)], grads)
+            .unwrap();
+    }
+    assert!(grads[0].data() == grads[1].data());
+    assert!(cpu.buffers().data() == gpu.buffers().data());
 }

@@ -106,6 +106,54 @@ fn same_bits_on_any_number_of_threads() {
 }
 
 #[test]
+fn a_bias_is_added_to_every_pixel() {
+    // Directly, and by Winograd's form with few and with many weights; channels that fill no vector among them.
+    let shapes = [
+        (3, 9, 5, 7, 2),
+        (9, 16, 24, 40, 3),
+        (40, 16, 32, 48, 3),
+        (8, 4, 256, 256, 3),
+    ];
+    for (n, h, cin, cout, k) in shapes {
+        let s = ConvShape {
+            n,
+            h,
+            w: h,
+            cin,
+            cout,
+            k,
+            stride: 1,
+            pad: k / 2,
+        };
+        let (x, w, bias) = (
+            random(s.input_len(), 1),
+            random(s.weight_len(), 2),
+            random(cout, 3),
+        );
+        let run = |add| {
+            let mut y = vec![0.0; s.output_len()];
+            conv::forward(&s, Precision::F32, &x, &w, add, &mut y);
+            y
+        };
+        let mut expected = run(Add::Nothing);
+        for row in expected.chunks_exact_mut(cout) {
+            row.iter_mut().zip(&bias).for_each(|(y, b)| *y += b);
+        }
+        assert!(run(Add::Bias(&bias)) == expected, "{s}");
+        let mut sums = vec![0.0; cout];
+        conv::bias_gradient(&expected, &mut sums);
+        for (i, sum) in sums.iter().enumerate() {
+            let column = expected.iter().skip(i).step_by(cout);
+            let exact: f64 = column.map(|v| f64::from(*v)).sum();
+            assert!(
+                (f64::from(*sum) - exact).abs() < 1e-5 * (1.0 + exact.abs()),
+                "{s}"
+            );
+        }
+    }
+}
+
+#[test]
 fn relu_has_no_gradient_at_zero() {
     let x = Var::from_slice(&[-1.0f32, 0.0, 2.0], 3, &Device::Cpu).unwrap();
     let grads = ops::relu(&x)

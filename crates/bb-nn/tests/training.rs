@@ -95,6 +95,17 @@ fn training_learns_and_repeats_bit_for_bit_on_any_number_of_threads() {
 
 #[test]
 fn an_interrupted_run_ends_with_the_same_bits() {
+    for arch in ["preactresnet18", "vgg19_bn"] {
+        check_interruption(|| {
+            let width = if arch == "vgg19_bn" { 1 } else { 4 };
+            let spec = ArchSpec::new(arch, width, 10).expect("a small network");
+            Net::new(&spec, 3)
+        });
+    }
+}
+
+/// VGG's dropout masks go on where they were, too.
+fn check_interruption(net: impl Fn() -> Net) {
     let data = dataset(128);
     let folder = tempfile::tempdir().unwrap();
     let mut whole = net();

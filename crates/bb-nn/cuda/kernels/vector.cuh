@@ -128,10 +128,11 @@ extern "C" __global__ void sgd_momentum(
 }
 
 // One step of Adam as PyTorch's: weights w, first and second moment m and v, gradient g, all [n]. step is
-// lr / (1 - beta1^t), bias2_sqrt the root of 1 - beta2^t; the weight decay is added to the gradient. Elementwise.
+// lr / (1 - beta1^t), bias2_sqrt the root of 1 - beta2^t; the weight decay is added to the gradient. The shares are
+// 1 - beta1 and 1 - beta2, which the rounded betas do not give exactly. Elementwise.
 extern "C" __global__ void adam(
     float *__restrict__ w, float *__restrict__ m, float *__restrict__ v, const float *__restrict__ g, float step,
-    float beta1, float beta2, float eps, float weight_decay, float bias2_sqrt, long long n)
+    float share1, float beta2, float share2, float eps, float weight_decay, float bias2_sqrt, long long n)
 {
     for_groups<4>(n, aligned(w, m, v, g), [=](long long i, auto width) {
         float weight[width.value], first[width.value], second[width.value], gradient[width.value];
@@ -141,8 +142,8 @@ extern "C" __global__ void adam(
         load(g + i, gradient);
         for (int j = 0; j < width.value; j++) {
             const float d = gradient[j] + weight_decay * weight[j];
-            first[j] += (1.0f - beta1) * (d - first[j]);
-            second[j] = beta2 * second[j] + (1.0f - beta2) * d * d;
+            first[j] += share1 * (d - first[j]);
+            second[j] = beta2 * second[j] + share2 * d * d;
             weight[j] -= step * first[j] / (sqrtf(second[j]) / bias2_sqrt + eps);
         }
         store(m + i, first);

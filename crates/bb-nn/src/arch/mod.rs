@@ -1,21 +1,43 @@
 //! Architectures, with the benchmark's tensor names.
 
 mod preactresnet;
+mod resnet;
+mod vgg;
 
 use crate::error::NnError;
 use crate::graph::Graph;
 use serde::{Deserialize, Serialize};
 
 /// The known architectures.
-pub const NAMES: &[&str] = &["preactresnet18"];
+pub const NAMES: &[&str] = &["preactresnet18", "resnet18", "resnet34", "vgg19_bn"];
+
+/// Name that every classifier gives to what its last linear layer reads.
+pub const PENULTIMATE: &str = "penultimate";
 
 /// A network's family and sizes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Unchecked")]
 pub struct ArchSpec {
     name: String,
     width: usize,
     classes: usize,
+}
+
+/// An [`ArchSpec`] as it is read, before its name and sizes are checked.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unchecked {
+    name: String,
+    width: usize,
+    classes: usize,
+}
+
+impl TryFrom<Unchecked> for ArchSpec {
+    type Error = NnError;
+
+    fn try_from(spec: Unchecked) -> Result<Self, NnError> {
+        Self::new(&spec.name, spec.width, spec.classes)
+    }
 }
 
 impl ArchSpec {
@@ -69,6 +91,41 @@ impl ArchSpec {
     }
 
     pub(crate) fn graph(&self) -> Graph {
-        preactresnet::preactresnet18(self.width, self.classes).finish()
+        let (width, classes) = (self.width, self.classes);
+        match self.name.as_str() {
+            "preactresnet18" => preactresnet::preactresnet18(width, classes),
+            "resnet18" => resnet::resnet([2, 2, 2, 2], width, classes),
+            "resnet34" => resnet::resnet([3, 4, 6, 3], width, classes),
+            "vgg19_bn" => vgg::vgg19_bn(width, classes),
+            other => unreachable!("`{other}` is not in the list of architectures"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ArchSpec;
+
+    #[test]
+    fn what_is_read_is_checked() {
+        let read = |json: &str| serde_json::from_str::<ArchSpec>(json);
+        let good = read(r#"{"name": "resnet18", "width": 64, "classes": 10}"#);
+        assert_eq!(good.expect("a known name").label(), "resnet18-w64");
+        let bad = read(r#"{"name": "resnet19", "width": 64, "classes": 10}"#);
+        let message = bad.expect_err("an unknown name").to_string();
+        assert!(message.contains("resnet18, resnet34"), "{message}");
+    }
+
+    #[test]
+    fn vgg_has_as_many_parameters_as_published() {
+        // Counted in the layout: the network itself would fill half a gigabyte.
+        let graph = ArchSpec::new("vgg19_bn", 64, 10)
+            .expect("the usual sizes")
+            .graph();
+        let entries = graph.params.entries();
+        let parameters: usize = entries.iter().map(|e| e.range.len()).sum();
+        assert_eq!(parameters, 139_622_218);
+        let first = entries.iter().find(|e| e.name == "classifier.0.weight");
+        assert_eq!(first.expect("it has one").shape, [4096, 25088]);
     }
 }

@@ -24,6 +24,7 @@ pub(super) fn preactresnet18(width: usize, classes: usize) -> Graph {
     }
     let pooled = g.global_average_pool(x);
     g.name("avgpool", pooled);
+    g.name(super::PENULTIMATE, pooled);
     g.linear(pooled, "linear", channels, classes);
     g
 }

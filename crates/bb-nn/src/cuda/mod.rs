@@ -17,7 +17,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use pass::{Batch, Job, Pass, Tally};
+pub(crate) use pass::{Batch, Job, Pass, Tally, supports};
 pub(crate) use split::DeviceSplit;
 pub(crate) use storage::{Storage, stored};
 

@@ -2,13 +2,13 @@
 
 use super::split::DeviceSplit;
 use super::storage::{narrow, widen};
-use super::{Context, Device, Result, Storage, launch, stored};
+use super::{Context, CudaError, Device, Result, Storage, launch, stored};
 use crate::data::Input;
 use crate::flat::{Flat, Layout};
-use crate::graph::{Graph, Norm, Op, Value};
+use crate::graph::{Graph, Norm, Op, Value, conv_shape};
 use crate::kernels::loss::Loss;
 use crate::kernels::precision::Precision;
-use crate::net::{Activation, EPS, MOMENTUM, Mode, Shape, conv_shape};
+use crate::net::{Activation, EPS, Mode, Shape};
 use cudarc::driver::{CudaSlice, CudaView, DevicePtrMut};
 use std::ops::Range;
 use std::rc::Rc;
@@ -401,6 +401,7 @@ impl Pass {
                 stride,
                 pad,
                 out,
+                bias: None,
             } => {
                 let x = self.value(x);
                 let conv = conv_shape(params.layout, x.shape, weight, k, stride, pad);
@@ -493,6 +494,7 @@ impl Pass {
                 );
                 self.values[out] = Some(y);
             }
+            _ => return Err(missing(op)),
         }
         Ok(())
     }
@@ -568,7 +570,7 @@ impl Pass {
             &beta,
             &mean,
             &var,
-            &MOMENTUM,
+            &at.momentum,
             &EPS,
             &update,
             &mut run.mean,
@@ -757,6 +759,7 @@ impl Pass {
                         None => device.give(dy),
                     }
                 }
+                _ => return Err(missing(op)),
             }
             self.release(out);
         }
@@ -878,6 +881,21 @@ impl Pass {
         }
         Ok(dx)
     }
+}
+
+/// Whether this module computes an operation; networks with others are refused before any pass.
+pub(crate) fn supports(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Conv { bias: None, .. }
+            | Op::BatchNorm { .. }
+            | Op::GlobalAveragePool { .. }
+            | Op::Linear { .. }
+    )
+}
+
+fn missing(op: &Op) -> CudaError {
+    CudaError::new(op.label(), "it is computed on the CPU only")
 }
 
 /// Whether a tensor at this place of a vector begins at a multiple of 16 bytes.

@@ -2,6 +2,7 @@
 
 use super::{Context, Device, Result, launch};
 use crate::flat::{Layout, Order};
+use crate::kernels::vector::AdamStep;
 use cudarc::driver::CudaSlice;
 use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
@@ -363,6 +364,42 @@ pub(crate) fn all_finite(device: &Rc<Device>, layout: &Layout, x: &Held) -> Resu
             &mut flag
         );
         Ok(device.stream().clone_dtoh(&flag).on(WHAT)? == [0])
+    })
+}
+
+/// One step of Adam over weights, mean, mean square and gradient.
+pub(crate) fn adam(
+    device: &Rc<Device>,
+    layout: &Layout,
+    (w, m, v, g): (&mut Held, &mut Held, &mut Held, &Held),
+    by: AdamStep,
+) -> Result<()> {
+    g.read(layout, device, |g| {
+        v.write(layout, device, |v| {
+            m.write(layout, device, |m| {
+                w.write(layout, device, |w| {
+                    let n = w.len() as i64;
+                    launch!(
+                        device,
+                        "adam",
+                        Device::elements(w.len()),
+                        w,
+                        m,
+                        v,
+                        g,
+                        &by.step,
+                        &by.share1,
+                        &by.beta2,
+                        &by.share2,
+                        &by.eps,
+                        &by.weight_decay,
+                        &by.bias2_sqrt,
+                        &n,
+                    );
+                    Ok(())
+                })
+            })
+        })
     })
 }
 

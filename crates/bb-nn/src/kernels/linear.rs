@@ -92,8 +92,17 @@ pub fn backward(
     dx: Option<&mut [f32]>,
 ) {
     let outputs = dbias.len();
+    weight_gradient(x, dy, dw, dbias);
+    if let Some(dx) = dx {
+        input_gradient(w, dy, outputs, dx);
+    }
+}
+
+/// Gradients of [`forward`] by its weight and bias; overwrites both.
+pub fn weight_gradient(x: &[f32], dy: &[f32], dw: &mut [f32], dbias: &mut [f32]) {
+    let outputs = dbias.len();
     let n = dy.len() / outputs;
-    let inputs = w.len() / outputs;
+    let inputs = dw.len() / outputs;
     product(
         dw,
         &Matrix::new(dy, n, outputs).transposed(),
@@ -106,12 +115,15 @@ pub fn backward(
             *b += v;
         }
     }
-    if let Some(dx) = dx {
-        product(
-            dx,
-            &Matrix::new(dy, n, outputs),
-            &Matrix::new(w, outputs, inputs),
-            false,
-        );
-    }
+}
+
+/// Gradient of [`forward`] by its input; overwrites `dx`.
+pub fn input_gradient(w: &[f32], dy: &[f32], outputs: usize, dx: &mut [f32]) {
+    let n = dy.len() / outputs;
+    product(
+        dx,
+        &Matrix::new(dy, n, outputs),
+        &Matrix::new(w, outputs, w.len() / outputs),
+        false,
+    );
 }

@@ -5,10 +5,14 @@
 //! fixed order: the same input gives the same bits on any number of threads.
 
 pub mod conv;
+pub mod dropout;
+pub mod image;
 pub mod linear;
 pub mod loss;
+pub mod map;
 pub mod norm;
 pub mod pool;
 pub mod precision;
 mod scratch;
 pub mod vector;
+pub mod warp;

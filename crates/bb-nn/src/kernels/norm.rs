@@ -163,6 +163,44 @@ pub struct Saved<'a> {
     pub relu: bool,
 }
 
+/// Sum of each column of `x` (`[rows, c]`), blocks of rows in `f32`, everything above them in `f64`.
+pub fn column_sums(x: &[f32], c: usize) -> Vec<f32> {
+    assert!(c > 0 && x.len().is_multiple_of(c), "rows of {c} channels");
+    let parts: Vec<Vec<f64>> = x
+        .par_chunks(piece(c))
+        .map(|x| {
+            let mut sum = vec![0f32; c];
+            let mut sums = vec![0f64; c];
+            for x in x.chunks(block(c) * c) {
+                add_rows(x, &mut sum);
+                flush(&mut sum, &mut sums);
+            }
+            sums
+        })
+        .collect();
+    let mut sums = vec![0f64; c];
+    for part in &parts {
+        for (sum, v) in sums.iter_mut().zip(part) {
+            *sum += v;
+        }
+    }
+    sums.iter().map(|s| *s as f32).collect()
+}
+
+/// Adds every row of `x` to `sum`.
+fn add_rows(x: &[f32], sum: &mut [f32]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for row in x.chunks_exact(sum.len()) {
+                for (s, v) in sum.iter_mut().zip(row) {
+                    *s += v;
+                }
+            }
+        },
+    );
+}
+
 /// Gradients of `beta` (sum of `g`) and `gamma` (sum of `g * x_hat`), where `g` is `dy` masked by the ReLU.
 pub fn parameter_gradients(dy: &[f32], x: &[f32], saved: &Saved<'_>) -> (Vec<f32>, Vec<f32>) {
     let c = saved.check(dy, x);

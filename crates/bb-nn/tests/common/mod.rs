@@ -12,6 +12,14 @@ pub(crate) fn load(path: &Path) -> Tensors {
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// A file of `golden_data`.
+#[allow(dead_code, reason = "not every test has one")]
+pub(crate) fn golden(name: &str) -> Tensors {
+    // Asked for at run time, so that the program also finds it on another machine than the one that built it.
+    let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it");
+    load(&Path::new(&crate_folder).join(format!("tests/golden_data/{name}.safetensors")))
+}
+
 pub(crate) fn floats(t: &Tensor) -> Vec<f32> {
     t.flatten_all()
         .unwrap()
@@ -21,6 +29,7 @@ pub(crate) fn floats(t: &Tensor) -> Vec<f32> {
         .unwrap()
 }
 
+#[allow(dead_code, reason = "not every test has any")]
 pub(crate) fn labels(t: &Tensor) -> Vec<u32> {
     t.flatten_all()
         .unwrap()

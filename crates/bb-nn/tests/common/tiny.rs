@@ -1,17 +1,14 @@
 //! PyTorch's numbers on a tiny network, made by `golden_data/make.py` and kept beside it.
 
-use crate::common::{assert_close, assert_relative, floats, labels, load};
+use crate::common::{assert_close, assert_relative, floats, golden, labels};
 use bb_nn::data::Input;
 use bb_nn::net::{Mode, Net};
 use bb_nn::optim::Sgd;
 use bb_nn::{ArchSpec, Compute, StateDict};
-use std::path::Path;
 
 /// Forward pass, gradients and two steps of SGD, computed on `compute`.
 pub(crate) fn check(compute: &Compute) {
-    // Asked for at run time, so that the program also finds it on another machine than the one that built it.
-    let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it");
-    let all = load(&Path::new(&crate_folder).join("tests/golden_data/preactresnet.safetensors"));
+    let all = golden("preactresnet");
     let mut state = StateDict::new();
     for (name, tensor) in all
         .iter()

@@ -126,8 +126,8 @@ void test_vectors(long long n)
     }
     near("adam" + shape, everywhere("adam" + shape, n, [&](Grid grid, std::size_t offset) {
              const Buffer<float> gradient(x, offset), weights(y, offset), first(v, offset), second(squares, offset);
-             launch("adam", grid, LINE, &weights, &first, &second, &gradient, step, beta1, beta2, eps, decay,
-                    bias2_sqrt, n);
+             launch("adam", grid, LINE, &weights, &first, &second, &gradient, step, 1 - beta1, beta2, 1 - beta2, eps,
+                    decay, bias2_sqrt, n);
              Floats out = weights.values();
              for (const float m : first.values()) out.push_back(m);
              for (const float s : second.values()) out.push_back(s);

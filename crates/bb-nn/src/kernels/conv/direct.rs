@@ -9,7 +9,7 @@
 //! Source and weights are laid out in words (see [`precision`](crate::kernels::precision)), so one code serves all
 //! precisions.
 
-use super::{Add, ConvShape, Source};
+use super::{Add, ConvShape, Source, check_add};
 use crate::kernels::precision::{Kernel, Precision, Product, dispatch, lanes, per_word};
 use crate::kernels::{norm, scratch};
 use pulp::Simd;
@@ -205,9 +205,7 @@ fn run(
     add: Add<'_>,
     dst: &mut [f32],
 ) {
-    if let Add::Other(other) = add {
-        assert_eq!(other.len(), dst.len(), "length of the tensor to add");
-    }
+    check_add(add, dst.len(), plan.dst.2);
     let block = block_width(precision, plan.dst.2);
     let packed_len = plan.dst.2.div_ceil(block) * plan.depth * block;
     scratch::with(packed_len, |packed| {
@@ -535,6 +533,11 @@ impl Group<'_> {
                             Add::Other(other) => {
                                 let mut sum = sums[p];
                                 add_to::<S, V>(simd, &mut sum, &other[targets[p]..][..lanes]);
+                                store::<S, V>(simd, sum, target);
+                            }
+                            Add::Bias(bias) => {
+                                let mut sum = sums[p];
+                                add_to::<S, V>(simd, &mut sum, &bias[c0..][..lanes]);
                                 store::<S, V>(simd, sum, target);
                             }
                             Add::Destination => accumulate::<S, V>(simd, sums[p], target),

@@ -103,6 +103,8 @@ pub enum Add<'a> {
     Nothing,
     /// Another tensor of the destination's shape.
     Other(&'a [f32]),
+    /// One number for each channel of the destination.
+    Bias(&'a [f32]),
     /// What the destination holds already.
     Destination,
 }
@@ -250,9 +252,23 @@ pub fn weight_gradient<'a>(
     }
 }
 
+/// `db`, the gradient of a bias: the sum of `dy` (`[rows, channels]`) over its rows. Overwrites `db`.
+pub fn bias_gradient(dy: &[f32], db: &mut [f32]) {
+    db.copy_from_slice(&super::norm::column_sums(dy, db.len()));
+}
+
 /// Images as inputs stay in `f32`: three channels fill half of their words only, which costs more than it gains.
 fn direct_precision(s: &ConvShape, precision: Precision) -> Precision {
     if s.cin < 8 { Precision::F32 } else { precision }
+}
+
+/// The length of what is added to `len` results of `channels` channels.
+fn check_add(add: Add<'_>, len: usize, channels: usize) {
+    match add {
+        Add::Nothing | Add::Destination => {}
+        Add::Other(other) => assert_eq!(other.len(), len, "length of the tensor to add"),
+        Add::Bias(bias) => assert_eq!(bias.len(), channels, "length of the bias"),
+    }
 }
 
 fn check(s: &ConvShape, x: usize, w: usize, y: usize) {

@@ -1,7 +1,7 @@
 //! Forward pass and input gradient, F(4x4, 3x3).
 
 use super::super::direct::{MAX_BLOCK, store, tile};
-use super::super::{Add, ConvShape, Source};
+use super::super::{Add, ConvShape, Source, check_add};
 use super::axis::{to_outputs, weights_to_frequencies};
 use super::tiles::{Summed, TileLayout, Tiles, transform_input, with_inputs};
 use super::{CHANNELS, FREQUENCIES, Job, SIDE, SKEW, Shared, TILE, gather, load, put};
@@ -86,7 +86,7 @@ pub(in super::super) fn input_gradient(
 
 fn run(job: &Job, transposed: bool, x: Source<'_>, w: &[f32], add: Add<'_>, dst: &mut [f32]) {
     let layout = Weights::new(job);
-    let target = Target::new(dst, add);
+    let target = Target::new(dst, job.co, add);
     let transform = |block: usize, u: &mut [f32]| {
         let first = block * layout.block;
         let transform = TransformWeights {
@@ -181,10 +181,8 @@ struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    fn new(dst: &mut [f32], add: Add<'a>) -> Self {
-        if let Add::Other(other) = add {
-            assert_eq!(other.len(), dst.len(), "length of the tensor to add");
-        }
+    fn new(dst: &mut [f32], channels: usize, add: Add<'a>) -> Self {
+        check_add(add, dst.len(), channels);
         Self {
             dst: Shared::new(dst),
             add,
@@ -431,6 +429,9 @@ impl Multiply<'_> {
                                     Add::Nothing => y,
                                     Add::Other(o) => {
                                         simd.add_f32s(y, load::<S>(o.as_ptr().add(place)))
+                                    }
+                                    Add::Bias(b) => {
+                                        simd.add_f32s(y, load::<S>(b.as_ptr().add(c0 + v)))
                                     }
                                     Add::Destination => simd.add_f32s(load::<S>(dst), y),
                                 };
