@@ -1,0 +1,317 @@
+//! BackdoorBench's `attack_result.pt`, and bare state dictionaries.
+//!
+//! The paths in it are never opened: of each only the last three parts are kept, `<folder>/<label>/<index>.png`, and
+//! these must agree with the labels and the index beside it.
+
+use super::file::{Checkpoint, TensorData, TorchError};
+use super::pickle::{Element, Object, Value};
+use std::path::Path;
+
+/// A named tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    /// PyTorch's name, without `module.`.
+    pub name: String,
+    /// Sizes.
+    pub shape: Vec<usize>,
+    /// Elements.
+    pub data: TensorData,
+}
+
+/// What the checkpoint of an attack holds.
+#[derive(Clone, Debug)]
+pub struct AttackResult {
+    /// BackdoorBench's name of the architecture.
+    pub model_name: String,
+    /// Number of classes.
+    pub classes: usize,
+    /// The network.
+    pub state: Vec<NamedTensor>,
+    /// Name of the dataset.
+    pub dataset: String,
+    /// Rows and columns of an image.
+    pub image: (usize, usize),
+    /// The poisoned training set; some attacks store none.
+    pub train: Option<DatasetState>,
+    /// The poisoned test set.
+    pub test: DatasetState,
+}
+
+/// Which images of a dataset are poisoned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatasetState {
+    /// Images of the whole dataset.
+    pub images: usize,
+    /// Indices that the set is made of, ascending.
+    pub kept: Vec<usize>,
+    /// The poisoned images, by ascending index.
+    pub records: Vec<Record>,
+}
+
+/// One poisoned image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Index in the dataset.
+    pub index: usize,
+    /// Folder of its file, such as `bd_test_dataset`.
+    pub folder: String,
+    /// The attacked label.
+    pub label: u32,
+    /// The true label, which is also the name of the folder that its file lies in.
+    pub original: u32,
+}
+
+impl Record {
+    /// Its file, below the folder of the attack.
+    pub fn file(&self) -> String {
+        format!("{}/{}/{}.png", self.folder, self.original, self.index)
+    }
+}
+
+/// Most classes of a dataset.
+const MOST_CLASSES: usize = 10_000;
+
+/// A dictionary with what is known of its place.
+struct Table<'a> {
+    checkpoint: &'a Checkpoint,
+    field: String,
+    entries: &'a [(Value, Value)],
+}
+
+impl<'a> Table<'a> {
+    fn new(checkpoint: &'a Checkpoint, field: &str, value: &Value) -> Result<Self, TorchError> {
+        let entries = checkpoint.pickle().dict(value);
+        let entries = entries.ok_or_else(|| checkpoint.wrong(field, value, "a dictionary"))?;
+        Ok(Self {
+            checkpoint,
+            field: field.to_owned(),
+            entries,
+        })
+    }
+
+    fn path(&self, key: &str) -> String {
+        if self.field.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.field)
+        }
+    }
+
+    /// The value under `key`; of several the last one, as in Python.
+    fn find(&self, key: &str) -> Option<&'a Value> {
+        let is = |entry: &&(Value, Value)| matches!(&entry.0, Value::Text(text) if &**text == key);
+        Some(&self.entries.iter().rev().find(is)?.1)
+    }
+
+    fn get(&self, key: &str, expected: &'static str) -> Result<&'a Value, TorchError> {
+        self.find(key).ok_or_else(|| TorchError::Field {
+            path: self.checkpoint.path().to_owned(),
+            field: self.path(key),
+            found: "missing".to_owned(),
+            expected,
+        })
+    }
+
+    fn text(&self, key: &str) -> Result<&'a str, TorchError> {
+        match self.get(key, "a text")? {
+            Value::Text(text) => Ok(text),
+            other => Err(self.checkpoint.wrong(&self.path(key), other, "a text")),
+        }
+    }
+}
+
+/// A whole number from 0 to `limit - 1`.
+fn below(value: &Value, limit: usize) -> Option<usize> {
+    match value {
+        Value::Int(n) => usize::try_from(*n).ok().filter(|n| *n < limit),
+        _ => None,
+    }
+}
+
+impl AttackResult {
+    /// Reads the checkpoint of an attack.
+    pub fn read(path: &Path) -> Result<Self, TorchError> {
+        let checkpoint = Checkpoint::open(path)?;
+        Self::of(&checkpoint)
+    }
+
+    /// See [`AttackResult::read`].
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self, TorchError> {
+        let top = Table::new(checkpoint, "", &checkpoint.pickle().root)?;
+        let expected = "a number of classes, 2 to 10000";
+        let classes = top.get("num_classes", expected)?;
+        let classes = below(classes, MOST_CLASSES + 1)
+            .filter(|n| *n >= 2)
+            .ok_or_else(|| checkpoint.wrong("num_classes", classes, expected))?;
+        let expected = "a tuple of height, width and 3";
+        let size = top.get("img_size", expected)?;
+        let image = match checkpoint.pickle().sequence(size) {
+            Some([h, w, Value::Int(3)]) => below(h, 1025).zip(below(w, 1025)),
+            _ => None,
+        };
+        let image = image.ok_or_else(|| checkpoint.wrong("img_size", size, expected))?;
+        let train = match top.find("bd_train") {
+            None | Some(Value::None) => None,
+            Some(value) => Some(DatasetState::of(checkpoint, "bd_train", value, classes)?),
+        };
+        let test = top.get("bd_test", "a dataset")?;
+        Ok(Self {
+            model_name: top.text("model_name")?.to_owned(),
+            classes,
+            state: state(checkpoint, "model", top.get("model", "a state dictionary")?)?,
+            dataset: top.text("clean_data")?.to_owned(),
+            image,
+            train,
+            test: DatasetState::of(checkpoint, "bd_test", test, classes)?,
+        })
+    }
+}
+
+impl DatasetState {
+    fn of(
+        checkpoint: &Checkpoint,
+        field: &str,
+        value: &Value,
+        classes: usize,
+    ) -> Result<Self, TorchError> {
+        let table = Table::new(checkpoint, field, value)?;
+        let array = |key: &str, element, expected| {
+            let value = table.get(key, expected)?;
+            match checkpoint.pickle().object(value) {
+                Some(Object::Array(Some(array)))
+                    if array.element == element && array.shape.len() == 1 =>
+                {
+                    Ok(array.data.as_chunks::<8>().0)
+                }
+                _ => Err(checkpoint.wrong(&table.path(key), value, expected)),
+            }
+        };
+        let indicator = array("poison_indicator", Element::F64, "a vector of float64")?;
+        let kept = array("original_index_array", Element::I64, "a vector of int64")?;
+        let images = indicator.len();
+        let wrong = |key: &str, found: String, expected| TorchError::Field {
+            path: checkpoint.path().to_owned(),
+            field: table.path(key),
+            found,
+            expected,
+        };
+        let mut indices = Vec::with_capacity(kept.len());
+        for place in kept {
+            let index = i64::from_le_bytes(*place);
+            let index = usize::try_from(index).ok().filter(|i| *i < images);
+            let Some(index) = index.filter(|i| indices.last().is_none_or(|last| last < i)) else {
+                let found = format!("{} at entry {}", i64::from_le_bytes(*place), indices.len());
+                return Err(wrong("original_index_array", found, "ascending indices"));
+            };
+            indices.push(index);
+        }
+        let container = table.get("bd_data_container", "a dictionary")?;
+        let container = Table::new(checkpoint, &table.path("bd_data_container"), container)?;
+        let entries = container.get("data_dict", "a dictionary")?;
+        let entries = Table::new(checkpoint, &container.path("data_dict"), entries)?;
+        let mut records = Vec::with_capacity(entries.entries.len());
+        for (key, value) in entries.entries {
+            records.push(record(
+                checkpoint,
+                &entries,
+                (key, value),
+                (images, classes),
+            )?);
+        }
+        records.sort_by_key(|record: &Record| record.index);
+        if let Some(pair) = records.windows(2).find(|p| p[0].index == p[1].index) {
+            let found = format!("index {} twice", pair[0].index);
+            return Err(wrong(
+                "bd_data_container.data_dict",
+                found,
+                "one entry each",
+            ));
+        }
+        let marked = indicator
+            .iter()
+            .enumerate()
+            .filter(|(_, flag)| f64::from_le_bytes(**flag) != 0.0)
+            .map(|(i, _)| i);
+        if !marked.eq(records.iter().map(|record| record.index)) {
+            let expected = "1 for the images of `bd_data_container` and 0 for the others";
+            return Err(wrong(
+                "poison_indicator",
+                "another set".to_owned(),
+                expected,
+            ));
+        }
+        Ok(Self {
+            images,
+            kept: indices,
+            records,
+        })
+    }
+}
+
+fn record(
+    checkpoint: &Checkpoint,
+    entries: &Table<'_>,
+    (key, value): (&Value, &Value),
+    (images, classes): (usize, usize),
+) -> Result<Record, TorchError> {
+    let Some(index) = below(key, images) else {
+        return Err(checkpoint.wrong(&entries.field, key, "indices of images as keys"));
+    };
+    let field = entries.path(&index.to_string());
+    let entry = Table::new(checkpoint, &field, value)?;
+    let expected = "[attacked label, true label]";
+    let info = entry.get("other_info", expected)?;
+    let labels = match checkpoint.pickle().sequence(info) {
+        Some([label, original, ..]) => below(label, classes).zip(below(original, classes)),
+        _ => None,
+    };
+    let (label, original) =
+        labels.ok_or_else(|| checkpoint.wrong(&entry.path("other_info"), info, expected))?;
+    let path = entry.text("path")?;
+    let mut parts = path.rsplit(['/', '\\']);
+    let (file, folder_label, folder) = (parts.next(), parts.next(), parts.next());
+    let agrees =
+        file == Some(&format!("{index}.png")) && folder_label == Some(&original.to_string());
+    match folder {
+        Some(folder) if agrees && is_folder_name(folder) => Ok(Record {
+            index,
+            folder: folder.to_owned(),
+            label: label as u32,
+            original: original as u32,
+        }),
+        _ => Err(TorchError::Field {
+            path: checkpoint.path().to_owned(),
+            field: entry.path("path"),
+            found: format!("`{}`", path.escape_debug()),
+            expected: "a path that ends in FOLDER/TRUE LABEL/INDEX.png",
+        }),
+    }
+}
+
+/// Whether this is one plain folder, such as `bd_test_dataset`.
+fn is_folder_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 100
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+}
+
+/// The tensors of a state dictionary; `module.` in front of names, which several GPUs leave, is dropped.
+pub fn state(
+    checkpoint: &Checkpoint,
+    field: &str,
+    value: &Value,
+) -> Result<Vec<NamedTensor>, TorchError> {
+    let table = Table::new(checkpoint, field, value)?;
+    let mut tensors = Vec::with_capacity(table.entries.len());
+    for (key, value) in table.entries {
+        let Value::Text(name) = key else {
+            return Err(checkpoint.wrong(field, key, "names of tensors as keys"));
+        };
+        let (shape, data) = checkpoint.tensor(&table.path(name), value)?;
+        let name = name.strip_prefix("module.").unwrap_or(name).to_owned();
+        tensors.push(NamedTensor { name, shape, data });
+    }
+    Ok(tensors)
+}

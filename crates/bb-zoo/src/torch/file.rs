@@ -1,0 +1,500 @@
+//! The two formats of PyTorch's checkpoints: a zip archive (from 1.6 on), and the older one behind a magic number.
+
+use super::pickle::{
+    Element, Limits, Object, Pickle, PickleError, Storage, Tensor, Value, elements,
+};
+use bb_core::cli::{Coded, exit};
+use fs_err::File;
+use half::{bf16, f16};
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use zip::{CompressionMethod, ZipArchive};
+
+/// Most files in an archive; a large network has a few hundred tensors.
+const MOST_ENTRIES: u64 = 20_000;
+/// Largest pickle, in bytes: tensors lie beside it.
+const LARGEST_PICKLE: u64 = 64 << 20;
+/// Largest checkpoint, in bytes.
+const LARGEST_FILE: u64 = 8 << 30;
+
+/// Why a checkpoint was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TorchError {
+    /// The file cannot be read; the cause names it.
+    #[error(transparent)]
+    Read(#[from] std::io::Error),
+    /// It is no checkpoint.
+    #[error("`{}` is no PyTorch checkpoint: {reason}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// Its pickle is refused.
+    #[error("`{}` is refused: {source}", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: PickleError,
+    },
+    /// It is a checkpoint with something else in it than expected.
+    #[error("`{}`: `{field}` is {found}, expected {expected}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// Dotted path from the top.
+        field: String,
+        /// What it is.
+        found: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+}
+
+impl Coded for TorchError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Read(error) => error.exit_code(),
+            _ => exit::INPUT,
+        }
+    }
+}
+
+/// The elements of a tensor, last axis fastest.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TensorData {
+    /// Floating point, whatever its width was.
+    Float(Vec<f32>),
+    /// Whole numbers and truth values.
+    Int(Vec<i64>),
+}
+
+/// A checkpoint file: inert values, and the storages beside them.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    pickle: Pickle,
+    source: RefCell<Source>,
+    /// Bytes of tensors that may still be read.
+    left: Cell<u64>,
+}
+
+/// Where storages lie.
+#[derive(Debug)]
+enum Source {
+    Zip {
+        archive: Box<ZipArchive<File>>,
+        root: String,
+    },
+    Legacy {
+        file: File,
+        /// Place and element count of each.
+        storages: HashMap<String, (u64, usize)>,
+    },
+}
+
+impl Checkpoint {
+    /// Reads the pickle of a checkpoint; tensors are read when they are asked for.
+    pub fn open(path: &Path) -> Result<Self, TorchError> {
+        let format = |reason: String| TorchError::Format {
+            path: path.to_owned(),
+            reason,
+        };
+        let mut file = File::open(path)?;
+        let len = file.metadata()?.len();
+        if len > LARGEST_FILE {
+            return Err(format(format!(
+                "it has {len} bytes, expected at most {LARGEST_FILE}"
+            )));
+        }
+        let mut head = [0; 64];
+        let found = read_up_to(&mut file, &mut head)?;
+        let head = &head[..found];
+        let (pickle, source) = if head.starts_with(b"PK\x03\x04") {
+            open_zip(path, file, len)?
+        } else if head.starts_with(&[0x80, 0x02, 0x8a, 0x0a]) {
+            open_legacy(path, file, len)?
+        } else {
+            return Err(format(describe(head)));
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            pickle,
+            source: RefCell::new(source),
+            // Nothing is shared between tensors but views of one storage.
+            left: Cell::new(2 * len),
+        })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its values.
+    pub fn pickle(&self) -> &Pickle {
+        &self.pickle
+    }
+
+    /// An error about a value at `field`.
+    pub fn wrong(&self, field: &str, value: &Value, expected: &'static str) -> TorchError {
+        TorchError::Field {
+            path: self.path.clone(),
+            field: field.to_owned(),
+            found: self.pickle.kind(value).to_owned(),
+            expected,
+        }
+    }
+
+    fn format(&self, reason: String) -> TorchError {
+        TorchError::Format {
+            path: self.path.clone(),
+            reason,
+        }
+    }
+
+    /// Sizes and elements of the tensor at `field`.
+    pub fn tensor(
+        &self,
+        field: &str,
+        value: &Value,
+    ) -> Result<(Vec<usize>, TensorData), TorchError> {
+        let Some(Object::Tensor(tensor)) = self.pickle.object(value) else {
+            return Err(self.wrong(field, value, "a tensor"));
+        };
+        let element = tensor.storage.element;
+        // The storage is read whole, and the tensor, which may repeat its elements, is made from it.
+        let bytes = |n: usize| n.checked_mul(element.bytes());
+        let cost = bytes(tensor.storage.len)
+            .zip(elements(&tensor.shape).and_then(bytes))
+            .map(|(read, made)| read.max(made) as u64);
+        let left = cost.and_then(|cost| self.left.get().checked_sub(cost));
+        let Some(left) = left else {
+            return Err(self.format(format!(
+                "`{field}` reads more data than the file has for all tensors"
+            )));
+        };
+        self.left.set(left);
+        let bytes = self.storage(field, &tensor.storage)?;
+        Ok((tensor.shape.clone(), gather(tensor, &bytes)))
+    }
+
+    /// The bytes of a storage.
+    fn storage(&self, field: &str, storage: &Storage) -> Result<Vec<u8>, TorchError> {
+        let len = storage.len * storage.element.bytes();
+        let missing = |reason: String| self.format(format!("data of `{field}`: {reason}"));
+        match &mut *self.source.borrow_mut() {
+            Source::Zip { archive, root } => {
+                let name = format!("{root}/data/{}", storage.key);
+                let mut entry = archive
+                    .by_name(&name)
+                    .map_err(|e| missing(format!("`{}`: {e}", name.escape_debug())))?;
+                if entry.size() != len as u64 {
+                    let found = entry.size();
+                    return Err(missing(format!("{found} bytes, expected {len}")));
+                }
+                let mut bytes = Vec::new();
+                // To the very end, where the checksum is compared.
+                entry
+                    .read_to_end(&mut bytes)
+                    .map_err(|e| missing(e.to_string()))?;
+                Ok(bytes)
+            }
+            Source::Legacy { file, storages } => {
+                let (at, found) = *storages
+                    .get(&*storage.key)
+                    .ok_or_else(|| missing("no such storage".to_owned()))?;
+                if found != storage.len {
+                    return Err(missing(format!(
+                        "{found} elements, expected {}",
+                        storage.len
+                    )));
+                }
+                file.seek(SeekFrom::Start(at))?;
+                let mut bytes = vec![0; len];
+                file.read_exact(&mut bytes)?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut found = 0;
+    while found < buffer.len() {
+        match file.read(&mut buffer[found..])? {
+            0 => break,
+            n => found += n,
+        }
+    }
+    Ok(found)
+}
+
+/// What a file that is no checkpoint begins with.
+fn describe(head: &[u8]) -> String {
+    let text = String::from_utf8_lossy(head).trim_start().to_lowercase();
+    if head.is_empty() {
+        "it is empty".to_owned()
+    } else if text.starts_with("version https://git-lfs") {
+        "it is a Git LFS pointer; fetch the file itself with `git lfs pull`".to_owned()
+    } else if text.starts_with("<!doctype") || text.starts_with("<html") {
+        "it is a web page, perhaps an error of the server it was downloaded from".to_owned()
+    } else {
+        "it is neither a zip archive nor PyTorch's older format".to_owned()
+    }
+}
+
+fn open_zip(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source), TorchError> {
+    let format = |reason: String| TorchError::Format {
+        path: path.to_owned(),
+        reason,
+    };
+    let entries = entry_count(&mut file, len)?
+        .ok_or_else(|| format("the archive is cut off, or something follows it".to_owned()))?;
+    if entries > MOST_ENTRIES {
+        return Err(format(format!(
+            "{entries} files in the archive, expected at most {MOST_ENTRIES}"
+        )));
+    }
+    let mut archive = ZipArchive::new(file).map_err(|e| format(e.to_string()))?;
+    if archive.has_duplicate_names() || archive.len() as u64 != entries {
+        return Err(format("two files of the archive have one name".to_owned()));
+    }
+    let mut root = None;
+    for i in 0..archive.len() {
+        let entry = archive.by_index_raw(i).map_err(|e| format(e.to_string()))?;
+        let name = entry
+            .name()
+            .map_err(|e| format(e.to_string()))?
+            .into_owned();
+        if entry.compression() != CompressionMethod::Stored || entry.encrypted() {
+            return Err(format(format!(
+                "`{}` is compressed or encrypted, which PyTorch never does",
+                name.escape_debug()
+            )));
+        }
+        if entry.compressed_size() != entry.size() || entry.size() > len {
+            return Err(format(format!(
+                "`{}` is said to have {} bytes",
+                name.escape_debug(),
+                entry.size()
+            )));
+        }
+        if let Some(folder) = name.strip_suffix("/data.pkl")
+            && root.replace((folder.to_owned(), i, entry.size())).is_some()
+        {
+            return Err(format("it holds two `data.pkl`".to_owned()));
+        }
+    }
+    let (root, i, size) = root.ok_or_else(|| format("it holds no `data.pkl`".to_owned()))?;
+    if size > LARGEST_PICKLE {
+        return Err(format(format!(
+            "its pickle has {size} bytes, expected at most {LARGEST_PICKLE}"
+        )));
+    }
+    if let Ok(mut order) = archive.by_name(&format!("{root}/byteorder")) {
+        let mut word = String::new();
+        let read = order.by_ref().take(16).read_to_string(&mut word);
+        read.map_err(|e| format(format!("byte order: {e}")))?;
+        if word != "little" {
+            return Err(format(format!(
+                "its byte order is `{}`, expected `little`",
+                word.escape_debug()
+            )));
+        }
+    }
+    let mut bytes = Vec::new();
+    let mut entry = archive.by_index(i).map_err(|e| format(e.to_string()))?;
+    let read = entry.read_to_end(&mut bytes);
+    read.map_err(|e| format(format!("`data.pkl`: {e}")))?;
+    drop(entry);
+    let pickle = read_pickle(path, &bytes)?;
+    if pickle.end != bytes.len() {
+        return Err(format("something follows its pickle".to_owned()));
+    }
+    let archive = Box::new(archive);
+    Ok((pickle, Source::Zip { archive, root }))
+}
+
+/// How many files the archive says to hold; `None` if its directory does not end the file.
+fn entry_count(file: &mut File, len: u64) -> std::io::Result<Option<u64>> {
+    const END: u64 = 22;
+    const LOCATOR: u64 = 20;
+    if len < END {
+        return Ok(None);
+    }
+    let mut at = |offset: u64, buffer: &mut [u8]| -> std::io::Result<()> {
+        file.seek(SeekFrom::Start(offset))?;
+        file.read_exact(buffer)
+    };
+    let mut end = [0; END as usize];
+    at(len - END, &mut end)?;
+    if !end.starts_with(b"PK\x05\x06") || end[20..] != [0, 0] {
+        return Ok(None);
+    }
+    let mut count = u64::from(u16::from_le_bytes([end[10], end[11]]));
+    // PyTorch always writes the records for large archives as well.
+    if len >= END + LOCATOR {
+        let mut locator = [0; LOCATOR as usize];
+        at(len - END - LOCATOR, &mut locator)?;
+        if locator.starts_with(b"PK\x06\x07") {
+            let offset = u64::from_le_bytes(locator[8..16].try_into().expect("eight bytes"));
+            let mut record = [0; 40];
+            if offset > len - END - LOCATOR - 40 {
+                return Ok(None);
+            }
+            at(offset, &mut record)?;
+            if !record.starts_with(b"PK\x06\x06") {
+                return Ok(None);
+            }
+            count = u64::from_le_bytes(record[32..40].try_into().expect("eight bytes"));
+        }
+    }
+    file.seek(SeekFrom::Start(0))?;
+    Ok(Some(count))
+}
+
+fn read_pickle(path: &Path, bytes: &[u8]) -> Result<Pickle, TorchError> {
+    Pickle::read(bytes, Limits::default()).map_err(|source| TorchError::Pickle {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// `0x1950a86a20f9469cfc6c`, little-endian.
+const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
+
+/// Magic number, version, facts of the system, the object, the names of its storages (five pickles), then the storages,
+/// each behind its element count.
+fn open_legacy(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source), TorchError> {
+    let format = |reason: &str| TorchError::Format {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    };
+    file.seek(SeekFrom::Start(0))?;
+    // The pickles lie in front of the data, whose size is not known yet.
+    let mut bytes = Vec::new();
+    file.by_ref().take(LARGEST_PICKLE).read_to_end(&mut bytes)?;
+    let mut at = 0;
+    let mut next = || -> Result<Pickle, TorchError> {
+        let pickle = read_pickle(path, &bytes[at..]).map_err(|error| match error {
+            TorchError::Pickle { path, mut source } => {
+                source.offset += at;
+                TorchError::Pickle { path, source }
+            }
+            other => other,
+        })?;
+        at += pickle.end;
+        Ok(pickle)
+    };
+    if next()?.root != Value::Bytes(MAGIC.into()) {
+        return Err(format("its magic number is wrong"));
+    }
+    if next()?.root != Value::Int(1001) {
+        return Err(format("its version is not 1001"));
+    }
+    let system = next()?;
+    let little = system.dict(&system.root).is_some_and(|entries| {
+        entries.contains(&(Value::Text("little_endian".into()), Value::Bool(true)))
+    });
+    if !little {
+        return Err(format("it is not said to be little-endian"));
+    }
+    let pickle = next()?;
+    let names = next()?;
+    let mut at = at as u64;
+    let mut sizes = HashMap::new();
+    for object in pickle.storages() {
+        sizes.insert(object.key.to_string(), object.element.bytes() as u64);
+    }
+    let mut storages = HashMap::new();
+    for name in names.sequence(&names.root).unwrap_or_default() {
+        let Value::Text(name) = name else {
+            return Err(format("a storage has no name"));
+        };
+        let size = sizes
+            .get(&**name)
+            .ok_or_else(|| format("a storage is listed that nothing uses"))?;
+        let mut count = [0; 8];
+        file.seek(SeekFrom::Start(at))?;
+        file.read_exact(&mut count)
+            .map_err(|_| format("it is cut off between storages"))?;
+        at += 8;
+        let count = u64::from_le_bytes(count);
+        let end = count.checked_mul(*size).and_then(|n| n.checked_add(at));
+        let Some(end) = end.filter(|end| *end <= len) else {
+            return Err(format("it is cut off inside of a storage"));
+        };
+        storages.insert(name.to_string(), (at, count as usize));
+        at = end;
+    }
+    if at != len {
+        return Err(format("something follows its storages"));
+    }
+    Ok((pickle, Source::Legacy { file, storages }))
+}
+
+/// The elements of a tensor from the bytes of its storage.
+fn gather(tensor: &Tensor, bytes: &[u8]) -> TensorData {
+    fn all<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
+        let (cells, rest) = bytes.as_chunks::<N>();
+        assert!(rest.is_empty(), "whole elements");
+        cells.iter().map(|cell| f(*cell)).collect()
+    }
+    let bytes = &*in_order(tensor, bytes);
+    match tensor.storage.element {
+        Element::F64 => TensorData::Float(all(bytes, |c| f64::from_le_bytes(c) as f32)),
+        Element::F32 => TensorData::Float(all(bytes, f32::from_le_bytes)),
+        Element::F16 => TensorData::Float(all(bytes, |c| f16::from_le_bytes(c).to_f32())),
+        Element::Bf16 => TensorData::Float(all(bytes, |c| bf16::from_le_bytes(c).to_f32())),
+        Element::I64 => TensorData::Int(all(bytes, i64::from_le_bytes)),
+        Element::I32 => TensorData::Int(all(bytes, |c| i32::from_le_bytes(c).into())),
+        Element::I16 => TensorData::Int(all(bytes, |c| i16::from_le_bytes(c).into())),
+        Element::I8 => TensorData::Int(all(bytes, |c| i8::from_le_bytes(c).into())),
+        Element::U8 | Element::Bool => TensorData::Int(all(bytes, |[c]| c.into())),
+    }
+}
+
+/// The bytes of a tensor's elements, last axis fastest; a copy only where its storage has another order.
+fn in_order<'a>(tensor: &Tensor, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+    let size = tensor.storage.element.bytes();
+    let Tensor {
+        offset,
+        shape,
+        stride,
+        ..
+    } = tensor;
+    let count = elements(shape).unwrap_or(0);
+    if count == 0 {
+        return Cow::Borrowed(&[]);
+    }
+    let mut dense = 1;
+    let is_dense = shape.iter().zip(stride).rev().all(|(n, step)| {
+        let here = *n == 1 || *step == dense;
+        dense *= n;
+        here
+    });
+    if is_dense {
+        return Cow::Borrowed(&bytes[offset * size..(offset + count) * size]);
+    }
+    let mut out = Vec::with_capacity(count * size);
+    let mut place = vec![0; shape.len()];
+    for _ in 0..count {
+        let at = offset + place.iter().zip(stride).map(|(i, s)| i * s).sum::<usize>();
+        out.extend_from_slice(&bytes[at * size..(at + 1) * size]);
+        for (i, n) in place.iter_mut().zip(shape).rev() {
+            *i += 1;
+            if *i < *n {
+                break;
+            }
+            *i = 0;
+        }
+    }
+    Cow::Owned(out)
+}

@@ -1,0 +1,446 @@
+//! Checkpoints: those that PyTorch wrote, and those that somebody else made up.
+
+use bb_core::cli::{Coded, exit};
+use bb_zoo::torch::pickle::{Limits, Object, Pickle, Value};
+use bb_zoo::torch::{AttackResult, Checkpoint, TensorData, TorchError, attack};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+/// Writes opcodes one by one.
+#[derive(Clone, Default)]
+struct Program(Vec<u8>);
+
+impl Program {
+    fn new() -> Self {
+        Self(vec![0x80, 2])
+    }
+
+    fn op(mut self, bytes: &[u8]) -> Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn text(self, text: &str) -> Self {
+        let len = u32::try_from(text.len()).expect("short").to_le_bytes();
+        self.op(b"X").op(&len).op(text.as_bytes())
+    }
+
+    fn int(self, n: i32) -> Self {
+        self.op(b"J").op(&n.to_le_bytes())
+    }
+
+    fn global(self, module: &str, name: &str) -> Self {
+        self.op(format!("c{module}\n{name}\n").as_bytes())
+    }
+
+    /// A tuple of whole numbers.
+    fn ints(self, numbers: &[i32]) -> Self {
+        let begun = self.op(b"(");
+        numbers
+            .iter()
+            .fold(begun, |program, n| program.int(*n))
+            .op(b"t")
+    }
+
+    /// A float tensor that is a view of storage `key` with `len` elements.
+    fn tensor(self, key: &str, len: i32, offset: i32, shape: &[i32], stride: &[i32]) -> Self {
+        self.global("torch._utils", "_rebuild_tensor_v2")
+            .op(b"(")
+            .op(b"(")
+            .text("storage")
+            .global("torch", "FloatStorage")
+            .text(key)
+            .text("cpu")
+            .int(len)
+            .op(b"tQ")
+            .int(offset)
+            .ints(shape)
+            .ints(stride)
+            .op(&[0x89])
+            .global("collections", "OrderedDict")
+            .op(b")RtR")
+    }
+
+    fn end(self) -> Vec<u8> {
+        self.op(b".").0
+    }
+
+    fn read(self) -> Result<Pickle, String> {
+        Pickle::read(&self.end(), Limits::default()).map_err(|e| e.to_string())
+    }
+}
+
+/// An archive with these files.
+fn archive(files: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
+    let mut writer = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let options = SimpleFileOptions::default().compression_method(method);
+    for (name, content) in files {
+        writer.start_file(*name, options).expect("a new name");
+        writer.write_all(content).expect("memory");
+    }
+    writer.finish().expect("memory").into_inner()
+}
+
+/// `{"w": tensor}` and its four floats.
+fn small() -> Vec<u8> {
+    let pickle = Program::new()
+        .op(b"}")
+        .text("w")
+        .tensor("0", 4, 0, &[2, 2], &[1, 2])
+        .op(b"s")
+        .end();
+    let floats: Vec<u8> = [1f32, 2.0, 3.0, 4.0]
+        .iter()
+        .flat_map(|v| v.to_le_bytes())
+        .collect();
+    archive(
+        &[
+            ("x/data.pkl", &pickle),
+            ("x/byteorder", b"little"),
+            ("x/data/0", &floats),
+        ],
+        CompressionMethod::Stored,
+    )
+}
+
+fn put(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("file.pt");
+    fs_err::write(&path, bytes).expect("a small file");
+    (folder, path)
+}
+
+/// The tensors of a bare state dictionary.
+fn tensors(path: &Path) -> Result<Vec<attack::NamedTensor>, TorchError> {
+    let checkpoint = Checkpoint::open(path)?;
+    attack::state(&checkpoint, "", &checkpoint.pickle().root)
+}
+
+#[test]
+fn a_transposed_tensor_is_put_in_order() {
+    let (_folder, path) = put(&small());
+    let found = tensors(&path).expect("a good file");
+    assert_eq!(found[0].name, "w");
+    assert_eq!(found[0].shape, [2, 2]);
+    assert_eq!(found[0].data, TensorData::Float(vec![1.0, 3.0, 2.0, 4.0]));
+}
+
+#[test]
+fn what_the_opcodes_make() {
+    let numbers = Program::new()
+        .op(b"(")
+        .op(b"K\x07M\x00\x01\x8a\x02\x00\xffG\x3f\xf8\0\0\0\0\0\0\x88N")
+        .op(b"t")
+        .read()
+        .expect("allowed opcodes");
+    assert_eq!(
+        numbers.sequence(&numbers.root),
+        Some(
+            &[
+                Value::Int(7),
+                Value::Int(256),
+                Value::Int(-256),
+                Value::Float(1.5),
+                Value::Bool(true),
+                Value::None
+            ][..]
+        )
+    );
+    // A list that is remembered before it is filled is the same list afterwards.
+    let shared = Program::new()
+        .op(b"(]q\0K\x01ah\0t")
+        .read()
+        .expect("allowed opcodes");
+    let items = shared.sequence(&shared.root).expect("a tuple");
+    assert_eq!(items[0], items[1]);
+    assert_eq!(
+        shared.object(&items[1]),
+        Some(&Object::List(vec![Value::Int(1)]))
+    );
+}
+
+#[test]
+fn a_call_is_refused_by_name_and_place_and_not_made() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let canary = folder.path().join("canary");
+    let pickle = Program::new()
+        .global("os", "system")
+        .op(b"(")
+        .text(&format!("touch {}", canary.display()))
+        .op(b"tR")
+        .end();
+    let bytes = archive(&[("a/data.pkl", &pickle)], CompressionMethod::Stored);
+    let (_folder, path) = put(&bytes);
+    let error = Checkpoint::open(&path).expect_err("a call of the system");
+    assert_eq!(error.exit_code(), exit::INPUT);
+    let text = std::error::Error::source(&error).map(ToString::to_string);
+    assert_eq!(
+        text.as_deref(),
+        Some("`os.system` is not allowed in a checkpoint at byte 2 of the pickle")
+    );
+    assert!(!canary.exists());
+}
+
+#[test]
+fn each_forgery_is_refused_with_its_reason() {
+    let dtype = |program: Program, code: &str, order: &str| {
+        program
+            .global("numpy", "dtype")
+            .op(b"(")
+            .text(code)
+            .op(b"\x89\x88tR(K\x03")
+            .text(order)
+            .op(b"NNN")
+            .int(-1)
+            .int(-1)
+            .int(0)
+            .op(b"tb")
+    };
+    for (what, program) in [
+        ("opcode 0x69 is not allowed", Program::new().op(b"i")),
+        ("values left over", Program::new().op(b"NN")),
+        ("pickle protocol 5", Program(vec![0x80, 5])),
+        ("a value expected on an empty stack", Program::new()),
+        (
+            "a value expected on an empty stack",
+            Program::new().op(b"N(0"),
+        ),
+        ("a mark expected", Program::new().op(b"]e")),
+        (
+            "memo entry 3 that was never set",
+            Program::new().op(b"h\x03"),
+        ),
+        ("memo entry 9 after 0", Program::new().op(b"Nq\x09")),
+        ("a list expected", Program::new().op(b"}Na")),
+        ("a dictionary expected", Program::new().op(b"]NNs")),
+        ("a key without value", Program::new().op(b"}(Nu")),
+        (
+            "a function and its arguments expected",
+            Program::new().op(b"N)R"),
+        ),
+        (
+            "Encode with arguments",
+            Program::new()
+                .global("_codecs", "encode")
+                .op(b"(")
+                .text("a")
+                .op(b"tR"),
+        ),
+        (
+            "not Latin-1",
+            Program::new()
+                .global("_codecs", "encode")
+                .op(b"(")
+                .text("\u{100}")
+                .text("latin1")
+                .op(b"tR"),
+        ),
+        (
+            "RebuildTensor with arguments",
+            Program::new().tensor("0", 4, 1, &[2, 2], &[2, 1]),
+        ),
+        (
+            "RebuildTensor with arguments",
+            Program::new().tensor("0", 4, 0, &[i32::MAX, i32::MAX, i32::MAX], &[0, 0, 1]),
+        ),
+        (
+            "RebuildTensor with arguments",
+            Program::new().tensor("0", 4, 0, &[-1], &[1]),
+        ),
+        ("NumPy type `O8`", dtype(Program::new(), "O8", "<")),
+        (
+            "a state that NumPy does not write",
+            dtype(Program::new(), "f8", ">"),
+        ),
+        ("a persistent id", Program::new().op(b"NQ")),
+    ] {
+        let error = program.read().expect_err(what);
+        assert!(error.contains(what), "{error}");
+    }
+}
+
+#[test]
+fn bombs_are_refused_at_once_and_depth_is_harmless() {
+    let begun = Instant::now();
+    // Each list holds the one before it twice: 2^200 elements for whoever walks it.
+    let mut doubling = Program::new().op(b"]q\0");
+    for i in 0..200u8 {
+        doubling = doubling
+            .op(b"](h")
+            .op(&[i])
+            .op(b"h")
+            .op(&[i])
+            .op(b"eq")
+            .op(&[i + 1]);
+    }
+    let doubling = doubling.op(b"\x85".repeat(201).as_slice());
+    assert!(doubling.read().is_err(), "values are left on the stack");
+    let deep = Program::new().op(b"N").op(&b"\x85".repeat(600_000));
+    deep.read().expect("600,000 tuples in one another");
+    let wide = Program::new().op(&b"N".repeat(3_000_000));
+    let error = wide.read().expect_err("too many values");
+    assert!(error.contains("more values"), "{error}");
+    let huge = Program::new().op(b"X\xff\xff\xff\xffabc");
+    assert!(huge.read().expect_err("cut off").contains("bytes expected"));
+    let huge = Program::new().op(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xff");
+    assert!(huge.read().expect_err("cut off").contains("bytes expected"));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn each_bad_archive_is_refused_with_its_reason() {
+    let good = small();
+    let pickle = Program::new().op(b"}").end();
+    let stored = |files: &[(&str, &[u8])]| archive(files, CompressionMethod::Stored);
+    let mut flipped = good.clone();
+    let place = good
+        .windows(4)
+        .position(|w| w == 3f32.to_le_bytes())
+        .expect("the third float");
+    flipped[place] ^= 1;
+    let short = Program::new()
+        .op(b"}")
+        .text("w")
+        .tensor("0", 4, 0, &[4], &[1])
+        .op(b"s")
+        .end();
+    for (reason, bytes) in [
+        ("it is empty", Vec::new()),
+        (
+            "Git LFS pointer",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n".to_vec(),
+        ),
+        ("web page", b"<!DOCTYPE html><html></html>".to_vec()),
+        ("neither a zip archive", b"hello".to_vec()),
+        ("something follows it", [good.as_slice(), b"MZ"].concat()),
+        (
+            "neither a zip archive",
+            [b"GIF89a".as_slice(), &good].concat(),
+        ),
+        ("no `data.pkl`", stored(&[("x/version", b"3")])),
+        (
+            "two `data.pkl`",
+            stored(&[("x/data.pkl", &pickle), ("y/data.pkl", &pickle)]),
+        ),
+        (
+            "byte order",
+            stored(&[("x/data.pkl", &pickle), ("x/byteorder", b"big")]),
+        ),
+        (
+            "follows its pickle",
+            stored(&[("x/data.pkl", &[&*pickle, b"N"].concat())]),
+        ),
+        (
+            "bytes, expected 16",
+            stored(&[("x/data.pkl", &short), ("x/data/0", &[0; 8])]),
+        ),
+        ("`x/data/0`", stored(&[("x/data.pkl", &short)])),
+        ("hecksum", flipped),
+    ] {
+        let (_folder, path) = put(&bytes);
+        let error = tensors(&path).expect_err(reason);
+        assert!(error.to_string().contains(reason), "{reason}: {error}");
+        assert_eq!(error.exit_code(), exit::INPUT);
+        assert!(error.to_string().contains("file.pt"), "{error}");
+    }
+}
+
+#[test]
+fn no_part_of_a_file_and_no_flipped_byte_is_read_as_something_else() {
+    let good = small();
+    let (folder, path) = put(&good);
+    let expected = tensors(&path).expect("a good file");
+    for cut in (0..good.len()).step_by(7) {
+        fs_err::write(&path, &good[..cut]).expect("a small file");
+        assert!(tensors(&path).is_err(), "cut at {cut}");
+    }
+    for place in 0..good.len() {
+        let mut bytes = good.clone();
+        bytes[place] ^= 0x10;
+        fs_err::write(&path, &bytes).expect("a small file");
+        // A name or date may change without harm; the numbers may not.
+        if let Ok(found) = tensors(&path) {
+            assert_eq!(found[0].data, expected[0].data, "byte {place}");
+        }
+    }
+    drop(folder);
+}
+
+#[test]
+fn the_older_format_is_read_and_checked() {
+    let magic = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+    let version = Program::new().op(b"M\xe9\x03").end();
+    let system = Program::new()
+        .op(b"}")
+        .text("little_endian")
+        .op(b"\x88s")
+        .end();
+    let object = Program::new()
+        .op(b"}")
+        .text("module.w")
+        .tensor("93", 3, 1, &[2], &[1])
+        .op(b"s")
+        .end();
+    let names = Program::new().op(b"]").text("93").op(b"a").end();
+    let head = [magic.as_slice(), &version, &system, &object, &names].concat();
+    let data: Vec<u8> = 3u64
+        .to_le_bytes()
+        .into_iter()
+        .chain([1f32, 2.0, 3.0].iter().flat_map(|v| v.to_le_bytes()))
+        .collect();
+    let good = [head.as_slice(), &data].concat();
+    let (_folder, path) = put(&good);
+    let found = tensors(&path).expect("a good file");
+    assert_eq!(
+        (found[0].name.as_str(), &found[0].shape[..]),
+        ("w", &[2][..])
+    );
+    assert_eq!(found[0].data, TensorData::Float(vec![2.0, 3.0]));
+    for cut in 0..good.len() {
+        let (_folder, path) = put(&good[..cut]);
+        assert!(tensors(&path).is_err(), "cut at {cut}");
+    }
+    let mut wrong = good;
+    wrong[4] ^= 1;
+    let (_folder, path) = put(&wrong);
+    let error = tensors(&path)
+        .expect_err("another magic number")
+        .to_string();
+    assert!(error.contains("magic number"), "{error}");
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn folders_of_backdoorbench_are_read_whole() {
+    let Some(zoo) = std::env::var_os("BB_SHARED").map(|s| PathBuf::from(s).join("zoo")) else {
+        eprintln!("skipped: BB_SHARED is not set");
+        return;
+    };
+    for folder in ["badnet_w16", "wanet_w16"] {
+        let path = zoo.join(folder).join("attack_result.pt");
+        let result = AttackResult::read(&path).expect("a genuine file");
+        assert_eq!(result.model_name, "preactresnet18");
+        assert_eq!((result.classes, result.image), (10, (32, 32)));
+        assert_eq!(result.dataset, "cifar10");
+        assert_eq!(result.state.len(), 102);
+        assert_eq!(result.state[0].name, "conv1.weight");
+        assert_eq!(result.state[0].shape, [16, 3, 3, 3]);
+        assert_eq!(result.test.kept.len(), 897);
+        assert_eq!(result.test.records.len(), 897);
+        assert_eq!(result.test.images, 1000);
+        for record in &result.test.records {
+            assert_eq!(
+                (record.label, record.folder.as_str()),
+                (0, "bd_test_dataset")
+            );
+            assert_ne!(record.original, 0);
+            assert!(zoo.join(folder).join(record.file()).is_file());
+        }
+        let train = result.train.expect("a training set");
+        assert_eq!((train.images, train.kept.len()), (10_000, 10_000));
+        assert!(!train.records.is_empty());
+    }
+}
