@@ -15,6 +15,7 @@ use crate::grid::Grid;
 use crate::plan;
 use crate::prepare::{Places, Prepared};
 use crate::table::{self, Layout, Table};
+use crate::zoo::{self, ImportRequest};
 use crate::{collect, run, verify};
 
 /// Compare backdoor attacks and defenses
@@ -77,6 +78,42 @@ enum Command {
         attack: Option<PathBuf>,
         #[command(flatten)]
         machine: MachineArgs,
+    },
+    /// Models that others published
+    #[command(subcommand)]
+    Zoo(ZooCommand),
+}
+
+#[derive(Subcommand, Debug)]
+enum ZooCommand {
+    /// Make an attack's cell of a folder of BackdoorBench, or a clean one of a bare state dictionary; prints its folder
+    Import {
+        /// Folder with `attack_result.pt`, or a PyTorch file (`.pt`, `.pth`)
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+        /// Name of the dataset
+        #[arg(long, value_name = "NAME")]
+        dataset: String,
+        /// Folder with the datasets
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+        /// Architecture, for a file that does not name it
+        #[arg(long, value_name = "NAME")]
+        arch: Option<String>,
+        /// Name of the attack that the cell is filed under [default: `imported`, or `clean` without poisoned images]
+        #[arg(long, value_name = "NAME")]
+        attack: Option<String>,
+        /// Folder for the results
+        #[arg(long, value_name = "DIR", default_value = "runs")]
+        out: PathBuf,
+        #[command(flatten)]
+        machine: MachineArgs,
+    },
+    /// Show what a PyTorch file holds, without running anything in it
+    Scan {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
     },
 }
 
@@ -217,6 +254,36 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
                 cell.display()
             )))
         }
+        Command::Zoo(command) => execute_zoo(command),
+    }
+}
+
+fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
+    match command {
+        ZooCommand::Import {
+            path,
+            dataset,
+            data,
+            arch,
+            attack,
+            out,
+            machine,
+        } => {
+            let compute = machine.start(false)?;
+            let request = ImportRequest {
+                path,
+                dataset,
+                data,
+                arch,
+                attack,
+                out,
+            };
+            let (cell, report) = zoo::import(&request, &compute)?;
+            let text = format!("tensors: {report}");
+            Log::new(false).info("imported", &text, &Value::Null)?;
+            cli::print(&format!("{}\n", cell.dir.display()))
+        }
+        ZooCommand::Scan { file } => cli::print(&zoo::scan(&file)?),
     }
 }
 

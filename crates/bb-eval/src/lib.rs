@@ -7,7 +7,7 @@
 //! - [`grid`] reads the file, [`prepare`] finds methods, settings and data, [`plan`] says what is to be done,
 //!   [`run`] does it.
 //! - [`collect`] reads complete cells, [`table`] compares them, [`paper`] has the published numbers.
-//! - [`verify`] measures the model of a cell again.
+//! - [`verify`] measures the model of a cell again; [`zoo`] makes cells of models that others published.
 //! - [`cli`] is the program around it; a crate with a defense of its own calls [`main_with`].
 pub mod cli;
 pub mod collect;
@@ -18,5 +18,6 @@ pub mod prepare;
 pub mod run;
 pub mod table;
 pub mod verify;
+pub mod zoo;
 
 pub use cli::main_with;

@@ -1,0 +1,150 @@
+//! Published models as cells, with BackdoorBench's own folders where `BB_SHARED` names them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use bb_core::cell::{Cell, MODEL, POISON_TEST, POISON_TRAIN};
+use bb_core::data::{self, OpenOptions};
+use bb_core::metrics::Ratio;
+use bb_core::poison::PoisonSet;
+use bb_eval::zoo::{ImportRequest, import};
+use bb_nn::data::{Normaliser, plain_input};
+use bb_nn::{ArchSpec, Compute, Mode, Net, StateDict};
+
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn shared() -> Option<PathBuf> {
+    let shared = std::env::var_os("BB_SHARED").map(PathBuf::from);
+    if shared.is_none() {
+        eprintln!("skipped: BB_SHARED is not set");
+    }
+    shared
+}
+
+fn request(shared: &Path, path: PathBuf, out: &Path) -> ImportRequest {
+    ImportRequest {
+        path,
+        dataset: "cifar10".to_owned(),
+        data: Some(shared.join("data")),
+        arch: None,
+        attack: None,
+        out: out.to_owned(),
+    }
+}
+
+fn ratio(cell: &Cell, field: &str) -> Ratio {
+    serde_json::from_value(cell.manifest.results[field].clone()).expect("a ratio")
+}
+
+#[test]
+fn folders_of_backdoorbench_have_the_bench_own_figures() {
+    let Some(shared) = shared() else { return };
+    let out = tempfile::tempdir().expect("a temporary folder");
+    for (folder, acc, asr, ra) in [("badnet_w16", 740, 816, 57), ("wanet_w16", 559, 48, 510)] {
+        let path = shared.join("zoo").join(folder);
+        let request = request(&shared, path.clone(), out.path());
+        let (cell, report) = import(&request, &Compute::Cpu).expect("a genuine folder");
+        assert_eq!(report.to_string(), "102 loaded", "{folder}");
+        let hits = |field| (ratio(&cell, field).hits, ratio(&cell, field).total);
+        assert_eq!(hits("acc"), (acc, 1000), "{folder}");
+        assert_eq!(hits("asr"), (asr, 897), "{folder}");
+        assert_eq!(hits("ra"), (ra, 897), "{folder}");
+
+        // A second import finds the first one.
+        let (again, _) = import(&request, &Compute::Cpu).expect("a complete cell");
+        assert_eq!(again.manifest, cell.manifest);
+
+        let state = StateDict::load(&cell.file(MODEL)).expect("a network");
+        let spec = ArchSpec::new("preactresnet18", 16, 10).expect("a known one");
+        let mut net = Net::from_state(&spec, &state).expect("its tensors");
+        let options = OpenOptions {
+            train_limit: Some(1),
+            test_limit: Some(100),
+            ..OpenOptions::default()
+        };
+        let data = data::open("cifar10", request.data.as_deref(), &options).expect("CIFAR-10");
+        let input = plain_input(&data.test.images, 0..100, &Normaliser::new(&data.spec));
+        let found = net.forward(&input, Mode::Eval);
+        let expected = StateDict::load(&path.join("logits.safetensors")).expect("logits");
+        let (name, _) = expected.iter().next().expect("one tensor");
+        let expected = expected.floats(name).expect("it is there").expect("floats");
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(&expected) {
+            assert!((a - b).abs() < 1e-4, "{a} {b}");
+        }
+        let train = PoisonSet::load(cell.file(POISON_TRAIN)).expect("poisoned images");
+        let test = PoisonSet::load(cell.file(POISON_TEST)).expect("poisoned images");
+        assert!(train.len() >= 900 && test.len() == 897);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_one_clear_error() {
+    let Some(shared) = shared() else { return };
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let good = request(&shared, shared.join("zoo/badnet_w16"), out.path());
+    let refused = |request: &ImportRequest| {
+        let failure = import(request, &Compute::Cpu).expect_err("it must be refused");
+        failure.to_string()
+    };
+    let other = ImportRequest {
+        dataset: "gtsrb".to_owned(),
+        ..good.clone()
+    };
+    let text = refused(&other);
+    assert!(
+        text.contains("is a model for `cifar10`, expected `gtsrb`"),
+        "{text}"
+    );
+    let other = ImportRequest {
+        arch: Some("resnet18".to_owned()),
+        ..good.clone()
+    };
+    let text = refused(&other);
+    assert!(
+        text.contains("are not those of resnet18-w16") && text.contains("unused"),
+        "{text}"
+    );
+    // The pictures are looked for beside the checkpoint only.
+    let alone = out.path().join("attack_result.pt");
+    fs_err::copy(good.path.join("attack_result.pt"), &alone).expect("a copy");
+    let text = refused(&ImportRequest {
+        path: alone.clone(),
+        ..good.clone()
+    });
+    assert!(
+        text.contains("cannot read picture") && text.contains("bd_train_dataset"),
+        "{text}"
+    );
+    // The program says the same and ends with its own code.
+    let scan = bb_eval(&["zoo", "scan", &alone.display().to_string()]);
+    assert!(scan.status.success());
+    let text = String::from_utf8_lossy(&scan.stdout).into_owned();
+    assert!(text.contains("model_name: \"preactresnet18\""), "{text}");
+    assert!(
+        text.contains("conv1.weight: tensor F32 [16, 3, 3, 3]"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_program_in_a_file_is_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("model.pth");
+    // The head of PyTorch's older format, then a call of the system where its version should be.
+    let head = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+    fs_err::write(&file, [head.as_slice(), b"\x80\x02cos\nsystem\n."].concat()).expect("a file");
+    let scan = bb_eval(&["zoo", "scan", &file.display().to_string()]);
+    assert_eq!(scan.status.code(), Some(3));
+    let text = String::from_utf8_lossy(&scan.stderr);
+    assert!(
+        text.contains("`os.system` is not allowed in a checkpoint at byte 17"),
+        "{text}"
+    );
+}
+
+fn bb_eval(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_bb-eval"))
+        .args(arguments)
+        .output()
+        .expect("the program starts")
+}
