@@ -1,6 +1,6 @@
 //! PyTorch's checkpoint files, read as data.
 //!
-//! [`pickle`] builds inert values from the opcodes, [`file`] finds pickle and storages in the two file formats and
+//! [`pickle`] builds inert values from the opcodes, [`mod@file`] finds pickle and storages in the two file formats and
 //! gives tensors, [`attack`] knows what BackdoorBench puts into `attack_result.pt`.
 
 pub mod attack;
