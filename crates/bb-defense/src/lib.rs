@@ -14,13 +14,17 @@ pub mod cli;
 pub mod context;
 pub mod data;
 pub mod error;
+pub mod finetuning;
 pub mod harness;
 pub mod method;
+pub mod nwc;
+pub mod parts;
 pub mod recipes;
 pub mod registry;
 pub mod results;
 pub mod settings;
 pub mod tsbd;
+pub mod unlearning;
 
 pub use error::DefenseError;
 pub use harness::{DefenseRequest, run};
