@@ -18,7 +18,7 @@
 //!    neurons, those with the `M = int(L m)` largest changes become 0 -> [`algorithm::zero_reinitialisation`].
 //! 4. Activeness-aware fine-tuning: with `g1` the gradient at the weights and `g2` the one at `w + r g1/||g1||`, SGD
 //!    with `(1 - alpha) g1 + alpha g2`, to first order the gradient of `L + alpha r ||grad L||` ->
-//!    [`finetune::Tuner::step`].
+//!    [`finetune::Tuner`].
 //!
 //! With `sweep = true` steps 3 and 4 are done for every ratio of `sweep_ratios`, and there are two results:
 //! - The defender's choice. The last `select.hold_out` of the clean images (they are in random order) are held out,

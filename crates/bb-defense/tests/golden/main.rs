@@ -2,6 +2,7 @@
 //!
 //! Sizes, layer names and neuron counts are read from the files, so another network's set of the same cases passes too.
 
+mod otbr;
 mod tsbd;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use safetensors::{Dtype, SafeTensors};
 /// The tensors of one golden file, converted to plain vectors.
 struct Golden {
     floats: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    doubles: BTreeMap<String, Vec<f64>>,
     integers: BTreeMap<String, Vec<i64>>,
     metadata: std::collections::HashMap<String, String>,
 }
@@ -27,6 +29,7 @@ impl Golden {
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
         let mut golden = Self {
             floats: BTreeMap::new(),
+            doubles: BTreeMap::new(),
             integers: BTreeMap::new(),
             metadata: header.metadata().clone().unwrap_or_default(),
         };
@@ -41,6 +44,11 @@ impl Golden {
                         .map(|b| f32::from_le_bytes(*b))
                         .collect();
                     golden.floats.insert(name, (view.shape().to_vec(), values));
+                }
+                Dtype::F64 => {
+                    let chunks = view.data().as_chunks::<8>().0.iter();
+                    let values = chunks.map(|b| f64::from_le_bytes(*b)).collect();
+                    golden.doubles.insert(name, values);
                 }
                 Dtype::I64 => {
                     let values = view
