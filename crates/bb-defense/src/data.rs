@@ -54,6 +54,35 @@ impl CleanImages {
     }
 }
 
+/// The clean images in two parts, for a choice among models.
+#[derive(Clone, Debug)]
+pub struct HeldOut {
+    /// What models may be trained on.
+    pub train: Split,
+    /// What they are judged by.
+    pub test: Split,
+}
+
+impl HeldOut {
+    /// Holds the last `share` of the clean images out. They are in the random order of their draw, so its end is a
+    /// random part of them.
+    ///
+    /// # Errors
+    /// [`DefenseError::HoldOut`] if one side is left without an image.
+    pub fn new(clean: &Split, share: f64) -> Result<Self, DefenseError> {
+        let images = clean.len();
+        let tested = (images as f64 * share) as usize;
+        if tested == 0 || tested == images {
+            return Err(DefenseError::HoldOut { images, share });
+        }
+        let tail: Vec<usize> = (images - tested..images).collect();
+        Ok(Self {
+            train: clean.take(images - tested),
+            test: clean.select(&tail),
+        })
+    }
+}
+
 /// What was handed out, for the record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Granted {

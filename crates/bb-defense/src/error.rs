@@ -11,7 +11,7 @@ use bb_core::poison::PoisonError;
 use bb_core::settings::SettingsError;
 use bb_nn::NnError;
 
-use crate::tsbd::algorithm::MismatchError;
+use crate::nwc::MismatchError;
 
 /// A repair that cannot be begun or finished.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +163,24 @@ pub enum DefenseError {
         /// The architecture.
         arch: String,
     },
+    /// The network does not end in a linear layer.
+    #[error("`{arch}` does not end in a linear layer with a bias, which this method acts on")]
+    NoHead {
+        /// The architecture.
+        arch: String,
+    },
+    /// Layers that must follow each other do not.
+    #[error(
+        "target layer `{layer}` has {found} inputs, but the target layer before it has {expected} neurons"
+    )]
+    Chain {
+        /// The layer.
+        layer: String,
+        /// Its inputs.
+        found: usize,
+        /// Neurons of the target layer before it.
+        expected: usize,
+    },
     /// The loss became infinite or not a number.
     #[error("{stage} diverged: the loss of epoch {epoch}, step {step} is {loss}")]
     Diverged {
@@ -252,6 +270,8 @@ impl Coded for DefenseError {
             | Self::OtherTestSet { .. }
             | Self::ImageSize { .. }
             | Self::Mismatch(_)
+            | Self::NoHead { .. }
+            | Self::Chain { .. }
             | Self::Checkpoint { .. } => exit::INPUT,
             Self::Nn(error) => error.exit_code(),
             Self::SameName { .. } => exit::BUG,

@@ -6,7 +6,7 @@
 //!
 //! - [`registry`] lists the defenses, [`method`] is the trait they implement, [`data`] what they may be given and
 //!   [`context`] what they may tell.
-//! - [`tsbd`]: one folder per defense.
+//! - [`tsbd`], [`otbr`]: one folder per defense. [`nwc`], [`unlearning`], [`finetuning`] and [`parts`] hold what they share.
 //! - [`harness`] runs a defense on an attack's cell and leaves a complete cell of its own; [`cli`] is the program
 //!   around it, also for crates that bring defenses of their own.
 
@@ -14,13 +14,18 @@ pub mod cli;
 pub mod context;
 pub mod data;
 pub mod error;
+pub mod finetuning;
 pub mod harness;
 pub mod method;
+pub mod nwc;
+pub mod otbr;
+pub mod parts;
 pub mod recipes;
 pub mod registry;
 pub mod results;
 pub mod settings;
 pub mod tsbd;
+pub mod unlearning;
 
 pub use error::DefenseError;
 pub use harness::{DefenseRequest, run};

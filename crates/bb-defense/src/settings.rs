@@ -11,3 +11,55 @@ pub fn share(key: &str, value: f64) -> Result<(), SettingsError> {
         (0.0..=1.0).contains(&value),
     )
 }
+
+/// Checks a share that leaves something on both sides: above 0 and below 1.
+pub fn part(key: &str, value: f64) -> Result<(), SettingsError> {
+    check(
+        key,
+        value,
+        "a share above 0 and below 1",
+        value > 0.0 && value < 1.0,
+    )
+}
+
+/// Checks the ratios of a sweep: one or more, ascending, each above 0 and at most 1.
+pub fn ascending_shares(key: &str, ratios: &[f64]) -> Result<(), SettingsError> {
+    let ascending = ratios.windows(2).all(|pair| pair[0] < pair[1]);
+    let inside = ratios.iter().all(|&n| n > 0.0 && n <= 1.0);
+    check(
+        key,
+        format!("{ratios:?}"),
+        "one or more ascending shares above 0 and at most 1",
+        !ratios.is_empty() && ascending && inside,
+    )
+}
+
+/// Checks a learning rate.
+pub fn rate(key: &str, lr: f64) -> Result<(), SettingsError> {
+    check(key, lr, "a finite rate above 0", lr.is_finite() && lr > 0.0)
+}
+
+/// Checks the momentum of SGD.
+pub fn momentum(key: &str, value: f64) -> Result<(), SettingsError> {
+    check(
+        key,
+        value,
+        "0 up to but not including 1",
+        (0.0..1.0).contains(&value),
+    )
+}
+
+/// Checks a number that may be 0 but not negative.
+pub fn not_negative(key: &str, value: f64) -> Result<(), SettingsError> {
+    check(
+        key,
+        value,
+        "a finite number of at least 0",
+        value.is_finite() && value >= 0.0,
+    )
+}
+
+/// Checks the images in a batch.
+pub fn batch_size(key: &str, value: usize) -> Result<(), SettingsError> {
+    check(key, value, "at least 1", value >= 1)
+}

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::algorithm::Scheme;
 use crate::data::CleanBudget;
-use crate::settings::share;
+use crate::nwc::{LayerConfig, NwcConfig};
+use crate::settings::{ascending_shares, batch_size, momentum, part, rate, share};
 
 /// Settings of TSBD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,14 +37,6 @@ pub struct TsbdConfig {
     pub select: SelectConfig,
 }
 
-/// Table `[layers]`: the target layers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LayerConfig {
-    /// A convolution whose tensor name contains one of these is not a target layer.
-    pub exclude: Vec<String>,
-}
-
 /// Table `[unlearn]`: clean unlearning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -64,26 +57,6 @@ pub struct UnlearnConfig {
     pub shuffle: bool,
     /// Crop and mirror the clean images as in training, also for the stop test.
     pub augment: bool,
-}
-
-/// How precisely neurons are ranked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Precision {
-    /// By the change rounded to `nwc.decimals` places, as written to and read from a text file.
-    Rounded,
-    /// By the change as computed.
-    Exact,
-}
-
-/// Table `[nwc]`: the ranking by neuron weight change.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NwcConfig {
-    /// Rank by rounded or by exact values.
-    pub precision: Precision,
-    /// Decimal places of the rounded values, 1 to 30.
-    pub decimals: usize,
 }
 
 /// Table `[reinit]`: zero reinitialisation.
@@ -144,9 +117,7 @@ impl Default for TsbdConfig {
             record_layer: "layer4.1.conv2.weight".to_owned(),
             probe_every: 10,
             clean: CleanBudget::default(),
-            layers: LayerConfig {
-                exclude: vec!["shortcut".to_owned()],
-            },
+            layers: LayerConfig::default(),
             unlearn: UnlearnConfig {
                 lr: 1e-4,
                 momentum: 0.9,
@@ -157,10 +128,7 @@ impl Default for TsbdConfig {
                 shuffle: false,
                 augment: true,
             },
-            nwc: NwcConfig {
-                precision: Precision::Rounded,
-                decimals: 4,
-            },
+            nwc: NwcConfig::default(),
             reinit: ReinitConfig {
                 n: 0.15,
                 m: 0.7,
@@ -188,21 +156,8 @@ impl Default for TsbdConfig {
 
 impl Validate for TsbdConfig {
     fn validate(&self) -> Result<(), SettingsError> {
-        let ascending = self.sweep_ratios.windows(2).all(|pair| pair[0] < pair[1]);
-        let inside = self.sweep_ratios.iter().all(|&n| n > 0.0 && n <= 1.0);
-        check(
-            "sweep_ratios",
-            format!("{:?}", self.sweep_ratios),
-            "one or more ascending shares above 0 and at most 1",
-            !self.sweep_ratios.is_empty() && ascending && inside,
-        )?;
-        let blank = self.layers.exclude.iter().any(String::is_empty);
-        check(
-            "layers.exclude",
-            format!("{:?}", self.layers.exclude),
-            "parts of names, none empty",
-            !blank,
-        )?;
+        ascending_shares("sweep_ratios", &self.sweep_ratios)?;
+        self.layers.validate()?;
         self.clean.validate()?;
 
         let unlearn = &self.unlearn;
@@ -215,21 +170,9 @@ impl Validate for TsbdConfig {
             unlearn.max_epochs >= 1,
         )?;
         share("unlearn.stop_accuracy", unlearn.stop_accuracy)?;
-        check(
-            "unlearn.batch_size",
-            unlearn.batch_size,
-            "at least 1",
-            unlearn.batch_size >= 1,
-        )?;
+        batch_size("unlearn.batch_size", unlearn.batch_size)?;
 
-        // Thirty places show any single-precision value that a sum of weight changes can reach.
-        let decimals = self.nwc.decimals;
-        check(
-            "nwc.decimals",
-            decimals,
-            "1 to 30",
-            (1..=30).contains(&decimals),
-        )?;
+        self.nwc.validate()?;
         share("reinit.n", self.reinit.n)?;
         share("reinit.m", self.reinit.m)?;
 
@@ -243,35 +186,11 @@ impl Validate for TsbdConfig {
             finetune.r.is_finite() && finetune.r >= 0.0,
         )?;
         share("finetune.alpha", finetune.alpha)?;
-        check(
-            "finetune.batch_size",
-            finetune.batch_size,
-            "at least 1",
-            finetune.batch_size >= 1,
-        )?;
+        batch_size("finetune.batch_size", finetune.batch_size)?;
 
-        let hold_out = self.select.hold_out;
-        check(
-            "select.hold_out",
-            hold_out,
-            "a share above 0 and below 1",
-            hold_out > 0.0 && hold_out < 1.0,
-        )?;
+        part("select.hold_out", self.select.hold_out)?;
         share("select.tolerance", self.select.tolerance)
     }
-}
-
-fn rate(key: &str, lr: f64) -> Result<(), SettingsError> {
-    check(key, lr, "a finite rate above 0", lr.is_finite() && lr > 0.0)
-}
-
-fn momentum(key: &str, value: f64) -> Result<(), SettingsError> {
-    check(
-        key,
-        value,
-        "0 up to but not including 1",
-        (0.0..1.0).contains(&value),
-    )
 }
 
 #[cfg(test)]

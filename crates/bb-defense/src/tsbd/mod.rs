@@ -13,12 +13,12 @@
 //! 1. Clean unlearning: SGD that raises the cross-entropy on the clean images, in train mode, until the accuracy on
 //!    them is at most `unlearn.stop_accuracy` -> [`unlearn::run`].
 //! 2. Neuron weight change: the L1 norm of what an output channel's weights moved, for all convolutions but the
-//!    shortcuts; neurons are ranked by it through all layers -> [`algorithm::WeightChange::nwc`].
+//!    shortcuts; neurons are ranked by it through all layers -> [`WeightChange::nwc`].
 //! 3. Zero reinitialisation of a fresh copy of the suspect model: of the pooled weights of the first `K = int(T n)`
 //!    neurons, those with the `M = int(L m)` largest changes become 0 -> [`algorithm::zero_reinitialisation`].
 //! 4. Activeness-aware fine-tuning: with `g1` the gradient at the weights and `g2` the one at `w + r g1/||g1||`, SGD
 //!    with `(1 - alpha) g1 + alpha g2`, to first order the gradient of `L + alpha r ||grad L||` ->
-//!    [`finetune::Tuner::step`].
+//!    [`finetune::Tuner`].
 //!
 //! With `sweep = true` steps 3 and 4 are done for every ratio of `sweep_ratios`, and there are two results:
 //! - The defender's choice. The last `select.hold_out` of the clean images (they are in random order) are held out,
@@ -113,16 +113,15 @@ use bb_nn::{Net, StateDict, eval};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use self::algorithm::{
-    WeightChange, Zeroing, choose, rank_descending, round_decimals, zero_reinitialisation,
-};
-use self::config::{NwcConfig, Precision, TsbdConfig};
-use self::finetune::Part;
+use self::algorithm::{Zeroing, choose, zero_reinitialisation};
+use self::config::TsbdConfig;
 use self::unlearn::Course;
 use crate::context::{At, Ctx};
-use crate::data::{CleanBudget, CleanImages};
+use crate::data::{CleanBudget, CleanImages, HeldOut};
 use crate::error::DefenseError;
+use crate::finetuning::begun;
 use crate::method::{Candidate, Defense, Repaired, Suspect};
+use crate::nwc::{Ranking, WeightChange};
 use crate::recipes::{RecipeFile, recipes};
 
 /// The defense, for the registry.
@@ -153,12 +152,12 @@ impl Defense for Tsbd {
         ctx: &mut Ctx<'_>,
     ) -> Result<Repaired, DefenseError> {
         let held = if cfg.sweep {
-            Some(held_out(cfg, &suspect)?)
+            Some(HeldOut::new(suspect.clean(), cfg.select.hold_out)?)
         } else {
             None
         };
         let unlearned = unlearn::run(cfg, &suspect, ctx)?;
-        let ranking = Ranking::new(&unlearned.change, &cfg.nwc);
+        let ranking = Ranking::new(unlearned.change.nwc(), &cfg.nwc);
         let ratios = if cfg.sweep {
             cfg.sweep_ratios.as_slice()
         } else {
@@ -201,31 +200,6 @@ impl Defense for Tsbd {
     }
 }
 
-/// Target neurons in the order in which they are cleared.
-#[derive(Clone, Debug)]
-pub struct Ranking {
-    /// Weight change of each neuron.
-    pub nwc: Vec<f32>,
-    /// What it is ranked by.
-    pub scores: Vec<f64>,
-    /// Neurons, the most suspicious first.
-    pub order: Vec<usize>,
-}
-
-impl Ranking {
-    /// Ranks all target neurons.
-    pub fn new(change: &WeightChange, cfg: &NwcConfig) -> Self {
-        let nwc = change.nwc();
-        let score = |&value: &f32| match cfg.precision {
-            Precision::Rounded => round_decimals(value, cfg.decimals),
-            Precision::Exact => f64::from(value),
-        };
-        let scores: Vec<f64> = nwc.iter().map(score).collect();
-        let order = rank_descending(&scores);
-        Self { nwc, scores, order }
-    }
-}
-
 /// The name of the candidate with neuron ratio `n`.
 fn variant(n: f64) -> String {
     format!("n={n}")
@@ -258,7 +232,7 @@ fn candidate(
     });
     let mut net = finetune::zeroed(suspect, zeroing)?;
     // A resumed fine-tuning has recorded this before its checkpoint, and its row is kept.
-    if !finetune::begun(&name, ctx)? {
+    if !begun(finetune::STAGE, &name, ctx)? {
         let at = At::stage("reinit").variant(&name);
         ctx.record(at, &notes)?;
         let text = format!(
@@ -270,36 +244,11 @@ fn candidate(
             ctx.probe(at, &mut net);
         }
     }
-    let part = Part {
-        stage: finetune::STAGE,
-        variant: &name,
-        probe_every: cfg.probe_every,
-    };
+    let part = (finetune::STAGE, name.as_str(), cfg.probe_every);
     finetune::run(cfg, suspect, suspect.clean(), &mut net, part, ctx)?;
     let state = net.state()?;
     ctx.save(&done, &state, &notes)?;
     Ok(Candidate { name, state, notes })
-}
-
-/// The clean images in two parts.
-struct HeldOut {
-    train: bb_core::data::Split,
-    test: bb_core::data::Split,
-}
-
-fn held_out(cfg: &TsbdConfig, suspect: &Suspect<'_, CleanImages>) -> Result<HeldOut, DefenseError> {
-    let (clean, share) = (suspect.clean(), cfg.select.hold_out);
-    let images = clean.len();
-    let tested = (images as f64 * share) as usize;
-    if tested == 0 || tested == images {
-        return Err(DefenseError::HoldOut { images, share });
-    }
-    // The budget is in the random order of its draw, so its end is a random part of it.
-    let tail: Vec<usize> = (images - tested..images).collect();
-    Ok(HeldOut {
-        train: clean.take(images - tested),
-        test: clean.select(&tail),
-    })
 }
 
 #[derive(Serialize, Deserialize)]
@@ -322,11 +271,7 @@ fn held_out_accuracy(
         return Ok(saved.progress.accuracy);
     }
     let mut net: Net = finetune::zeroed(suspect, zeroing)?;
-    let part = Part {
-        stage: "select",
-        variant: &name,
-        probe_every: 0,
-    };
+    let part = ("select", name.as_str(), 0);
     finetune::run(cfg, suspect, &held.train, &mut net, part, ctx)?;
     let accuracy = eval::accuracy(&mut net, &held.test, suspect.task());
     net.take_failure()?;
@@ -340,21 +285,11 @@ fn held_out_accuracy(
 
 /// What the analyses of the paper read: the ranking, and the gradient norms of the recorded layer.
 fn artefacts(change: &WeightChange, ranking: &Ranking, course: &Course) -> Vec<(String, Vec<u8>)> {
-    let mut rank = vec![0; ranking.order.len()];
-    for (place, &neuron) in ranking.order.iter().enumerate() {
-        rank[neuron] = place;
-    }
-    let mut text = "layer,channel,nwc,score,rank\n".to_owned();
-    for (neuron, place) in (0..change.neurons()).map(|neuron| (neuron, change.place(neuron))) {
-        let (nwc, score) = (ranking.nwc[neuron], ranking.scores[neuron]);
-        writeln!(
-            text,
-            "{},{},{nwc},{score},{}",
-            place.layer, place.channel, rank[neuron]
-        )
-        .expect("strings take all");
-    }
-    let mut files = vec![("nwc.csv".to_owned(), text.into_bytes())];
+    let place = |neuron| {
+        let place = change.place(neuron);
+        (place.layer, place.channel)
+    };
+    let mut files = vec![("nwc.csv".to_owned(), ranking.csv(place))];
     if !course.activeness.is_empty() {
         let mut text = "channel,mean,variance\n".to_owned();
         for (channel, (mean, variance)) in course.activeness.iter().enumerate() {

@@ -4,19 +4,22 @@ use std::collections::BTreeSet;
 
 use bb_core::metrics::Ratio;
 use bb_core::precision::Precision;
-use bb_nn::data::{Input, LoaderOptions, batches};
-use bb_nn::kernels::loss::{Loss, argmax};
+use bb_nn::data::{LoaderOptions, batches};
+use bb_nn::kernels::loss::argmax;
+use bb_nn::net::DropoutStream;
 use bb_nn::optim::Sgd;
-use bb_nn::{Flat, Mode, Net};
+use bb_nn::{Mode, Net};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::algorithm::{Layer, NormRecord, WeightChange};
+use super::algorithm::NormRecord;
 use super::config::TsbdConfig;
 use crate::context::{At, Ctx, training_state};
 use crate::data::CleanImages;
 use crate::error::DefenseError;
 use crate::method::Suspect;
+use crate::nwc::{WeightChange, layers, plain_tensors, target_tensors};
+use crate::unlearning::ascend;
 
 const STAGE: &str = "unlearn";
 
@@ -43,6 +46,9 @@ pub struct Course {
     /// Mean and variance over the steps of the first epoch of the L1 norm of each neuron's gradient in the recorded
     /// layer; empty if none is recorded.
     pub activeness: Vec<(f64, f64)>,
+    /// Forward passes that drew dropout masks.
+    #[serde(default)]
+    pub dropout: u64,
 }
 
 /// Unlearns a copy of the suspect model until it has forgotten the clean images.
@@ -64,6 +70,10 @@ pub fn run(
     if let Some(saved) = ctx.load::<Course>(STAGE)? {
         saved.restore_training(&mut net, &mut sgd)?;
         course = saved.progress;
+        net.set_dropout(DropoutStream {
+            step: course.dropout,
+            ..net.dropout()
+        });
     }
     let (clean, task) = (suspect.clean(), suspect.task());
     let options = LoaderOptions {
@@ -90,13 +100,13 @@ pub fn run(
         let (mut loss_sum, mut correct, mut steps) = (0.0, 0, 0);
         for batch in batches(clean, task, options, epoch as u64) {
             ctx.check()?;
-            let loss = step(
+            let loss = ascend(
                 &mut net,
                 &mut sgd,
                 &mut grads,
-                &batch.input,
-                &batch.labels,
+                (&batch.input, &batch.labels),
                 unlearn.lr as f32,
+                None,
             );
             if !loss.mean.is_finite() {
                 net.take_failure()?;
@@ -145,6 +155,7 @@ pub fn run(
         course.accuracy = Some(accuracy);
         course.reached = hits as f64 / images as f64 <= unlearn.stop_accuracy;
         course.constant = unlearn.stop_constant && predicted.len() == 1;
+        course.dropout = net.dropout().step;
         let row = json!({
             "train_loss": loss_sum / f64::from(steps as u32),
             "train_acc": Ratio { hits: correct, total: images }.value(),
@@ -180,60 +191,6 @@ pub fn run(
     let unlearned = plain_tensors(net.params(), &targets);
     let change = WeightChange::new(&layers(&original), &layers(&unlearned))?;
     Ok(Unlearned { change, course })
-}
-
-/// One step of gradient ascent on the cross-entropy, in train mode. Gives the loss before the step and leaves the
-/// gradient of the negative loss in `grads`.
-pub fn step(
-    net: &mut Net,
-    sgd: &mut Sgd,
-    grads: &mut Flat,
-    input: &Input,
-    labels: &[u32],
-    lr: f32,
-) -> Loss {
-    let loss = net.loss_grad(input, labels, Mode::Train, grads);
-    grads.scale(-1.0);
-    sgd.step(net.params_mut(), grads, lr);
-    loss
-}
-
-/// The target layers' places among the parameters: the weights of convolutions whose name contains none of `exclude`.
-pub fn target_tensors(params: &Flat, exclude: &[String]) -> Vec<usize> {
-    let entries = params.layout().entries().iter().enumerate();
-    entries
-        .filter(|(_, entry)| {
-            entry.shape.len() == 4 && !exclude.iter().any(|part| entry.name.contains(part))
-        })
-        .map(|(i, _)| i)
-        .collect()
-}
-
-/// Name, number of output channels and weights in PyTorch's order of some tensors.
-pub fn plain_tensors(params: &Flat, tensors: &[usize]) -> Vec<(String, usize, Vec<f32>)> {
-    let entries = params.layout().entries();
-    tensors
-        .iter()
-        .map(|&i| {
-            (
-                entries[i].name.clone(),
-                entries[i].shape[0],
-                params.to_plain(i),
-            )
-        })
-        .collect()
-}
-
-/// The same as layers to compare.
-pub fn layers(tensors: &[(String, usize, Vec<f32>)]) -> Vec<Layer<'_>> {
-    tensors
-        .iter()
-        .map(|(name, outputs, weights)| Layer {
-            name,
-            outputs: *outputs,
-            weights,
-        })
-        .collect()
 }
 
 fn recorded_tensor(net: &Net, name: &str) -> Result<Option<usize>, DefenseError> {

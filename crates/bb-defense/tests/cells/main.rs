@@ -2,6 +2,8 @@
 //!
 //! The attack's cell is made here by hand, small: an untrained network of width 4, and a white patch.
 
+mod methods;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -819,7 +821,11 @@ fn each_wrong_command_is_one_clear_error() {
     let unknown = program(&["tsdb", "--model", "x"])
         .output()
         .expect("it runs");
-    check_failure(&unknown, 2, "unknown defense `tsdb`, known are `tsbd`");
+    check_failure(
+        &unknown,
+        2,
+        "unknown defense `tsdb`, known are `tsbd`, `otbr`",
+    );
 }
 
 #[test]
