@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bb_core::artifact::ArtifactError;
 use bb_core::cell::CellError;
-use bb_core::cli::{CliError, Coded, exit};
+use bb_core::cli::{CliError, Coded, Interrupted, exit};
 use bb_core::data::DataError;
 use bb_core::method::UnknownMethod;
 use bb_core::poison::PoisonFault;
@@ -13,6 +13,7 @@ use bb_core::settings::SettingsError;
 use bb_nn::NnError;
 use bb_nn::train::TrainError;
 
+use crate::clean_net::CleanNetError;
 use crate::labels::LabelError;
 use crate::lf::pattern::PatternError;
 use crate::picture::PictureError;
@@ -54,6 +55,22 @@ pub enum AttackError {
         /// Width of the images in pixels.
         width: usize,
     },
+    /// The attacker's clean network cannot be read.
+    #[error(transparent)]
+    CleanNet(#[from] CleanNetError),
+    /// More neurons than the network has.
+    #[error(
+        "`trigger.neurons` is {found}, expected at most {features}, the features of the network"
+    )]
+    Neurons {
+        /// The setting.
+        found: usize,
+        /// Features before the last layer.
+        features: usize,
+    },
+    /// A preparation was asked to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
     /// There is nothing that a preview could show.
     #[error("no preview of `{method}`: {reason}")]
     NoPreview {
@@ -145,10 +162,12 @@ impl Coded for AttackError {
             | Self::PoisonIndex(_)
             | Self::PatchTooLarge { .. }
             | Self::Frequency { .. }
+            | Self::Neurons { .. }
             | Self::NoPreview { .. } => exit::USAGE,
             Self::Poison(_) => exit::BUG,
             Self::Picture(_)
             | Self::Pattern(_)
+            | Self::CleanNet(_)
             | Self::BlackTrigger { .. }
             | Self::MetricsLost { .. } => exit::INPUT,
             // What is written is the result of the training, and not what somebody gave.
@@ -159,6 +178,7 @@ impl Coded for AttackError {
             Self::Cell(error) => error.exit_code(),
             Self::Artifact(error) => error.exit_code(),
             Self::Machine(error) => error.exit_code(),
+            Self::Interrupted(error) => error.exit_code(),
         }
     }
 
@@ -181,6 +201,7 @@ impl Coded for AttackError {
             }
             Self::Cell(error) => error.hint(),
             Self::Machine(error) => error.hint(),
+            Self::Interrupted(error) => error.hint(),
             _ => None,
         }
     }

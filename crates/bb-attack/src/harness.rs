@@ -36,6 +36,7 @@ use serde_json::{Value, json};
 
 use crate::error::AttackError;
 use crate::method::{AnyAttack, Ctx, Finished, Given, Poisoned, Ready, TrainHook};
+use crate::prep::Prep;
 use crate::{registry, static_attack, stealth};
 
 /// What to run.
@@ -259,6 +260,13 @@ impl Run<'_> {
             dataset: self.dataset,
             arch: self.arch,
             seed: self.request.seed,
+            prep: Prep {
+                folder: Some(&dir.join(CKPT)),
+                compute: Some(&self.request.compute),
+                precision: self.request.precision,
+                log: Some(&log),
+                quiet: self.request.quiet,
+            },
         };
         let Poisoned {
             train,
@@ -623,12 +631,12 @@ fn write_sets(work: &Work, sets: &Finished) -> Result<(), AttackError> {
 }
 
 /// Our error on its way through the training loop.
-fn wrapped(error: AttackError) -> TrainError {
+pub(crate) fn wrapped(error: AttackError) -> TrainError {
     TrainError::Hook(Box::new(error))
 }
 
 /// Our error, back from the training loop.
-fn unwrapped(error: TrainError) -> AttackError {
+pub(crate) fn unwrapped(error: TrainError) -> AttackError {
     match error {
         TrainError::Hook(inner) => match inner.downcast() {
             Ok(ours) => *ours,

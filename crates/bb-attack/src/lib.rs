@@ -6,14 +6,15 @@
 //! are exactly the pixels that the training read.
 //!
 //! - [`registry`] lists the attacks, [`method`] is the trait they implement.
-//! - [`badnets`], [`blended`], [`lf`], [`sig`], and [`clean`] training: one folder per attack.
-//! - [`labels`], [`poison_index`], [`static_attack`], [`picture`], [`npy`], [`stealth`]: what several attacks share.
+//! - [`badnets`], [`blended`], [`lf`], [`sig`], [`trojan`], and [`clean`] training: one folder per attack.
+//! - [`labels`], [`poison_index`], [`static_attack`], [`picture`], [`npy`], [`stealth`], [`prep`], [`clean_net`]: what several attacks share.
 //! - [`harness`] runs an attack and leaves a complete cell, [`preview`] shows its trigger on a few images; [`cli`] is the
 //!   command line around them.
 
 pub mod badnets;
 pub mod blended;
 pub mod clean;
+pub mod clean_net;
 pub mod cli;
 pub mod error;
 pub mod harness;
@@ -23,6 +24,7 @@ pub mod method;
 pub mod npy;
 pub mod picture;
 pub mod poison_index;
+pub mod prep;
 pub mod preview;
 pub mod recipes;
 pub mod registry;
@@ -30,6 +32,7 @@ pub mod settings;
 pub mod sig;
 pub mod static_attack;
 pub mod stealth;
+pub mod trojan;
 
 pub use error::AttackError;
 pub use harness::{AttackRequest, run};

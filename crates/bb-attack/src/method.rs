@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::AttackError;
+use crate::prep::Prep;
 use crate::recipes;
 
 /// An attack: a way to poison a training set, and if need be the training itself.
@@ -45,6 +46,8 @@ pub struct Ctx<'a> {
     pub arch: &'a ArchSpec,
     /// The seed of the run.
     pub seed: u64,
+    /// Where a preparation that takes long keeps and tells things.
+    pub prep: Prep<'a>,
 }
 
 /// What an attack hands back.

@@ -1,5 +1,6 @@
 //! A picture of what a trigger does: a few images before, after, and the difference.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use bb_core::artifact::atomic;
@@ -13,6 +14,7 @@ use serde_json::Value;
 use crate::error::AttackError;
 use crate::method::{Ctx, Given, Poisoned};
 use crate::picture::Picture;
+use crate::prep::Prep;
 use crate::registry;
 use crate::stealth::{self, Stealth};
 
@@ -66,6 +68,10 @@ pub fn run(request: &PreviewRequest) -> Result<Stealth, AttackError> {
         dataset: &dataset,
         arch: &arch,
         seed: request.seed,
+        prep: Prep {
+            quiet: !std::io::stderr().is_terminal(),
+            ..Prep::default()
+        },
     })?;
     let none = |reason| {
         Err(AttackError::NoPreview {

@@ -54,6 +54,11 @@ pub static RECIPES: &[RecipeFile] = recipes![
     "sig" / "gtsrb",
     "sig" / "tiny",
     "sig" / "synthetic",
+    "trojan" / "cifar10",
+    "trojan" / "cifar100",
+    "trojan" / "gtsrb",
+    "trojan" / "tiny",
+    "trojan" / "synthetic",
 ];
 
 /// The recipe for an attack on a dataset; `None` for a dataset that has none, such as a folder of images.

@@ -24,6 +24,12 @@ pub fn optional_file(key: &'static str, path: &str) -> Vec<(&'static str, PathBu
     }
 }
 
+/// Checks the epochs of the attacker's clean network.
+pub fn check_clean_epochs(epochs: usize) -> Result<(), SettingsError> {
+    let expected = "at most 100000";
+    check("trigger.clean_epochs", epochs, expected, epochs <= 100_000)
+}
+
 /// Checks the table `[train]`.
 pub fn check_train(recipe: &Recipe) -> Result<(), SettingsError> {
     match recipe.first_invalid() {

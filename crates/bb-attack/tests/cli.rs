@@ -9,6 +9,8 @@ use bb_attack::picture::Picture;
 fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bb-attack"));
     command.args(args).env("NO_COLOR", "1").stdin(Stdio::null());
+    // The guide's commands are for the root of the repository.
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
     command
 }
 
@@ -110,7 +112,7 @@ fn the_pictures_of_the_guide_are_what_its_commands_make() {
         .iter()
         .map(|(words, _)| words[0].as_str())
         .collect();
-    assert_eq!(shown, ["badnets", "blended", "sig", "lf"]);
+    assert_eq!(shown, ["badnets", "blended", "sig", "lf", "trojan"]);
     for (words, committed) in &commands {
         let file = folder.path().join("sheet.png");
         let mut args = vec!["preview"];
@@ -224,7 +226,7 @@ fn mistakes_are_told_once_with_their_exit_code() {
     check(
         &["badnet"],
         2,
-        "error: unknown attack `badnet`, known are `clean`, `badnets`, `blended`, `lf`, `sig`\nhint: did you mean `badnets`?\n",
+        "error: unknown attack `badnet`, known are `clean`, `badnets`, `blended`, `lf`, `sig`, `trojan`\nhint: did you mean `badnets`?\n",
     );
     check(
         &["badnets", "--set", "train.learning_rate=1"],

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use bb_attack::harness::{AttackRequest, MetricsRow, run, run_with};
 use bb_attack::labels::LabelMap;
 use bb_attack::method::{Attack, Ctx, Finished, Given, Poisoned, TrainHook, erase};
+use bb_attack::prep::Prep;
 use bb_attack::registry::ATTACKS;
 use bb_attack::{AttackError, static_attack};
 use bb_core::cell::Cell;
@@ -470,6 +471,27 @@ fn what_cannot_be_run_is_one_clear_error() {
         "expected less than 16 (half the width",
     );
     usage("clean", &["ratio=0.1"], "unknown setting `ratio`");
+    for (set, expect) in [
+        ("trigger.neurons=0", "`trigger.neurons` is `0`"),
+        (
+            "trigger.neurons=33",
+            "`trigger.neurons` is 33, expected at most 32",
+        ),
+        ("trigger.step=0", "`trigger.step` is `0"),
+        ("trigger.radius=1.5", "`trigger.radius` is `1.5`"),
+        (
+            "trigger.clean_epochs=100001",
+            "`trigger.clean_epochs` is `100001`",
+        ),
+        ("trigger.head=first", "`trigger.head`"),
+        ("trigger.addition=clip", "`trigger.addition`"),
+        ("trigger.iterate=first", "`trigger.iterate`"),
+        ("target=10", "`target` is 10"),
+    ] {
+        usage("trojan", &["train.epochs=0", set], expect);
+    }
+    let both = ["trigger.file=a.png", "trigger.model=b.safetensors"];
+    usage("trojan", &both, "expected nothing beside `trigger.file`");
     usage("lf", &["trigger.peak=0"], "`trigger.peak` is `0`");
     usage("lf", &["trigger.source=deepfool"], "`trigger.source`");
     usage(
@@ -500,6 +522,89 @@ fn what_cannot_be_run_is_one_clear_error() {
     from_file(b"GIF89a", "cannot decode picture");
     let missing = ["trigger.source=file", "trigger.file=/no/such.npy"];
     check("lf", &missing, exit::INPUT, "cannot read `/no/such.npy`");
+}
+
+#[test]
+fn trojan_takes_a_clean_network_from_a_cell_or_a_file_and_keeps_a_trigger_that_gives_the_same_images()
+ {
+    let out = folder();
+    let clean = run(&request("clean", out.path(), &[])).expect("a run");
+    let small = ["train.epochs=0", "trigger.iterations=10"];
+    let trojan = |set: &[&str]| {
+        let set: Vec<&str> = small.iter().chain(set).copied().collect();
+        run(&request("trojan", out.path(), &set))
+    };
+    let model = |path: &Path| format!("trigger.model={}", path.display());
+    let cell = trojan(&[&model(&clean.dir)]).expect("a run");
+    assert!(cell.manifest.inputs.contains_key("trigger.model"));
+    for path in [clean.dir.join("manifest.json"), clean.file(MODEL)] {
+        let same = trojan(&[&model(&path)]).expect("a run");
+        assert_eq!(same.manifest.files, {
+            let mut files = cell.manifest.files.clone();
+            files.insert(CONFIG.to_owned(), same.manifest.files[CONFIG].clone());
+            files
+        });
+    }
+    // Without a network one is trained, which is not that of the cell.
+    let trained = trojan(&["trigger.clean_epochs=1"]).expect("a run");
+    let picture = |cell: &Cell| fs_err::read(cell.file("trigger.png")).expect("a picture");
+    assert_ne!(picture(&trained), picture(&cell));
+    let log = fs_err::read_to_string(trained.file("log.jsonl")).expect("a log");
+    assert!(log.contains("clean network, epoch 1 of 1"), "{log}");
+    assert!(log.contains("trigger for neurons"), "{log}");
+
+    let file = format!("trigger.file={}", cell.file("trigger.png").display());
+    let again = run(&request("trojan", out.path(), &["train.epochs=0", &file])).expect("a run");
+    for name in [POISON_TEST, POISON_TRAIN] {
+        assert_eq!(again.manifest.files[name], cell.manifest.files[name]);
+    }
+    let saturated = trojan(&[&model(&clean.dir), "trigger.addition=saturate"]).expect("a run");
+    assert_ne!(
+        saturated.manifest.files[POISON_TEST],
+        cell.manifest.files[POISON_TEST]
+    );
+
+    let check = |path: &Path, code: u8, expect: &str| {
+        let error = trojan(&[&model(path)]).expect_err("no such network");
+        let text = format!("{error}: {:?}", std::error::Error::source(&error));
+        assert!(text.contains(expect), "{text}\nlacks {expect}");
+        assert_eq!(error.exit_code(), code, "{error}");
+    };
+    check(
+        &cell.dir,
+        exit::INPUT,
+        "has method `trojan`, expected `clean`",
+    );
+    check(&out.path().join("none"), exit::INPUT, "none");
+    let wide = AttackRequest {
+        width: 5,
+        ..request("clean", out.path(), &["train.epochs=0"])
+    };
+    let wide = run(&wide).expect("a run");
+    check(
+        &wide.dir,
+        exit::INPUT,
+        "has network `preactresnet18-w5`, expected `preactresnet18-w4`",
+    );
+    check(
+        &wide.file(MODEL),
+        exit::INPUT,
+        "holds no network of preactresnet18-w4 with 10 classes",
+    );
+    let text = out.path().join("net.safetensors");
+    fs_err::write(&text, "no tensors").expect("a writable folder");
+    check(&text, exit::INPUT, "holds no network of");
+    fs_err::remove_file(clean.file(MODEL)).expect("it was there");
+    check(&clean.dir, exit::INPUT, "model.safetensors");
+
+    let black = out.path().join("black.png");
+    let bytes = bb_attack::picture::Picture::new(4, 4, vec![0; 48]).to_png();
+    fs_err::write(&black, bytes).expect("a writable folder");
+    for key in ["file", "mask"] {
+        let set = format!("trigger.{key}={}", black.display());
+        let error = trojan(&[&set]).expect_err("a black picture");
+        assert!(error.to_string().contains("is black"), "{error}");
+    }
 }
 
 thread_local! {
@@ -548,6 +653,7 @@ impl DriftHook {
             dataset: &self.dataset,
             arch: &arch,
             seed: 0,
+            prep: Prep::default(),
         };
         let level = self.batches as u8;
         let paint = |image: &mut [u8]| image[..30].fill(level);
