@@ -6,8 +6,9 @@
 //! are exactly the pixels that the training read.
 //!
 //! - [`registry`] lists the attacks, [`method`] is the trait they implement.
-//! - [`badnets`], [`blended`], [`lf`], [`sig`], and [`clean`] training: one folder per attack.
-//! - [`labels`], [`poison_index`], [`static_attack`], [`picture`], [`npy`], [`stealth`]: what several attacks share.
+//! - [`badnets`], [`blended`], [`lf`], [`sig`], [`wanet`], and [`clean`] training: one folder per attack.
+//! - [`labels`], [`poison_index`], [`static_attack`], [`in_loop`], [`picture`], [`npy`], [`stealth`]: what several attacks
+//!   share.
 //! - [`harness`] runs an attack and leaves a complete cell, [`preview`] shows its trigger on a few images; [`cli`] is the
 //!   command line around them.
 
@@ -17,6 +18,7 @@ pub mod clean;
 pub mod cli;
 pub mod error;
 pub mod harness;
+pub mod in_loop;
 pub mod labels;
 pub mod lf;
 pub mod method;
@@ -30,6 +32,7 @@ pub mod settings;
 pub mod sig;
 pub mod static_attack;
 pub mod stealth;
+pub mod wanet;
 
 pub use error::AttackError;
 pub use harness::{AttackRequest, run};

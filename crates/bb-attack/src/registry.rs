@@ -8,6 +8,7 @@ use crate::clean::Clean;
 use crate::lf::Lf;
 use crate::method::{AnyAttack, erase};
 use crate::sig::Sig;
+use crate::wanet::Wanet;
 
 /// Clean training, then all attacks in the order of the papers' tables.
 pub static ATTACKS: &[&dyn AnyAttack] = &[
@@ -16,6 +17,7 @@ pub static ATTACKS: &[&dyn AnyAttack] = &[
     erase::<Blended>(),
     erase::<Lf>(),
     erase::<Sig>(),
+    erase::<Wanet>(),
 ];
 
 /// The attack of this name.

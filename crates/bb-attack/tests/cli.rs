@@ -110,7 +110,7 @@ fn the_pictures_of_the_guide_are_what_its_commands_make() {
         .iter()
         .map(|(words, _)| words[0].as_str())
         .collect();
-    assert_eq!(shown, ["badnets", "blended", "sig", "lf"]);
+    assert_eq!(shown, ["badnets", "blended", "sig", "lf", "wanet"]);
     for (words, committed) in &commands {
         let file = folder.path().join("sheet.png");
         let mut args = vec!["preview"];
@@ -224,7 +224,7 @@ fn mistakes_are_told_once_with_their_exit_code() {
     check(
         &["badnet"],
         2,
-        "error: unknown attack `badnet`, known are `clean`, `badnets`, `blended`, `lf`, `sig`\nhint: did you mean `badnets`?\n",
+        "error: unknown attack `badnet`, known are `clean`, `badnets`, `blended`, `lf`, `sig`, `wanet`\nhint: did you mean `badnets`?\n",
     );
     check(
         &["badnets", "--set", "train.learning_rate=1"],
