@@ -14,7 +14,7 @@
 //! An interrupted run goes on from the checkpoint of its last whole epoch and ends with the same bits.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bb_core::artifact::{self, atomic};
@@ -29,8 +29,9 @@ use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
 use bb_core::precision::Precision;
 use bb_nn::data::{Batch, batch_count};
-use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, TrainError, fit};
-use bb_nn::{ArchSpec, Compute, Net, eval};
+use bb_nn::kernels::loss::Loss;
+use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, StepAt, TrainError, fit};
+use bb_nn::{ArchSpec, Compute, Flat, Mode, Net, eval};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -286,14 +287,20 @@ impl Run<'_> {
         };
         self.check(&sets)?;
         write_sets(&work, &sets)?;
+        let poisoned = match &hook {
+            Some(_) => "images poisoned while training".to_owned(),
+            None => format!(
+                "{} of {} training images poisoned, {} poisoned test images",
+                sets.train.len(),
+                self.dataset.train.len(),
+                sets.test.len()
+            ),
+        };
         let say = format!(
-            "{} on {}, {}: {} of {} training images poisoned, {} poisoned test images",
+            "{} on {}, {}: {poisoned}",
             self.attack.info().title,
             self.dataset.spec.title,
             self.arch.label(),
-            sets.train.len(),
-            self.dataset.train.len(),
-            sets.test.len(),
         );
         log.info("prepared", &say, &Value::Null)
             .map_err(AttackError::log(&dir))?;
@@ -315,10 +322,14 @@ impl Run<'_> {
             }
             (loop_part.last_row, loop_part.measured)
         };
-        let scores = match hook {
+        let finished = match hook {
+            None => None,
+            Some(mut hook) => hook.finish(&mut net)?,
+        };
+        let scores = match finished {
             None => measured,
-            Some(mut hook) => {
-                sets = hook.finish(&mut net)?;
+            Some(finished) => {
+                sets = finished;
                 net.take_failure()?;
                 self.check(&sets)?;
                 write_sets(&work, &sets)?;
@@ -360,7 +371,7 @@ impl Run<'_> {
             net,
             split,
             &self.dataset.spec,
-            recipe,
+            &recipe,
             self.request.seed,
             &checkpoints,
             hooks,
@@ -419,6 +430,7 @@ struct LoopPart<'a> {
     log: &'a Log,
     test: &'a PoisonSet,
     hook: Option<&'a mut (dyn TrainHook + 'static)>,
+    recipe: Recipe,
     /// All rows so far, as they stand in the file.
     rows: String,
     progress: Option<Progress>,
@@ -448,6 +460,7 @@ impl<'a> LoopPart<'a> {
             log,
             test,
             hook,
+            recipe: run.ready.recipe(),
             rows,
             progress,
             last_row,
@@ -455,22 +468,81 @@ impl<'a> LoopPart<'a> {
         })
     }
 
-    fn recipe(&self) -> &'a Recipe {
-        self.run.ready.recipe()
-    }
-
     /// Images that an epoch trains on.
     fn images_per_epoch(&self) -> u64 {
-        let (len, recipe) = (self.run.dataset.train.len(), self.recipe());
+        let (len, recipe) = (self.run.dataset.train.len(), &self.recipe);
         let whole = batch_count(len, recipe.batch_size, true) * recipe.batch_size;
         (if recipe.drop_last { whole } else { len }) as u64
     }
 
+    /// The hook's state after `epochs` epochs of the classifier.
     fn hook_state(&self, epochs: usize) -> PathBuf {
-        self.work
-            .dir()
-            .join(CKPT)
-            .join(format!("hook-{epochs}.bin"))
+        self.checkpoint(&format!("hook-{epochs}.bin"))
+    }
+
+    /// The hook's state after `epochs` epochs of its own work before.
+    fn before_state(&self, epochs: usize) -> PathBuf {
+        self.checkpoint(&format!("before-{epochs}.bin"))
+    }
+
+    fn checkpoint(&self, name: &str) -> PathBuf {
+        self.work.dir().join(CKPT).join(name)
+    }
+
+    /// Brings the hook back to the state in a file.
+    fn load_hook(&mut self, path: &Path) -> Result<(), AttackError> {
+        if let Some(hook) = self.hook.as_deref_mut() {
+            let state = fs_err::read(path).map_err(|source| AttackError::Checkpoint {
+                path: path.to_owned(),
+                source,
+            })?;
+            hook.load(&state, path)?;
+        }
+        Ok(())
+    }
+
+    /// The hook's own work before the first epoch, from where it was left.
+    fn before(&mut self) -> Result<(), AttackError> {
+        let total = self.hook.as_deref().map_or(0, TrainHook::epochs_before);
+        if total == 0 {
+            return Ok(());
+        }
+        let first = (0..=total)
+            .rev()
+            .find(|&k| self.before_state(k).exists())
+            .unwrap_or(0);
+        if first > 0 {
+            self.load_hook(&self.before_state(first))?;
+            let say = format!("resumed after {first} of {total} epochs before training");
+            self.info("resumed", &say, &json!({ "before": first }))?;
+        }
+        let per_epoch = self.images_per_epoch();
+        let quiet = self.run.request.quiet;
+        let progress = Progress::new("preparing", "images", total as u64 * per_epoch, quiet)
+            .resumed_at(first as u64 * per_epoch);
+        for epoch in first..total {
+            let hook = self.hook.as_deref_mut().expect("it has work to do");
+            let mut done = |images: usize| {
+                if bb_core::cli::interrupted() {
+                    return Err(TrainError::Interrupted { epoch }.into());
+                }
+                progress.add(images as u64);
+                Ok(())
+            };
+            let told = hook.epoch_before(epoch, &mut done)?;
+            let state = hook.save()?;
+            let done = epoch + 1;
+            atomic::write(self.before_state(done), state)?;
+            if epoch > 0 {
+                // As in `end_epoch`.
+                let _ = fs_err::remove_file(self.before_state(epoch));
+            }
+            progress.note(&format!("epoch {done} of {total}, {told}"));
+            let say = format!("before training, epoch {done} of {total}: {told}");
+            self.info("before", &say, &json!({ "epoch": epoch }))?;
+        }
+        progress.finish();
+        Ok(())
     }
 
     /// Goes back to the state after `epochs` epochs.
@@ -491,18 +563,13 @@ impl<'a> LoopPart<'a> {
         }
         self.rows.truncate(kept);
         if epochs > 0 {
-            let path = self.hook_state(epochs);
-            if let Some(hook) = self.hook.as_deref_mut() {
-                let state = fs_err::read(&path).map_err(|source| AttackError::Checkpoint {
-                    path: path.clone(),
-                    source,
-                })?;
-                hook.load(&state)?;
-            }
+            self.load_hook(&self.hook_state(epochs))?;
             let say = format!("resumed after {epochs} epochs");
             self.info("resumed", &say, &json!({ "epochs": epochs }))?;
+        } else {
+            self.before()?;
         }
-        let (total, quiet) = (self.recipe().epochs as u64, self.run.request.quiet);
+        let (total, quiet) = (self.recipe.epochs as u64, self.run.request.quiet);
         let per_epoch = self.images_per_epoch();
         let progress = Progress::new("training", "images", total * per_epoch, quiet);
         self.progress = Some(progress.resumed_at(epochs as u64 * per_epoch));
@@ -516,12 +583,12 @@ impl<'a> LoopPart<'a> {
         let every = self.run.ready.eval_every();
         let due = every > 0 && done.is_multiple_of(every);
         self.measured = None;
-        if due || done == self.recipe().epochs {
+        if due || done == self.recipe.epochs {
             self.measured = Some(self.measure(net)?);
         }
         self.write_row(row)?;
         if let Some(hook) = self.hook.as_deref_mut() {
-            let state = hook.save();
+            let state = hook.save()?;
             atomic::write(self.hook_state(done), state)?;
             // The checkpoint of this epoch is not written yet, so the state before is still needed.
             if done >= 2 {
@@ -560,7 +627,7 @@ impl<'a> LoopPart<'a> {
         self.rows.push('\n');
         self.work.write(METRICS, self.rows.as_bytes())?;
 
-        let (done, total) = (row.epoch + 1, self.recipe().epochs);
+        let (done, total) = (row.epoch + 1, self.recipe.epochs);
         let mut say = format!("epoch {done} of {total}: loss {:.4}", row.train_loss);
         if let Some(scores) = &self.measured {
             say = format!("{say}, {}", percentages(scores));
@@ -590,11 +657,21 @@ impl Hooks for LoopPart<'_> {
         self.hook.is_some()
     }
 
-    fn batch(&mut self, epoch: usize, batch: &mut Batch) -> Result<(), TrainError> {
-        if let Some(hook) = self.hook.as_deref_mut() {
-            hook.batch(epoch, batch);
+    fn loader_augments(&self) -> bool {
+        self.hook.as_deref().is_none_or(TrainHook::loader_augments)
+    }
+
+    fn gradients(
+        &mut self,
+        net: &mut Net,
+        at: StepAt,
+        batch: &mut Batch,
+        grads: &mut Flat,
+    ) -> Result<Loss, TrainError> {
+        match self.hook.as_deref_mut() {
+            Some(hook) => hook.gradients(net, at, batch, grads).map_err(wrapped),
+            None => Ok(net.loss_grad(&batch.input, &batch.labels, Mode::Train, grads)),
         }
-        Ok(())
     }
 
     fn step(&mut self, images: usize) {

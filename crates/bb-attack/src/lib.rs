@@ -6,8 +6,8 @@
 //! are exactly the pixels that the training read.
 //!
 //! - [`registry`] lists the attacks, [`method`] is the trait they implement.
-//! - [`badnets`], [`blended`], [`lf`], [`sig`], [`trojan`], and [`clean`] training: one folder per attack.
-//! - [`labels`], [`poison_index`], [`static_attack`], [`picture`], [`npy`], [`stealth`], [`prep`], [`clean_net`]: what several attacks share.
+//! - [`badnets`], [`blended`], [`lf`], [`sig`], [`trojan`], [`wanet`], and [`clean`] training: one folder per attack.
+//! - [`labels`], [`poison_index`], [`static_attack`], [`in_loop`], [`picture`], [`npy`], [`stealth`], [`prep`], [`clean_net`]: what several attacks share.
 //! - [`harness`] runs an attack and leaves a complete cell, [`preview`] shows its trigger on a few images; [`cli`] is the
 //!   command line around them.
 
@@ -18,6 +18,7 @@ pub mod clean_net;
 pub mod cli;
 pub mod error;
 pub mod harness;
+pub mod in_loop;
 pub mod labels;
 pub mod lf;
 pub mod method;
@@ -33,6 +34,7 @@ pub mod sig;
 pub mod static_attack;
 pub mod stealth;
 pub mod trojan;
+pub mod wanet;
 
 pub use error::AttackError;
 pub use harness::{AttackRequest, run};

@@ -1,15 +1,16 @@
 //! The trait that every attack implements, and its form without types for the registry.
 
 use std::marker::PhantomData;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bb_core::data::Dataset;
 use bb_core::method::MethodInfo;
 use bb_core::poison::PoisonSet;
 use bb_core::settings::{Layers, Origin, Resolved, Valid, Validate, render};
 use bb_nn::data::Batch;
-use bb_nn::train::Recipe;
-use bb_nn::{ArchSpec, Net};
+use bb_nn::kernels::loss::Loss;
+use bb_nn::train::{Recipe, StepAt};
+use bb_nn::{ArchSpec, Flat, Mode, Net};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -26,6 +27,11 @@ pub trait Attack: 'static {
 
     /// The training recipe in the settings.
     fn recipe(cfg: &Self::Config) -> &Recipe;
+
+    /// Epochs that the classifier is trained for, where that is not what the recipe says.
+    fn epochs(cfg: &Self::Config) -> usize {
+        Self::recipe(cfg).epochs
+    }
 
     /// Measure after every n-th epoch; 0 measures only after the last.
     fn eval_every(cfg: &Self::Config) -> usize;
@@ -68,21 +74,71 @@ pub struct Poisoned {
 }
 
 /// An attack's part in the training loop, for attacks that are more than poisoned data (warping with noise, learnt triggers).
+///
+/// What it draws at random comes from streams named by epoch, step and image, and what it learns is in [`TrainHook::save`],
+/// so that a resumed run ends with the bits of a whole one.
 pub trait TrainHook {
-    /// Changes a batch (normalised, augmented) and its labels before the step that it is for.
-    fn batch(&mut self, epoch: usize, batch: &mut Batch);
+    /// Whether the loader augments, where the recipe wants it; a hook that says no does it itself, after poisoning.
+    fn loader_augments(&self) -> bool {
+        true
+    }
+
+    /// Epochs of the hook's own work before those of the classifier.
+    fn epochs_before(&self) -> usize {
+        0
+    }
+
+    /// One of them, counted from 0, over about as many images as the training set has. To be called: `done`, with the
+    /// number of images, after each step; its error, an interruption, is to be passed on. Gives a line for the log.
+    fn epoch_before(
+        &mut self,
+        epoch: usize,
+        done: &mut dyn FnMut(usize) -> Result<(), AttackError>,
+    ) -> Result<String, AttackError> {
+        let _ = (epoch, done);
+        Ok(String::new())
+    }
+
+    /// Changes a batch (normalised) and its labels before the step that it is for.
+    fn batch(&mut self, at: StepAt, batch: &mut Batch) -> Result<(), AttackError> {
+        let _ = (at, batch);
+        Ok(())
+    }
+
+    /// The loss of a step, of which `grads` becomes the gradient by the parameters of `net`: cross-entropy of the batch
+    /// after [`TrainHook::batch`], unless the hook has another loss or learns from it itself.
+    fn gradients(
+        &mut self,
+        net: &mut Net,
+        at: StepAt,
+        batch: &mut Batch,
+        grads: &mut Flat,
+    ) -> Result<Loss, AttackError> {
+        self.batch(at, batch)?;
+        Ok(net.loss_grad(&batch.input, &batch.labels, Mode::Train, grads))
+    }
 
     /// The poisoned test set as the trigger is now; `None` if the one made before training still holds.
-    fn test_set(&mut self) -> Result<Option<PoisonSet>, AttackError>;
+    fn test_set(&mut self) -> Result<Option<PoisonSet>, AttackError> {
+        Ok(None)
+    }
 
     /// Bytes that bring the hook back to its present state, kept with the checkpoint of the network.
-    fn save(&self) -> Vec<u8>;
+    fn save(&self) -> Result<Vec<u8>, AttackError> {
+        Ok(Vec::new())
+    }
 
-    /// Goes back to a saved state.
-    fn load(&mut self, state: &[u8]) -> Result<(), AttackError>;
+    /// Goes back to a saved state; `path` is for messages.
+    fn load(&mut self, state: &[u8], path: &Path) -> Result<(), AttackError> {
+        let _ = (state, path);
+        Ok(())
+    }
 
-    /// The sets and files that belong in the cell, once the network is trained.
-    fn finish(&mut self, net: &mut Net) -> Result<Finished, AttackError>;
+    /// The sets and files that belong in the cell, once the network is trained; `None` if those made before still hold.
+    fn finish(&mut self, net: &mut Net) -> Result<Option<Finished>, AttackError> {
+        let _ = net;
+        Ok(None)
+    }
 }
 
 /// What a [`TrainHook`] leaves when training is over.
@@ -127,8 +183,8 @@ pub trait Ready {
     /// The settings with their origins, for people.
     fn show(&self) -> String;
 
-    /// The training recipe.
-    fn recipe(&self) -> &Recipe;
+    /// The training recipe, with the epochs that the classifier is trained for.
+    fn recipe(&self) -> Recipe;
 
     /// Measure after every n-th epoch; 0 measures only after the last.
     fn eval_every(&self) -> usize;
@@ -186,8 +242,11 @@ impl<A: Attack> Ready for Checked<A> {
         render(&self.0)
     }
 
-    fn recipe(&self) -> &Recipe {
-        A::recipe(&self.0.value)
+    fn recipe(&self) -> Recipe {
+        Recipe {
+            epochs: A::epochs(&self.0.value),
+            ..A::recipe(&self.0.value).clone()
+        }
     }
 
     fn eval_every(&self) -> usize {

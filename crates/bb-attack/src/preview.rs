@@ -79,11 +79,11 @@ pub fn run(request: &PreviewRequest) -> Result<Stealth, AttackError> {
             reason,
         })
     };
-    if hook.is_some() {
-        return none("its trigger is made during training");
-    }
     if test.is_empty() {
-        return none("it poisons no image");
+        return match hook {
+            Some(_) => none("its trigger is made during training"),
+            None => none("it poisons no image"),
+        };
     }
     let log = Log::new(true);
     for warning in &warnings {

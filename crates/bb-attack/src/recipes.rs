@@ -59,6 +59,11 @@ pub static RECIPES: &[RecipeFile] = recipes![
     "trojan" / "gtsrb",
     "trojan" / "tiny",
     "trojan" / "synthetic",
+    "wanet" / "cifar10",
+    "wanet" / "cifar100",
+    "wanet" / "gtsrb",
+    "wanet" / "tiny",
+    "wanet" / "synthetic",
 ];
 
 /// The recipe for an attack on a dataset; `None` for a dataset that has none, such as a folder of images.

@@ -9,6 +9,7 @@ use crate::lf::Lf;
 use crate::method::{AnyAttack, erase};
 use crate::sig::Sig;
 use crate::trojan::Trojan;
+use crate::wanet::Wanet;
 
 /// Clean training, then all attacks in the order of the papers' tables.
 pub static ATTACKS: &[&dyn AnyAttack] = &[
@@ -18,6 +19,7 @@ pub static ATTACKS: &[&dyn AnyAttack] = &[
     erase::<Lf>(),
     erase::<Sig>(),
     erase::<Trojan>(),
+    erase::<Wanet>(),
 ];
 
 /// The attack of this name.

@@ -112,7 +112,10 @@ fn the_pictures_of_the_guide_are_what_its_commands_make() {
         .iter()
         .map(|(words, _)| words[0].as_str())
         .collect();
-    assert_eq!(shown, ["badnets", "blended", "sig", "lf", "trojan"]);
+    assert_eq!(
+        shown,
+        ["badnets", "blended", "sig", "lf", "trojan", "wanet"]
+    );
     for (words, committed) in &commands {
         let file = folder.path().join("sheet.png");
         let mut args = vec!["preview"];
@@ -226,7 +229,7 @@ fn mistakes_are_told_once_with_their_exit_code() {
     check(
         &["badnet"],
         2,
-        "error: unknown attack `badnet`, known are `clean`, `badnets`, `blended`, `lf`, `sig`, `trojan`\nhint: did you mean `badnets`?\n",
+        "error: unknown attack `badnet`, known are `clean`, `badnets`, `blended`, `lf`, `sig`, `trojan`, `wanet`\nhint: did you mean `badnets`?\n",
     );
     check(
         &["badnets", "--set", "train.learning_rate=1"],

@@ -4,7 +4,9 @@
 
 use std::path::PathBuf;
 
-use bb_attack::{badnets, blended, lf, sig};
+use bb_attack::in_loop::{Rounding, fractions, to_images};
+use bb_attack::{badnets, blended, lf, sig, wanet};
+use bb_nn::data::Input;
 use safetensors::{Dtype, SafeTensors};
 
 #[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
@@ -129,4 +131,62 @@ fn golden_lf() {
             lf::trigger::apply(image, &read.values);
         });
     }
+}
+
+/// Values within 2e-5, and images after the way back to bytes within a level for 999 of 1000 values.
+fn check_warped(file: &SafeTensors<'_>, name: &str, warped: &Input) {
+    let (float, bytes) = (format!("wanet.{name}_float"), format!("wanet.{name}_u8"));
+    let expect = Input::from_nchw(warped.n, warped.h, warped.w, &f32s(file, &float));
+    let spec = bb_core::data::spec("cifar10").expect("a known dataset");
+    close(&float, &fractions(&warped.data, spec), &expect.data);
+    let images = to_images(warped, spec, Rounding::Truncate).expect("images");
+    let (expect, _) = u8s(file, &bytes);
+    let apart = |level: u8| {
+        let pairs = images.as_bytes().iter().zip(expect);
+        pairs.filter(|(a, b)| a.abs_diff(**b) > level).count() * 1000
+    };
+    assert!(apart(1) <= expect.len(), "{bytes}");
+    // Truncation turns the last bit of a sum into a level, but seldom.
+    assert!(apart(0) <= 20 * expect.len(), "{bytes}: {}", apart(0));
+}
+
+fn close(name: &str, found: &[f32], expect: &[f32]) {
+    assert_eq!(found.len(), expect.len(), "{name}");
+    let pairs = found.iter().zip(expect);
+    let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst <= 2e-5, "{name}: {worst}");
+}
+
+#[test]
+fn golden_wanet() {
+    let Some(folder) = golden() else { return };
+    let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let (_, shape) = u8s(&file, "in_u8");
+    let (n, size) = (shape[0], (shape[1], shape[2]));
+    let raw = f32s(&file, "wanet.ins_raw");
+    let k = 4;
+    assert_eq!(raw.len(), 2 * k * k);
+    let raw: Vec<f32> = (0..k * k).flat_map(|i| [raw[i], raw[k * k + i]]).collect();
+    let noise = wanet::trigger::smooth(&raw, k, size);
+    close("noise_grid", &noise, &f32s(&file, "wanet.noise_grid"));
+    let identity = wanet::trigger::identity(size.0, size.1);
+    close("identity", &identity, &f32s(&file, "wanet.identity_grid"));
+    let field = wanet::trigger::Field::new(&noise, size, 0.5, 1.0);
+    close("grid", field.grid(), &f32s(&file, "wanet.grid"));
+
+    let values = f32s(&file, "wanet.in_norm");
+    let images = Input::from_nchw(n, size.0, size.1, &values);
+    let warped = Input {
+        data: field.warp(&images.data),
+        ..images.clone()
+    };
+    check_warped(&file, "out", &warped);
+    let disturbance = f32s(&file, "wanet.cross_rand");
+    assert!(disturbance.iter().any(|&u| u < -0.9) && disturbance.iter().any(|&u| u > 0.9));
+    let warped = Input {
+        data: field.warp_disturbed(&images.data, &disturbance),
+        ..images
+    };
+    check_warped(&file, "cross_out", &warped);
 }

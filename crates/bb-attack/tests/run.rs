@@ -20,7 +20,7 @@ use bb_core::precision::Precision;
 use bb_core::settings::{SettingsError, Valid, Validate};
 use bb_nn::data::Batch;
 use bb_nn::kernels::precision::supported;
-use bb_nn::train::Recipe;
+use bb_nn::train::{Recipe, StepAt, TrainError};
 use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
 use serde::{Deserialize, Serialize};
 
@@ -231,6 +231,43 @@ fn lf_adds_the_pattern_of_a_file_and_tells_of_fractions() {
         again.manifest.files[POISON_TEST],
         cell.manifest.files[POISON_TEST]
     );
+}
+
+#[test]
+fn wanet_warps_and_tells_backdoored_images_from_noisy_ones() {
+    let dataset = data();
+    let check = |set: &[&str], attacked: &dyn Fn(u32) -> u32, changed: usize| {
+        let out = folder();
+        let set: Vec<&str> = set.iter().copied().chain(["train.epochs=0"]).collect();
+        let cell = run(&request("wanet", out.path(), &set)).expect("a run");
+        let load = |name| PoisonSet::load(cell.file(name)).expect("images");
+        let (train, cross) = (load(POISON_TRAIN), load("cross_train.safetensors"));
+        // Three batches of 64.
+        assert_eq!((train.len(), cross.len()), (18, 36));
+        assert_eq!(train.indices[5..7], [5, 64]);
+        assert_eq!(cross.indices[..2], [6, 7]);
+        assert_eq!(cross.labels, cross.original_labels);
+        for set in [&train, &load(POISON_TEST)] {
+            for (y, &attacked_to) in set.original_labels.iter().zip(&set.labels) {
+                assert_eq!(attacked_to, attacked(*y));
+            }
+        }
+        let grid = bb_attack::npy::read(&cell.file("trigger.npy")).expect("the grid");
+        assert_eq!(grid.shape, [32, 32, 2]);
+        let test = load(POISON_TEST);
+        let stealth = bb_attack::stealth::measure(&dataset.test.images, &test);
+        assert_eq!(stealth.images - stealth.unchanged, changed);
+        cell.manifest.id
+    };
+    let moved = data().test.labels.iter().filter(|&&y| y != 0).count();
+    let ids = [
+        check(&[], &|_| 0, moved),
+        check(&["rounding=truncate"], &|_| 0, moved),
+        check(&["augmentation=image"], &|_| 0, moved),
+        check(&["label=all2all", "shift=3"], &|y| (y + 3) % 10, TEST),
+    ];
+    let unique: std::collections::BTreeSet<&String> = ids.iter().collect();
+    assert_eq!(unique.len(), ids.len());
 }
 
 #[test]
@@ -492,6 +529,18 @@ fn what_cannot_be_run_is_one_clear_error() {
     }
     let both = ["trigger.file=a.png", "trigger.model=b.safetensors"];
     usage("trojan", &both, "expected nothing beside `trigger.file`");
+    usage("wanet", &["ratio=0.4"], "`cross` is `2");
+    usage("wanet", &["cross=-1"], "`cross` is `-1");
+    usage("wanet", &["target=10"], "`target` is 10");
+    usage("wanet", &["trigger.k=1"], "`trigger.k` is `1`");
+    usage("wanet", &["trigger.s=0"], "`trigger.s` is `0");
+    usage(
+        "wanet",
+        &["trigger.grid_rescale=0"],
+        "`trigger.grid_rescale`",
+    );
+    usage("wanet", &["rounding=up"], "`rounding`");
+    usage("wanet", &["augmentation=none"], "`augmentation`");
     usage("lf", &["trigger.peak=0"], "`trigger.peak` is `0`");
     usage("lf", &["trigger.source=deepfool"], "`trigger.source`");
     usage(
@@ -610,6 +659,8 @@ fn trojan_takes_a_clean_network_from_a_cell_or_a_file_and_keeps_a_trigger_that_g
 thread_local! {
     /// Where the toy attack fails: after so many batches.
     static FAIL_AFTER: StdCell<usize> = const { StdCell::new(usize::MAX) };
+    /// And in which step before training.
+    static FAIL_BEFORE: StdCell<u64> = const { StdCell::new(u64::MAX) };
 }
 
 /// An attack on the training loop: the brightness of its trigger drifts with every batch.
@@ -644,6 +695,8 @@ struct DriftHook {
     dataset: Dataset,
     map: LabelMap,
     batches: u64,
+    /// Steps before training.
+    before: u64,
 }
 
 impl DriftHook {
@@ -662,38 +715,64 @@ impl DriftHook {
 }
 
 impl TrainHook for DriftHook {
-    fn batch(&mut self, _: usize, batch: &mut Batch) {
+    fn epochs_before(&self) -> usize {
+        2
+    }
+
+    fn epoch_before(
+        &mut self,
+        epoch: usize,
+        done: &mut dyn FnMut(usize) -> Result<(), AttackError>,
+    ) -> Result<String, AttackError> {
+        for _ in 0..3 {
+            self.before += 1;
+            if self.before == FAIL_BEFORE.get() {
+                return Err(TrainError::Interrupted { epoch }.into());
+            }
+            done(64)?;
+        }
+        Ok(format!("{} steps", self.before))
+    }
+
+    fn batch(&mut self, _: StepAt, batch: &mut Batch) -> Result<(), AttackError> {
         self.batches += 1;
+        assert_eq!(self.before, 6, "all work before was done, and once");
         if self.batches as usize > FAIL_AFTER.get() {
             // Not a number stops the training loop, as a crash would.
             batch.input.data.fill(f32::NAN);
-            return;
+            return Ok(());
         }
         let size = batch.input.data.len() / batch.input.n;
         batch.input.data[..size].fill(self.batches as f32 / 10.0);
         batch.labels[0] = 0;
+        Ok(())
     }
 
     fn test_set(&mut self) -> Result<Option<PoisonSet>, AttackError> {
         Ok(Some(self.sets()?.test))
     }
 
-    fn save(&self) -> Vec<u8> {
-        self.batches.to_le_bytes().to_vec()
+    fn save(&self) -> Result<Vec<u8>, AttackError> {
+        Ok([self.batches, self.before].map(u64::to_le_bytes).concat())
     }
 
-    fn load(&mut self, state: &[u8]) -> Result<(), AttackError> {
-        self.batches = u64::from_le_bytes(state.try_into().expect("eight bytes were saved"));
+    fn load(&mut self, state: &[u8], _: &Path) -> Result<(), AttackError> {
+        let (numbers, _) = state.as_chunks();
+        let [batches, before] = *numbers else {
+            panic!("two numbers were saved");
+        };
+        self.batches = u64::from_le_bytes(batches);
+        self.before = u64::from_le_bytes(before);
         Ok(())
     }
 
-    fn finish(&mut self, _: &mut Net) -> Result<Finished, AttackError> {
+    fn finish(&mut self, _: &mut Net) -> Result<Option<Finished>, AttackError> {
         let Poisoned { train, test, .. } = self.sets()?;
-        Ok(Finished {
+        Ok(Some(Finished {
             train,
             test,
             artefacts: vec![("drift.txt".to_owned(), b"done".to_vec())],
-        })
+        }))
     }
 }
 
@@ -727,6 +806,7 @@ impl Attack for Drift {
             dataset: ctx.dataset.clone(),
             map,
             batches: 0,
+            before: 0,
         };
         let sets = hook.sets()?;
         Ok(Poisoned {
@@ -748,6 +828,13 @@ fn an_interrupted_run_with_a_hook_ends_with_the_same_bits() {
     let expected = toy(whole.path()).expect("a run");
     assert!(expected.manifest.files.contains_key("drift.txt"));
 
+    // Three steps an epoch: stopped before training, in the first of two epochs and in the second.
+    for step in [2, 5] {
+        FAIL_BEFORE.set(step);
+        let error = toy(broken.path()).expect_err("stopped");
+        assert!(error.to_string().starts_with("interrupted"), "{error}");
+    }
+    FAIL_BEFORE.set(u64::MAX);
     // Three batches an epoch: stopped in the first epoch (no checkpoint yet), in the third, and in the last.
     for batches in [1, 7, 11] {
         FAIL_AFTER.set(batches);
@@ -761,5 +848,6 @@ fn an_interrupted_run_with_a_hook_ends_with_the_same_bits() {
     let resumed = toy(broken.path()).expect("the rest of the run");
     assert_eq!(resumed.manifest, expected.manifest);
     let log = fs_err::read_to_string(resumed.file("log.jsonl")).expect("a log");
-    assert_eq!(log.matches("\"resumed\"").count(), 2);
+    assert_eq!(log.matches("\"resumed\"").count(), 4);
+    assert_eq!(log.matches("epoch 2 of 2: 6 steps").count(), 1);
 }

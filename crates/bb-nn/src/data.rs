@@ -152,8 +152,8 @@ pub fn batches<'a>(
     }
 }
 
-/// The images of epoch `epoch` in their order.
-fn order(images: usize, options: &LoaderOptions, epoch: u64) -> Vec<usize> {
+/// The images of epoch `epoch` in the order in which [`batches`] takes them.
+pub fn order(images: usize, options: &LoaderOptions, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..images).collect();
     if options.shuffle {
         let purpose = format!("{}/order", options.purpose);
@@ -210,25 +210,53 @@ impl Iterator for Batches<'_> {
         }
         let indices = self.order[self.at..self.at + n].to_vec();
         self.at += n;
-        let labels = indices.iter().map(|&i| self.split.labels[i]).collect();
-        let images = &self.split.images;
-        let (h, w) = (images.height(), images.width());
-        let mut data = vec![0.0; n * h * w * 3];
-        data.par_chunks_mut(h * w * 3)
-            .zip(&indices)
-            .for_each(|(out, &i)| {
-                if self.options.augment {
-                    let choice = Choice::draw(self.spec, &self.options, self.epoch, i);
-                    choice.apply(images.image(i), h, w, &self.normaliser, out);
-                } else {
-                    self.normaliser.apply(images.image(i), out);
-                }
-            });
-        Some(Batch {
-            input: Input { n, h, w, data },
-            labels,
+        Some(assemble(
+            (self.split, self.spec),
+            &self.options,
+            &self.normaliser,
+            self.epoch,
             indices,
-        })
+        ))
+    }
+}
+
+/// The images `indices` of `split` as [`batches`] of epoch `epoch` would have them; nothing else is looked at.
+pub fn gather(
+    split: &Split,
+    spec: &DatasetSpec,
+    options: &LoaderOptions,
+    epoch: u64,
+    indices: &[usize],
+) -> Batch {
+    let normaliser = Normaliser::new(spec);
+    assemble((split, spec), options, &normaliser, epoch, indices.to_vec())
+}
+
+fn assemble(
+    (split, spec): (&Split, &DatasetSpec),
+    options: &LoaderOptions,
+    normaliser: &Normaliser,
+    epoch: u64,
+    indices: Vec<usize>,
+) -> Batch {
+    let labels = indices.iter().map(|&i| split.labels[i]).collect();
+    let images = &split.images;
+    let (n, h, w) = (indices.len(), images.height(), images.width());
+    let mut data = vec![0.0; n * h * w * 3];
+    data.par_chunks_mut(h * w * 3)
+        .zip(&indices)
+        .for_each(|(out, &i)| {
+            if options.augment {
+                let choice = Choice::draw(spec, options, epoch, i);
+                choice.apply(images.image(i), h, w, normaliser, out);
+            } else {
+                normaliser.apply(images.image(i), out);
+            }
+        });
+    Batch {
+        input: Input { n, h, w, data },
+        labels,
+        indices,
     }
 }
 

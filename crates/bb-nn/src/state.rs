@@ -1,11 +1,13 @@
 //! State dictionaries: named candle tensors in PyTorch's registration order, and their safetensors files.
 
 use crate::error::NnError;
+use crate::flat::Flat;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::TensorView;
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Key of the metadata entry that keeps PyTorch's order, since the file format sorts tensors by itself.
 const ORDER_KEY: &str = "order";
@@ -49,6 +51,66 @@ impl StateDict {
     /// Whether there is no tensor.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Adds the tensors of a vector under their names behind `prefix`.
+    pub fn insert_flat(&mut self, prefix: &str, flat: &Flat) -> Result<(), NnError> {
+        for (i, entry) in flat.layout().entries().iter().enumerate() {
+            self.insert(format!("{prefix}{}", entry.name), flat.to_tensor(i)?);
+        }
+        Ok(())
+    }
+
+    /// Fills a vector with the tensors of its names, which must be all that there are.
+    ///
+    /// # Errors
+    /// A tensor that is missing, unknown or of another shape or type.
+    pub fn read_flat(&self, flat: &mut Flat) -> Result<(), NnError> {
+        let layout = Arc::clone(flat.layout());
+        for (i, entry) in layout.entries().iter().enumerate() {
+            let name = &entry.name;
+            let tensor = self.get(name).ok_or_else(|| NnError::MissingTensor {
+                name: name.clone(),
+                expected: entry.shape.clone(),
+            })?;
+            if tensor.dims() != entry.shape.as_slice() {
+                return Err(NnError::Shape {
+                    name: name.clone(),
+                    expected: entry.shape.clone(),
+                    found: tensor.dims().to_vec(),
+                });
+            }
+            flat.set_plain(i, &floats(name, tensor)?);
+        }
+        match self
+            .iter()
+            .find(|(name, _)| layout.position(name).is_none())
+        {
+            None => Ok(()),
+            Some((name, _)) => Err(NnError::UnusedTensor {
+                name: name.to_owned(),
+                arch: "this vector".to_owned(),
+            }),
+        }
+    }
+
+    /// The tensors behind `prefix`, under the names without it, and all others.
+    pub fn split(self, prefix: &str) -> (Self, Self) {
+        let (mut inside, mut outside) = (Self::new(), Self::new());
+        for (name, tensor) in self.entries {
+            match name.strip_prefix(prefix) {
+                Some(rest) => inside.entries.push((rest.to_owned(), tensor)),
+                None => outside.entries.push((name, tensor)),
+            }
+        }
+        (inside, outside)
+    }
+
+    /// Adds all tensors of `other` under their names behind `prefix`.
+    pub fn insert_all(&mut self, prefix: &str, other: &Self) {
+        for (name, tensor) in other.iter() {
+            self.insert(format!("{prefix}{name}"), tensor.clone());
+        }
     }
 
     /// Elements of an `f32` tensor in row-major order.

@@ -3,6 +3,7 @@
 use crate::data::{Batch, Batches, LoaderOptions, batch_count, batches};
 use crate::error::NnError;
 use crate::flat::Flat;
+use crate::kernels::loss::Loss;
 use crate::net::{DropoutStream, Mode, Net};
 use crate::optim::Sgd;
 use crate::schedule::{PlateauState, Schedule};
@@ -202,6 +203,15 @@ impl Coded for TrainError {
     }
 }
 
+/// Where in a training run a step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepAt {
+    /// Epoch, counted from 0.
+    pub epoch: usize,
+    /// Step in the epoch, counted from 0.
+    pub step: usize,
+}
+
 /// What happens around the loop's own work.
 pub trait Hooks {
     /// Training goes on after `epochs` finished epochs (0 for a fresh start).
@@ -210,15 +220,27 @@ pub trait Hooks {
         Ok(())
     }
 
-    /// Whether [`Hooks::batch`] must be called; otherwise a GPU assembles the batches itself.
+    /// Whether [`Hooks::gradients`] must be called; otherwise a GPU assembles the batches itself.
     fn sees_batches(&self) -> bool {
         true
     }
 
-    /// May change a batch before it is used, as attacks that poison inside the loop do.
-    fn batch(&mut self, epoch: usize, batch: &mut Batch) -> Result<(), TrainError> {
-        let _ = (epoch, batch);
-        Ok(())
+    /// Whether the loader augments, where the recipe wants it; a hook that says no does it itself, after its changes.
+    fn loader_augments(&self) -> bool {
+        true
+    }
+
+    /// The loss of a step, of which `grads` becomes the gradient by the parameters: mean cross-entropy of the batch unless
+    /// the hook says otherwise. It may change the batch first, as attacks that poison inside the loop do.
+    fn gradients(
+        &mut self,
+        net: &mut Net,
+        at: StepAt,
+        batch: &mut Batch,
+        grads: &mut Flat,
+    ) -> Result<Loss, TrainError> {
+        let _ = at;
+        Ok(net.loss_grad(&batch.input, &batch.labels, Mode::Train, grads))
     }
 
     /// A step over `images` images is done.
@@ -281,10 +303,7 @@ impl Checkpoints {
             return Ok(());
         };
         let mut state = net.state()?;
-        for (i, entry) in sgd.velocity().layout().entries().iter().enumerate() {
-            let tensor = sgd.velocity().to_tensor(i).map_err(NnError::from)?;
-            state.insert(format!("{VELOCITY}{}", entry.name), tensor);
-        }
+        state.insert_flat(VELOCITY, sgd.velocity())?;
         let plateau = serde_json::to_string(plateau).expect("three numbers serialise");
         let mut metadata = BTreeMap::from([
             (EPOCH_KEY.to_owned(), done.to_string()),
@@ -312,25 +331,10 @@ impl Checkpoints {
             reason: reason.to_owned(),
         };
         let (all, metadata) = read(path)?;
-        let mut state = StateDict::new();
-        for (name, tensor) in all.iter() {
-            match name.strip_prefix(VELOCITY) {
-                Some(parameter) => {
-                    let layout = std::sync::Arc::clone(sgd.velocity().layout());
-                    let i = layout
-                        .position(parameter)
-                        .ok_or_else(|| wrong(&format!("`{name}` is unknown")))?;
-                    if tensor.dims() != layout.entries()[i].shape.as_slice() {
-                        return Err(wrong(&format!("`{name}` has shape {:?}", tensor.dims())));
-                    }
-                    let values = all
-                        .floats(name)
-                        .ok_or_else(|| wrong("a tensor vanished"))??;
-                    sgd.velocity_mut().set_plain(i, &values);
-                }
-                None => state.insert(name, tensor.clone()),
-            }
-        }
+        let (velocity, state) = all.split(VELOCITY);
+        velocity
+            .read_flat(sgd.velocity_mut())
+            .map_err(|e| wrong(&e.to_string()))?;
         net.set_state(&state)?;
         let field = |key: &str| {
             metadata
@@ -397,7 +401,7 @@ pub fn fit(
         batch_size: recipe.batch_size,
         shuffle: true,
         drop_last: recipe.drop_last,
-        augment: recipe.augment,
+        augment: recipe.augment && hooks.loader_augments(),
         seed,
         purpose: "train",
     };
@@ -467,9 +471,8 @@ impl Steps<'_> {
             if bb_core::cli::interrupted() {
                 return Err(TrainError::Interrupted { epoch });
             }
-            self.hooks.batch(epoch, &mut batch)?;
-            let (input, labels) = (&batch.input, &batch.labels);
-            let loss = self.net.loss_grad(input, labels, Mode::Train, self.grads);
+            let at = StepAt { epoch, step };
+            let loss = self.hooks.gradients(self.net, at, &mut batch, self.grads)?;
             if !loss.mean.is_finite() {
                 self.net.take_failure()?;
                 let loss = loss.mean;
@@ -478,8 +481,8 @@ impl Steps<'_> {
             self.sgd.step(self.net.params_mut(), self.grads, rate(step));
             row.train_loss += f64::from(loss.mean);
             row.train_correct += loss.correct as u64;
-            row.train_total += labels.len() as u64;
-            self.hooks.step(labels.len());
+            row.train_total += batch.labels.len() as u64;
+            self.hooks.step(batch.labels.len());
         }
         Ok(())
     }

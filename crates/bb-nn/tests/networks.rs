@@ -178,6 +178,25 @@ fn golden_input_aware() {
 }
 
 #[test]
+fn input_aware_with_one_tanh_goes_further() {
+    let spec = ModelSpec::input_aware(3, 4).expect("a model");
+    let images = Input {
+        n: 2,
+        h: 16,
+        w: 16,
+        data: (0..2 * 16 * 16 * 3)
+            .map(|i| (i % 19) as f32 / 9.0 - 1.0)
+            .collect(),
+    };
+    let give = |spec| Net::new(&spec, 5).output(&images, Mode::Train).data;
+    let (twice, once) = (give(spec), give(spec.with_one_tanh()));
+    for (twice, once) in twice.iter().zip(once) {
+        let again = 0.5 * (2.0 * once - 1.0).tanh() + 0.5;
+        assert!((twice - again).abs() < 1e-5, "{twice} {once}");
+    }
+}
+
+#[test]
 fn golden_ssba() {
     check_model("ssba_encoder32", ModelSpec::ssba_encoder(32, 12, 2));
     check_model("ssba_encoder64", ModelSpec::ssba_encoder(64, 8, 2));

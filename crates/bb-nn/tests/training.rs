@@ -1,11 +1,12 @@
 //! The batch assembly, the training loop and its checkpoints, on a tiny synthetic set.
 
 use bb_core::data::{self, Dataset, OpenOptions};
-use bb_nn::data::{Batch, LoaderOptions, batches};
-use bb_nn::net::Net;
+use bb_nn::data::{Batch, LoaderOptions, batches, gather, order};
+use bb_nn::kernels::loss::Loss;
+use bb_nn::net::{Mode, Net};
 use bb_nn::schedule::{Kind, Schedule};
-use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, TrainError, fit};
-use bb_nn::{ArchSpec, NnError, StateDict, eval};
+use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, StepAt, TrainError, fit};
+use bb_nn::{ArchSpec, Flat, NnError, StateDict, eval};
 use std::collections::BTreeMap;
 
 fn dataset(train: usize) -> Dataset {
@@ -48,10 +49,17 @@ struct Rows {
 }
 
 impl Hooks for Rows {
-    fn batch(&mut self, epoch: usize, _: &mut Batch) -> Result<(), TrainError> {
+    fn gradients(
+        &mut self,
+        net: &mut Net,
+        at: StepAt,
+        batch: &mut Batch,
+        grads: &mut Flat,
+    ) -> Result<Loss, TrainError> {
+        let StepAt { epoch, .. } = at;
         match self.stop_in {
             Some(stop) if stop == epoch => Err(TrainError::Interrupted { epoch }),
-            _ => Ok(()),
+            _ => Ok(net.loss_grad(&batch.input, &batch.labels, Mode::Train, grads)),
         }
     }
 
@@ -268,6 +276,78 @@ fn batches_cover_the_split_once_and_do_not_depend_on_their_size() {
         .map(|b| b.labels.len())
         .collect();
     assert_eq!(sizes, [16, 16, 16]);
+
+    // One batch can be had without those before it.
+    let order = order(50, &options(16), 3);
+    let second = batches(&data.train, &data.spec, options(16), 3).nth(1);
+    let gathered = gather(&data.train, &data.spec, &options(16), 3, &order[16..32]);
+    assert_eq!(second.expect("four batches"), gathered);
+}
+
+/// Calls every image the first class, and checks what the loader gives.
+struct Own {
+    data: Dataset,
+    plain: bool,
+}
+
+impl Hooks for Own {
+    fn loader_augments(&self) -> bool {
+        !self.plain
+    }
+
+    fn gradients(
+        &mut self,
+        net: &mut Net,
+        at: StepAt,
+        batch: &mut Batch,
+        grads: &mut Flat,
+    ) -> Result<Loss, TrainError> {
+        let options = LoaderOptions {
+            batch_size: 32,
+            shuffle: true,
+            drop_last: true,
+            augment: !self.plain,
+            seed: 1,
+            purpose: "train",
+        };
+        let (split, spec) = (&self.data.train, &self.data.spec);
+        let mut whole = batches(split, spec, options, at.epoch as u64);
+        assert_eq!(whole.nth(at.step).as_ref(), Some(&*batch), "{at:?}");
+        // A loss of twice the size: so are its gradients.
+        batch.labels.fill(0);
+        let mut loss = net.loss_grad(&batch.input, &batch.labels, Mode::Train, grads);
+        grads.scale(2.0);
+        loss.mean *= 2.0;
+        Ok(loss)
+    }
+}
+
+#[test]
+fn a_hook_may_change_the_batch_the_loss_and_the_augmentation() {
+    for plain in [false, true] {
+        let data = dataset(96);
+        let mut hook = Own {
+            data: data.clone(),
+            plain,
+        };
+        let mut net = net();
+        fit(
+            &mut net,
+            &data.train,
+            &data.spec,
+            &Recipe {
+                batch_size: 32,
+                lr: 0.1,
+                ..recipe(3)
+            },
+            1,
+            &Checkpoints::none(),
+            &mut hook,
+        )
+        .unwrap();
+        let predictions = eval::predict(&mut net, &data.train.images, &data.spec);
+        assert!(predictions.iter().filter(|&&p| p == 0).count() > 90);
+    }
 }
 
 #[test]
