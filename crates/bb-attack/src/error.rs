@@ -54,6 +54,14 @@ pub enum AttackError {
         /// Width of the images in pixels.
         width: usize,
     },
+    /// A network of the attack's own needs other images.
+    #[error("the images are {height} x {width} pixels, expected sides that are multiples of 8")]
+    Sides {
+        /// Height of the images.
+        height: usize,
+        /// Width of the images.
+        width: usize,
+    },
     /// There is nothing that a preview could show.
     #[error("no preview of `{method}`: {reason}")]
     NoPreview {
@@ -145,6 +153,7 @@ impl Coded for AttackError {
             | Self::PoisonIndex(_)
             | Self::PatchTooLarge { .. }
             | Self::Frequency { .. }
+            | Self::Sides { .. }
             | Self::NoPreview { .. } => exit::USAGE,
             Self::Poison(_) => exit::BUG,
             Self::Picture(_)
