@@ -71,6 +71,14 @@ pub enum AttackError {
     /// A preparation was asked to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+    /// A network of the attack's own needs other images.
+    #[error("the images are {height} x {width} pixels, expected sides that are multiples of 8")]
+    Sides {
+        /// Height of the images.
+        height: usize,
+        /// Width of the images.
+        width: usize,
+    },
     /// There is nothing that a preview could show.
     #[error("no preview of `{method}`: {reason}")]
     NoPreview {
@@ -163,6 +171,7 @@ impl Coded for AttackError {
             | Self::PatchTooLarge { .. }
             | Self::Frequency { .. }
             | Self::Neurons { .. }
+            | Self::Sides { .. }
             | Self::NoPreview { .. } => exit::USAGE,
             Self::Poison(_) => exit::BUG,
             Self::Picture(_)

@@ -5,6 +5,8 @@ use bb_core::data::{DatasetSpec, Images, Split};
 use bb_core::poison::PoisonSet;
 use bb_core::rng;
 use bb_nn::data::{Input, LoaderOptions, gather};
+use bb_nn::schedule::{Kind, Schedule};
+use bb_nn::train::Recipe;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +22,19 @@ pub enum Rounding {
     Nearest,
     /// Down, as in the bench, where a sixth to a third of all levels come back one lower (none without normalisation).
     Truncate,
+}
+
+/// The bench's recipe for attacks that poison inside the loop: a constant rate within 100 epochs, last batch kept.
+pub fn loop_recipe() -> Recipe {
+    Recipe {
+        drop_last: false,
+        schedule: Schedule {
+            kind: Kind::Multistep,
+            milestones: vec![100, 200, 300, 400],
+            ..Schedule::default()
+        },
+        ..Recipe::default()
+    }
 }
 
 /// Normalised pixels (R, G, B) as fractions of 1.
@@ -79,7 +94,7 @@ pub struct Share {
 }
 
 impl Share {
-    /// `floor(ratio * batch)` images and `floor(cross * that)`. Where the first would always be 0 it is 1 with probability
+    /// `floor(ratio * batch)` images and `floor(cross * that)`, if there are so many. Where the first would always be 0 it is 1 with probability
     /// `ratio * batch`, drawn from the stream (`seed`, `purpose`, `epoch`, `step`).
     pub fn of(
         batch: usize,
@@ -96,7 +111,7 @@ impl Share {
         };
         Self {
             backdoored,
-            cross: (cross * backdoored as f64) as usize,
+            cross: ((cross * backdoored as f64) as usize).min(batch - backdoored),
         }
     }
 }

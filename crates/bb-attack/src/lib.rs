@@ -6,7 +6,7 @@
 //! are exactly the pixels that the training read.
 //!
 //! - [`registry`] lists the attacks, [`method`] is the trait they implement.
-//! - [`badnets`], [`blended`], [`lf`], [`sig`], [`trojan`], [`wanet`], and [`clean`] training: one folder per attack.
+//! - [`badnets`], [`blended`], [`lf`], [`sig`], [`trojan`], [`wanet`], [`inputaware`], and [`clean`] training: one folder per attack.
 //! - [`labels`], [`poison_index`], [`static_attack`], [`in_loop`], [`picture`], [`npy`], [`stealth`], [`prep`], [`clean_net`]: what several attacks share.
 //! - [`harness`] runs an attack and leaves a complete cell, [`preview`] shows its trigger on a few images; [`cli`] is the
 //!   command line around them.
@@ -19,6 +19,7 @@ pub mod cli;
 pub mod error;
 pub mod harness;
 pub mod in_loop;
+pub mod inputaware;
 pub mod labels;
 pub mod lf;
 pub mod method;

@@ -64,6 +64,11 @@ pub static RECIPES: &[RecipeFile] = recipes![
     "wanet" / "gtsrb",
     "wanet" / "tiny",
     "wanet" / "synthetic",
+    "inputaware" / "cifar10",
+    "inputaware" / "cifar100",
+    "inputaware" / "gtsrb",
+    "inputaware" / "tiny",
+    "inputaware" / "synthetic",
 ];
 
 /// The recipe for an attack on a dataset; `None` for a dataset that has none, such as a folder of images.

@@ -5,6 +5,7 @@ use bb_core::method::{UnknownMethod, find_by_id};
 use crate::badnets::BadNets;
 use crate::blended::Blended;
 use crate::clean::Clean;
+use crate::inputaware::InputAware;
 use crate::lf::Lf;
 use crate::method::{AnyAttack, erase};
 use crate::sig::Sig;
@@ -20,6 +21,7 @@ pub static ATTACKS: &[&dyn AnyAttack] = &[
     erase::<Sig>(),
     erase::<Trojan>(),
     erase::<Wanet>(),
+    erase::<InputAware>(),
 ];
 
 /// The attack of this name.
@@ -84,13 +86,15 @@ mod tests {
 
     #[test]
     fn the_short_recipe_fits_every_attack() {
-        let short = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../../configs/attack/short.toml"
-        );
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/attack");
+        let folder = std::path::Path::new(folder);
         for attack in ATTACKS {
+            // Some have settings of their own to be shortened.
+            let own = folder.join(attack.info().id).join("short.toml");
+            let mut files = vec![folder.join("short.toml")];
+            files.extend(own.exists().then_some(own));
             let given = Given {
-                files: vec![short.into()],
+                files,
                 ..Given::default()
             };
             let ready = attack.resolve("cifar10", &given).expect("a valid recipe");

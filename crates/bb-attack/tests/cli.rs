@@ -163,6 +163,11 @@ fn a_preview_that_cannot_be_made_is_one_clear_error() {
         "error: no preview of `clean`: it poisons no image\n",
     );
     check(
+        &["inputaware"],
+        2,
+        "error: no preview of `inputaware`: its trigger is made during training\n",
+    );
+    check(
         &["sig", "--set", "ratio=0.2"],
         2,
         "error: `ratio` 0.2 selects 1000 of 5000 training images, but only 500 are of the target class 0, which is all \
@@ -229,7 +234,7 @@ fn mistakes_are_told_once_with_their_exit_code() {
     check(
         &["badnet"],
         2,
-        "error: unknown attack `badnet`, known are `clean`, `badnets`, `blended`, `lf`, `sig`, `trojan`, `wanet`\nhint: did you mean `badnets`?\n",
+        "error: unknown attack `badnet`, known are `clean`, `badnets`, `blended`, `lf`, `sig`, `trojan`, `wanet`, `inputaware`\nhint: did you mean `badnets`?\n",
     );
     check(
         &["badnets", "--set", "train.learning_rate=1"],

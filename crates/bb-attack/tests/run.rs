@@ -4,6 +4,7 @@ use std::cell::Cell as StdCell;
 use std::path::{Path, PathBuf};
 
 use bb_attack::harness::{AttackRequest, MetricsRow, run, run_with};
+use bb_attack::inputaware::math;
 use bb_attack::labels::LabelMap;
 use bb_attack::method::{Attack, Ctx, Finished, Given, Poisoned, TrainHook, erase};
 use bb_attack::prep::Prep;
@@ -20,8 +21,9 @@ use bb_core::precision::Precision;
 use bb_core::settings::{SettingsError, Valid, Validate};
 use bb_nn::data::Batch;
 use bb_nn::kernels::precision::supported;
+use bb_nn::model::ModelSpec;
 use bb_nn::train::{Recipe, StepAt, TrainError};
-use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
+use bb_nn::{ArchSpec, Compute, Mode, Net, StateDict, eval};
 use serde::{Deserialize, Serialize};
 
 const TRAIN: usize = 192;
@@ -265,6 +267,66 @@ fn wanet_warps_and_tells_backdoored_images_from_noisy_ones() {
         check(&["rounding=truncate"], &|_| 0, moved),
         check(&["augmentation=image"], &|_| 0, moved),
         check(&["label=all2all", "shift=3"], &|y| (y + 3) % 10, TEST),
+    ];
+    let unique: std::collections::BTreeSet<&String> = ids.iter().collect();
+    assert_eq!(unique.len(), ids.len());
+}
+
+#[test]
+fn input_aware_gives_each_image_a_trigger_and_keeps_its_networks() {
+    let check = |set: &[&str], epochs: usize| {
+        let out = folder();
+        let set: Vec<&str> = set.iter().copied().chain(["generator.width=4"]).collect();
+        let cell = run(&request("inputaware", out.path(), &set)).expect("a run");
+        assert_eq!(rows(&cell).len(), epochs, "{set:?}");
+        let log = fs_err::read_to_string(cell.file("log.jsonl")).expect("a log");
+        assert!(log.contains("loss of the mask"), "{log}");
+        let load = |name| PoisonSet::load(cell.file(name)).expect("images");
+        let (train, cross, test) = (
+            load(POISON_TRAIN),
+            load("cross_train.safetensors"),
+            load(POISON_TEST),
+        );
+        assert_eq!((train.len(), cross.len()), (18, 18));
+        assert_eq!(cross.labels, cross.original_labels);
+        assert!(train.labels.iter().all(|&y| y == 0));
+        assert!(test.original_labels.iter().all(|&y| y != 0));
+        // No two triggers are the same.
+        let dataset = data();
+        let difference = |k: usize| -> Vec<u8> {
+            let before = dataset.test.images.image(test.indices[k]);
+            let pairs = before.iter().zip(test.images.image(k));
+            pairs.map(|(a, b)| a.abs_diff(*b)).collect()
+        };
+        assert_ne!(difference(0), difference(1));
+        let mut networks = Vec::new();
+        for (name, outputs) in [("generator", 3), ("mask", 1)] {
+            let state = StateDict::load(&cell.file(&format!("{name}.safetensors")));
+            let spec = ModelSpec::input_aware(outputs, 4).expect("a model");
+            let net = Net::from_state(&spec, &state.expect("its weights"));
+            networks.push(net.expect("weights of the model"));
+        }
+        let [generator, mask] = &mut networks[..] else {
+            panic!("there are two");
+        };
+        // What the cell keeps makes the images of the cell.
+        let image =
+            bb_attack::in_loop::plain_input(&dataset.test, &dataset.spec, &test.indices[..1]);
+        let pattern = generator.output(&image, Mode::Eval).data;
+        let mask = math::threshold(&mask.output(&image, Mode::Eval).data);
+        let before = dataset.test.images.image(test.indices[0]);
+        for (at, (&a, &b)) in before.iter().zip(test.images.image(0)).enumerate() {
+            let (m, p) = (mask[at / 3], 255.0 * pattern[at]);
+            let expect = f32::from(a) + (p - f32::from(a)) * m;
+            assert!((expect - f32::from(b)).abs() < 0.51, "{at}: {expect}, {b}");
+        }
+        cell.manifest.id
+    };
+    let ids = [
+        check(&[], 2),
+        check(&["rounding=nearest", "lambda_div=0.5"], 2),
+        check(&["generator.accumulate_gradients=false"], 2),
+        check(&["mask.clean_train_epochs=1", "mask.counted=true"], 1),
     ];
     let unique: std::collections::BTreeSet<&String> = ids.iter().collect();
     assert_eq!(unique.len(), ids.len());
@@ -529,6 +591,19 @@ fn what_cannot_be_run_is_one_clear_error() {
     }
     let both = ["trigger.file=a.png", "trigger.model=b.safetensors"];
     usage("trojan", &both, "expected nothing beside `trigger.file`");
+    usage("inputaware", &["ratio=0.6"], "`ratio` is `0.6`");
+    usage("inputaware", &["lambda_div=-1"], "`lambda_div` is `-1");
+    usage("inputaware", &["generator.width=0"], "`generator.width`");
+    usage("inputaware", &["generator.lr=0"], "`generator.lr` is `0");
+    usage("inputaware", &["mask.lr=2"], "`mask.lr` is `2");
+    usage("inputaware", &["mask.density=2"], "`mask.density` is `2");
+    usage("inputaware", &["mask.lambda_norm=-1"], "`mask.lambda_norm`");
+    usage("inputaware", &["shift=0", "label=all2all"], "`shift` is 0");
+    usage(
+        "inputaware",
+        &["mask.counted=true"],
+        "`mask.clean_train_epochs` is `2`, expected fewer than `train.epochs`",
+    );
     usage("wanet", &["ratio=0.4"], "`cross` is `2");
     usage("wanet", &["cross=-1"], "`cross` is `-1");
     usage("wanet", &["target=10"], "`target` is 10");

@@ -1,11 +1,10 @@
 //! Settings of WaNet.
 
 use bb_core::settings::{SettingsError, Validate, check};
-use bb_nn::schedule::{Kind, Schedule};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
-use crate::in_loop::Rounding;
+use crate::in_loop::{Rounding, loop_recipe};
 use crate::labels::LabelRule;
 use crate::settings;
 
@@ -56,19 +55,6 @@ pub enum Augmentation {
     Batch,
     /// Each image by itself.
     Image,
-}
-
-/// The bench's recipe for attacks that poison inside the loop: a constant rate within 100 epochs, last batch kept.
-pub(crate) fn loop_recipe() -> Recipe {
-    Recipe {
-        drop_last: false,
-        schedule: Schedule {
-            kind: Kind::Multistep,
-            milestones: vec![100, 200, 300, 400],
-            ..Schedule::default()
-        },
-        ..Recipe::default()
-    }
 }
 
 impl Default for WanetConfig {

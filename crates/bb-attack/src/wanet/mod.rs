@@ -55,7 +55,8 @@
 //! The cell keeps the grid as `trigger.npy`, exactly, and what it does to a net of lines as `trigger.png`.
 //!
 //! ## Cost
-//! One training run of the network; warping adds less than a tenth to a step of the narrowest networks.
+//! One training run of the network, whose batches are assembled, warped and augmented on the host.
+//! CIFAR-10 at width 16 with 6 epochs of the short recipe: ACC 73.1 %, ASR 80.8 % (seed 0, rising until the end).
 //!
 //! ## References
 //! - Nguyen, Tran: WaNet, Imperceptible Warping-based Backdoor Attack, ICLR 2021.
