@@ -169,6 +169,12 @@ pub enum DefenseError {
         /// The architecture.
         arch: String,
     },
+    /// The network has nothing to be scored.
+    #[error("`{arch}` has no batch normalisation behind a convolution, which this method acts on")]
+    NoNorm {
+        /// The architecture.
+        arch: String,
+    },
     /// Layers that must follow each other do not.
     #[error(
         "target layer `{layer}` has {found} inputs, but the target layer before it has {expected} neurons"
@@ -271,6 +277,7 @@ impl Coded for DefenseError {
             | Self::ImageSize { .. }
             | Self::Mismatch(_)
             | Self::NoHead { .. }
+            | Self::NoNorm { .. }
             | Self::Chain { .. }
             | Self::Checkpoint { .. } => exit::INPUT,
             Self::Nn(error) => error.exit_code(),

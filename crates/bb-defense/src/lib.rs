@@ -6,15 +6,18 @@
 //!
 //! - [`registry`] lists the defenses, [`method`] is the trait they implement, [`data`] what they may be given and
 //!   [`context`] what they may tell.
-//! - [`tsbd`], [`otbr`]: one folder per defense. [`nwc`], [`unlearning`], [`finetuning`] and [`parts`] hold what they share.
+//! - [`ft`], [`fp`], [`clp`], [`tsbd`], [`otbr`]: one folder per defense. [`nwc`], [`unlearning`], [`finetuning`] and [`parts`] hold what they share.
 //! - [`harness`] runs a defense on an attack's cell and leaves a complete cell of its own; [`cli`] is the program
 //!   around it, also for crates that bring defenses of their own.
 
 pub mod cli;
+pub mod clp;
 pub mod context;
 pub mod data;
 pub mod error;
 pub mod finetuning;
+pub mod fp;
+pub mod ft;
 pub mod harness;
 pub mod method;
 pub mod nwc;

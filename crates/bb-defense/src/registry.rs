@@ -2,12 +2,15 @@
 
 use bb_core::method::{UnknownMethod, find_by_id};
 
+use crate::clp::Clp;
+use crate::fp::Fp;
+use crate::ft::Ft;
 use crate::method::AnyDefense;
 use crate::otbr::Otbr;
 use crate::tsbd::Tsbd;
 
 /// All defenses of this crate, in the order of the papers' tables.
-pub static DEFENSES: &[&dyn AnyDefense] = &[&Tsbd, &Otbr];
+pub static DEFENSES: &[&dyn AnyDefense] = &[&Ft, &Fp, &Clp, &Tsbd, &Otbr];
 
 /// This crate's defenses and then `extra`, those of other crates.
 pub fn all(extra: &[&'static dyn AnyDefense]) -> Vec<&'static dyn AnyDefense> {
@@ -44,7 +47,7 @@ mod tests {
         let error = find("tsdb", &[]).map(|_| ()).expect_err("no such defense");
         assert_eq!(
             error.to_string(),
-            "unknown defense `tsdb`, known are `tsbd`, `otbr`"
+            "unknown defense `tsdb`, known are `ft`, `fp`, `clp`, `tsbd`, `otbr`"
         );
     }
 

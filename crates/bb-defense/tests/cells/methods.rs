@@ -16,6 +16,62 @@ struct Quick {
 
 const METHODS: &[Quick] = &[
     Quick {
+        id: "ft",
+        set: &[
+            "clean.ratio=0.1",
+            "finetune.epochs=3",
+            "finetune.batch_size=8",
+            "probe_every=1",
+        ],
+        more: &["finetune.epochs=8"],
+        wrong: FINETUNE,
+        changes: FINETUNE_CHANGES,
+    },
+    Quick {
+        id: "fp",
+        set: &[
+            "clean.ratio=0.1",
+            "prune.step=0.1",
+            "prune.tolerance=0.5",
+            "finetune.epochs=2",
+            "finetune.batch_size=8",
+            "probe_every=1",
+        ],
+        more: &["sweep=true", "sweep_ratios=[0.2, 0.9]"],
+        wrong: &[
+            ("sweep_ratios=[]", "sweep_ratios"),
+            ("prune.step=0", "prune.step"),
+            ("prune.step=1", "prune.step"),
+            ("prune.tolerance=-1", "prune.tolerance"),
+            ("prune.keep=all", "prune.keep"),
+            ("prune.batch_size=0", "prune.batch_size"),
+            ("finetune.lr=0", "finetune.lr"),
+        ],
+        changes: &[
+            "prune.step=0.3",
+            "prune.one_less=true",
+            "prune.augment=false",
+            "finetune.augment=false",
+            "clean.seed=1",
+        ],
+    },
+    Quick {
+        id: "clp",
+        // An untrained network has no outliers but mild ones.
+        set: &["u=1"],
+        more: &["sweep=true", "sweep_u=[0, 2]"],
+        wrong: &[
+            ("u=-1", "u"),
+            ("u=inf", "u"),
+            ("sweep_u=[]", "sweep_u"),
+            ("sweep_u=[1, 1]", "sweep_u"),
+            ("sweep_u=[-1]", "sweep_u"),
+            ("pairing=none", "pairing"),
+            ("eps=-1", "eps"),
+        ],
+        changes: &["u=0.5", "pairing=main-branch"],
+    },
+    Quick {
         id: "tsbd",
         set: &QUICK,
         more: &["sweep=true", "sweep_ratios=[0.1, 0.3]"],
@@ -61,6 +117,31 @@ const METHODS: &[Quick] = &[
             "layers.exclude=[\"shortcut\", \"layer4\"]",
         ],
     },
+];
+
+/// Wrong settings of plain fine-tuning.
+const FINETUNE: &[(&str, &str)] = &[
+    ("clean.ratio=0", "clean.ratio"),
+    ("finetune.batch_size=0", "finetune.batch_size"),
+    ("finetune.lr=0", "finetune.lr"),
+    ("finetune.momentum=1", "finetune.momentum"),
+    ("finetune.weight_decay=-1", "finetune.weight_decay"),
+    ("finetune.schedule.kind=step", "finetune.schedule.kind"),
+    ("finetune.schedule.t_max=0", "finetune.schedule.t_max"),
+    ("finetune.schedule.gamma=0", "finetune.schedule.gamma"),
+];
+
+const FINETUNE_CHANGES: &[&str] = &[
+    "finetune.epochs=2",
+    "finetune.batch_size=7",
+    "finetune.shuffle=false",
+    "finetune.augment=false",
+    "finetune.lr=0.02",
+    "finetune.momentum=0.5",
+    "finetune.weight_decay=0",
+    "finetune.schedule.kind=constant",
+    "finetune.schedule.t_max=10",
+    "clean.seed=1",
 ];
 
 fn quick_of(defense: &dyn AnyDefense) -> &'static Quick {
