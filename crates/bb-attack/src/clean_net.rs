@@ -33,7 +33,7 @@ pub enum CleanNetError {
         /// Classes of the dataset.
         classes: usize,
         /// What is wrong with it.
-        source: NnError,
+        source: Box<NnError>,
     },
     /// The cell is a result of something else than clean training on the same data with the same network.
     #[error("`trigger.model` `{}` has {field} `{found}`, expected `{expected}`", path.display())]
@@ -184,7 +184,7 @@ fn read(path: &Path, arch: &ArchSpec, dataset: &str) -> Result<Net, AttackError>
             path: file,
             arch,
             classes,
-            source,
+            source: Box::new(source),
         }
         .into()
     })

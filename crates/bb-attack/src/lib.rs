@@ -6,7 +6,7 @@
 //! are exactly the pixels that the training read.
 //!
 //! - [`registry`] lists the attacks, [`method`] is the trait they implement.
-//! - [`badnets`], [`blended`], [`lf`], [`sig`], [`trojan`], and [`clean`] training: one folder per attack.
+//! - [`badnets`], [`blended`], [`lf`], [`sig`], [`ssba`], [`trojan`], and [`clean`] training: one folder per attack.
 //! - [`labels`], [`poison_index`], [`static_attack`], [`picture`], [`npy`], [`stealth`], [`prep`], [`clean_net`]: what several attacks share.
 //! - [`harness`] runs an attack and leaves a complete cell, [`preview`] shows its trigger on a few images; [`cli`] is the
 //!   command line around them.
@@ -30,6 +30,7 @@ pub mod recipes;
 pub mod registry;
 pub mod settings;
 pub mod sig;
+pub mod ssba;
 pub mod static_attack;
 pub mod stealth;
 pub mod trojan;

@@ -8,6 +8,7 @@ use crate::clean::Clean;
 use crate::lf::Lf;
 use crate::method::{AnyAttack, erase};
 use crate::sig::Sig;
+use crate::ssba::Ssba;
 use crate::trojan::Trojan;
 
 /// Clean training, then all attacks in the order of the papers' tables.
@@ -17,6 +18,7 @@ pub static ATTACKS: &[&dyn AnyAttack] = &[
     erase::<Blended>(),
     erase::<Lf>(),
     erase::<Sig>(),
+    erase::<Ssba>(),
     erase::<Trojan>(),
 ];
 

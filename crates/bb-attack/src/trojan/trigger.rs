@@ -27,24 +27,25 @@ pub fn apply(image: &mut [u8], trigger: &[u8], addition: Addition) {
 }
 
 /// Side of the square on which the shape is drawn before it is resized to the dataset.
-const BASE_SIDE: usize = 224;
+const BASE_SIDE: i32 = 224;
 /// Row of the drop's tip.
-const TIP: i64 = 117;
+const TIP: i32 = 117;
 /// Row and column of the middle of its round part.
-const CENTRE: (i64, i64) = (172, 161);
+const CENTRE: (i32, i32) = (172, 161);
 /// Radius of the round part.
-const RADIUS: i64 = 31;
+const RADIUS: i32 = 31;
 
 /// The built-in mask: a white drop on black, right of and below the middle.
 ///
 /// It has the place and about the size of the bench's picture, which is not ours to ship.
 pub fn drop_mask(height: usize, width: usize) -> Picture {
-    let mut pixels = Vec::with_capacity(BASE_SIDE * BASE_SIDE * 3);
+    let side = BASE_SIDE as usize;
+    let mut pixels = Vec::with_capacity(side * side * 3);
     // The two lines from the tip touch the circle where they leave the drop's pointed part.
     let long = CENTRE.0 - TIP;
     let tangent = long * long - RADIUS * RADIUS;
-    for r in 0..BASE_SIDE as i64 {
-        for c in 0..BASE_SIDE as i64 {
+    for r in 0..BASE_SIDE {
+        for c in 0..BASE_SIDE {
             let (below_tip, down, across) = (r - TIP, r - CENTRE.0, c - CENTRE.1);
             let round = down * down + across * across <= RADIUS * RADIUS;
             let pointed = below_tip >= 0
@@ -53,7 +54,7 @@ pub fn drop_mask(height: usize, width: usize) -> Picture {
             pixels.extend([if round || pointed { 255 } else { 0 }; 3]);
         }
     }
-    Picture::new(BASE_SIDE, BASE_SIDE, pixels).resized(height, width)
+    Picture::new(side, side, pixels).resized(height, width)
 }
 
 #[cfg(test)]
