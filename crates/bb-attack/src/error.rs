@@ -18,6 +18,7 @@ use crate::labels::LabelError;
 use crate::lf::pattern::PatternError;
 use crate::picture::PictureError;
 use crate::poison_index::PoisonIndexError;
+use crate::ssba::arrays::ArrayError;
 
 /// An attack that cannot be prepared or trained.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,25 @@ pub enum AttackError {
         found: usize,
         /// Features before the last layer.
         features: usize,
+    },
+    /// An array of encoded images cannot be used.
+    #[error(transparent)]
+    Encoded(#[from] ArrayError),
+    /// The encoder's loss is not a number.
+    #[error("the training of the encoder diverged in step {step}, expected finite losses")]
+    EncoderDiverged {
+        /// Step, counted from 0.
+        step: usize,
+    },
+    /// The encoder takes square images only.
+    #[error(
+        "the images have {height} x {width} pixels, expected squares for `trigger.source = \"train\"`"
+    )]
+    NotSquare {
+        /// Height of the images.
+        height: usize,
+        /// Width of the images.
+        width: usize,
     },
     /// A preparation was asked to stop.
     #[error(transparent)]
@@ -172,15 +192,17 @@ impl Coded for AttackError {
             | Self::Frequency { .. }
             | Self::Neurons { .. }
             | Self::Sides { .. }
+            | Self::NotSquare { .. }
             | Self::NoPreview { .. } => exit::USAGE,
             Self::Poison(_) => exit::BUG,
             Self::Picture(_)
             | Self::Pattern(_)
             | Self::CleanNet(_)
+            | Self::Encoded(_)
             | Self::BlackTrigger { .. }
             | Self::MetricsLost { .. } => exit::INPUT,
             // What is written is the result of the training, and not what somebody gave.
-            Self::Nn(NnError::NotFinite { .. }) => exit::NUMERICAL,
+            Self::Nn(NnError::NotFinite { .. }) | Self::EncoderDiverged { .. } => exit::NUMERICAL,
             Self::Nn(error) => error.exit_code(),
             Self::Train(error) => error.exit_code(),
             Self::Checkpoint { source, .. } | Self::Log { source, .. } => source.exit_code(),
@@ -199,6 +221,7 @@ impl Coded for AttackError {
             Self::PoisonIndex(PoisonIndexError::ClassTooSmall { available: 1.., .. }) => {
                 Some("set `oversize=cap` to poison the whole class".to_owned())
             }
+            Self::EncoderDiverged { .. } => Some("lower `trigger.lr`".to_owned()),
             Self::Train(TrainError::Diverged { .. }) => Some("lower `train.lr`".to_owned()),
             Self::Train(TrainError::NoBatch { .. }) => {
                 Some("lower `train.batch_size`, or set `train.drop_last=false`".to_owned())

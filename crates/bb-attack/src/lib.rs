@@ -6,7 +6,7 @@
 //! are exactly the pixels that the training read.
 //!
 //! - [`registry`] lists the attacks, [`method`] is the trait they implement.
-//! - [`badnets`], [`blended`], [`lf`], [`sig`], [`trojan`], [`wanet`], [`inputaware`], and [`clean`] training: one folder per attack.
+//! - [`badnets`], [`blended`], [`lf`], [`sig`], [`ssba`], [`trojan`], [`wanet`], [`inputaware`], and [`clean`] training: one folder per attack.
 //! - [`labels`], [`poison_index`], [`static_attack`], [`in_loop`], [`picture`], [`npy`], [`stealth`], [`prep`], [`clean_net`]: what several attacks share.
 //! - [`harness`] runs an attack and leaves a complete cell, [`preview`] shows its trigger on a few images; [`cli`] is the
 //!   command line around them.
@@ -32,6 +32,7 @@ pub mod recipes;
 pub mod registry;
 pub mod settings;
 pub mod sig;
+pub mod ssba;
 pub mod static_attack;
 pub mod stealth;
 pub mod trojan;

@@ -3,7 +3,7 @@
 //! A reader of our own: the crates for it bring a parser generator or a second array library, and candle's reserves
 //! whatever a header asks for. Here nothing is reserved before the file is known to hold it.
 
-use std::io::Read as _;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// Largest file that is accepted, in bytes.
@@ -56,6 +56,14 @@ pub enum NpyError {
         /// NumPy's name of the type.
         found: String,
     },
+    /// The numbers are no bytes, where images are expected.
+    #[error("array `{}` has type `{found}`, expected `u1`", path.display())]
+    NotBytes {
+        /// The file.
+        path: PathBuf,
+        /// NumPy's name of the type.
+        found: String,
+    },
     /// The first axis is the fastest.
     #[error("array `{}` is in Fortran order, expected C order, as `numpy.ascontiguousarray` makes it", path.display())]
     Fortran {
@@ -93,8 +101,103 @@ pub fn read(path: &Path) -> Result<Array, NpyError> {
     parse(&bytes, path)
 }
 
+/// An array of bytes whose rows are read when they are asked for, so that it may be larger than the memory.
+#[derive(Debug)]
+pub struct ByteArray {
+    file: fs_err::File,
+    path: PathBuf,
+    shape: Vec<usize>,
+    /// Where the first row begins.
+    start: u64,
+}
+
+impl ByteArray {
+    /// Opens a file and checks that it has as many bytes as its header says.
+    pub fn open(path: &Path) -> Result<Self, NpyError> {
+        /// More than any header has.
+        const HEAD: u64 = 1 << 16;
+        let failed = |source| NpyError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let mut file = fs_err::File::open(path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        let mut head = Vec::new();
+        let read = (&mut file).take(HEAD).read_to_end(&mut head);
+        read.map_err(failed)?;
+        let (header, data) = split(&head, path)?;
+        if !matches!(header.descr, "|u1" | "<u1" | ">u1") {
+            return Err(NpyError::NotBytes {
+                path: path.to_owned(),
+                found: header.descr.chars().take(20).collect(),
+            });
+        }
+        let start = (head.len() - data.len()) as u64;
+        let found = usize::try_from(length - start).unwrap_or(usize::MAX);
+        check_length(&header, 1, found, path)?;
+        Ok(Self {
+            shape: header.shape,
+            path: path.to_owned(),
+            file,
+            start,
+        })
+    }
+
+    /// Length of each axis.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The rows (along the first axis) at `indices`, one after the other.
+    ///
+    /// # Panics
+    /// If an index is not below the length of the first axis.
+    pub fn rows(&mut self, indices: &[usize]) -> Result<Vec<u8>, NpyError> {
+        let size: usize = self.shape[1..].iter().product();
+        let mut bytes = vec![0; indices.len() * size];
+        let mut fill = || -> std::io::Result<()> {
+            for (row, &i) in bytes.chunks_exact_mut(size.max(1)).zip(indices) {
+                assert!(i < self.shape[0], "row {i} of {}", self.shape[0]);
+                let at = self.start + (i * size) as u64;
+                self.file.seek(SeekFrom::Start(at))?;
+                self.file.read_exact(row)?;
+            }
+            Ok(())
+        };
+        fill().map_err(|source| NpyError::Read {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(bytes)
+    }
+}
+
 /// Reads the content of a file; `path` is for messages.
 pub fn parse(bytes: &[u8], path: &Path) -> Result<Array, NpyError> {
+    let (header, data) = split(bytes, path)?;
+    let (size, decode): (usize, fn(&[u8]) -> f32) = match header.descr {
+        "|u1" | "<u1" | ">u1" => (1, |b| f32::from(b[0])),
+        "<f4" => (4, |b| f32::from_le_bytes(sized(b))),
+        ">f4" => (4, |b| f32::from_be_bytes(sized(b))),
+        "<f8" => (8, |b| f64::from_le_bytes(sized(b)) as f32),
+        ">f8" => (8, |b| f64::from_be_bytes(sized(b)) as f32),
+        found => {
+            return Err(NpyError::Dtype {
+                path: path.to_owned(),
+                found: found.chars().take(20).collect(),
+            });
+        }
+    };
+    check_length(&header, size, data.len(), path)?;
+    Ok(Array {
+        values: data.chunks_exact(size).map(decode).collect(),
+        is_float: size > 1,
+        shape: header.shape,
+    })
+}
+
+/// The header of a file, and what follows it.
+fn split<'a>(bytes: &'a [u8], path: &Path) -> Result<(Header<'a>, &'a [u8]), NpyError> {
     let wrong = |reason| NpyError::Header {
         path: path.to_owned(),
         reason,
@@ -112,20 +215,16 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Array, NpyError> {
         .ok_or_else(|| wrong("its header is cut off"))?;
     let text = std::str::from_utf8(text).map_err(|_| wrong("its header is not text"))?;
     let header = header(text).ok_or_else(|| wrong("its header is not understood"))?;
+    Ok((header, data))
+}
 
-    let (size, decode): (usize, fn(&[u8]) -> f32) = match header.descr {
-        "|u1" | "<u1" | ">u1" => (1, |b| f32::from(b[0])),
-        "<f4" => (4, |b| f32::from_le_bytes(sized(b))),
-        ">f4" => (4, |b| f32::from_be_bytes(sized(b))),
-        "<f8" => (8, |b| f64::from_le_bytes(sized(b)) as f32),
-        ">f8" => (8, |b| f64::from_be_bytes(sized(b)) as f32),
-        found => {
-            return Err(NpyError::Dtype {
-                path: path.to_owned(),
-                found: found.chars().take(20).collect(),
-            });
-        }
-    };
+/// Refuses data in the order of Fortran, and such that are shorter or longer than `size` bytes for each number.
+fn check_length(
+    header: &Header<'_>,
+    size: usize,
+    found: usize,
+    path: &Path,
+) -> Result<(), NpyError> {
     if header.fortran {
         return Err(NpyError::Fortran {
             path: path.to_owned(),
@@ -133,20 +232,16 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Array, NpyError> {
     }
     let mut axes = header.shape.iter();
     let expected = axes.try_fold(size, |product, &n| product.checked_mul(n));
-    if expected != Some(data.len()) {
+    if expected != Some(found) {
         let huge = || "more than this machine can address".to_owned();
         return Err(NpyError::Length {
             path: path.to_owned(),
             expected: expected.map_or_else(huge, |bytes| bytes.to_string()),
-            found: data.len(),
-            shape: header.shape,
+            found,
+            shape: header.shape.clone(),
         });
     }
-    Ok(Array {
-        values: data.chunks_exact(size).map(decode).collect(),
-        is_float: size > 1,
-        shape: header.shape,
-    })
+    Ok(())
 }
 
 /// The content of a file (format 1, `<f4`) with these numbers.
@@ -392,6 +487,26 @@ mod tests {
         for end in (0..whole.len()).step_by(7) {
             read(&whole[..end]).expect_err("truncated");
         }
+    }
+
+    #[test]
+    fn rows_of_bytes_are_read_one_by_one() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("rows.npy");
+        let open = |descr: &str, shape: &str, data: &[u8]| {
+            let head =
+                format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
+            fs_err::write(&path, file(1, &head, data)).expect("a writable folder");
+            ByteArray::open(&path).map_err(|error| error.to_string())
+        };
+        let mut array = open("|u1", "3, 2", &[1, 2, 3, 4, 5, 6]).expect("a valid file");
+        assert_eq!(array.shape(), [3, 2]);
+        assert_eq!(array.rows(&[2, 0, 2]).expect("rows"), [5, 6, 1, 2, 5, 6]);
+        assert_eq!(array.rows(&[]).expect("no row"), [0; 0]);
+        let error = open("|u1", "3, 2", &[1, 2, 3]).expect_err("cut off");
+        assert!(error.contains("has 3 bytes of data, expected 6"), "{error}");
+        let error = open("<f4", "1,", &[0; 4]).expect_err("no bytes");
+        assert!(error.contains("has type `<f4`, expected `u1`"), "{error}");
     }
 
     #[test]

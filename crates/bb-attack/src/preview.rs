@@ -131,7 +131,7 @@ pub fn sheet(originals: &Images, poison: &PoisonSet, images: usize) -> Picture {
 }
 
 /// The difference of two values around mid-grey.
-fn magnified(before: u8, after: u8) -> u8 {
+pub(crate) fn magnified(before: u8, after: u8) -> u8 {
     let difference = i16::from(after) - i16::from(before);
     (128 + GAIN * difference).clamp(0, 255) as u8
 }

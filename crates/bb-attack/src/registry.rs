@@ -9,6 +9,7 @@ use crate::inputaware::InputAware;
 use crate::lf::Lf;
 use crate::method::{AnyAttack, erase};
 use crate::sig::Sig;
+use crate::ssba::Ssba;
 use crate::trojan::Trojan;
 use crate::wanet::Wanet;
 
@@ -19,6 +20,7 @@ pub static ATTACKS: &[&dyn AnyAttack] = &[
     erase::<Blended>(),
     erase::<Lf>(),
     erase::<Sig>(),
+    erase::<Ssba>(),
     erase::<Trojan>(),
     erase::<Wanet>(),
     erase::<InputAware>(),

@@ -31,6 +31,28 @@ pub fn poison(
     })
 }
 
+/// [`poison`] for triggers that differ from image to image: both functions give the images that stand at some indices of
+/// their split with the trigger, one after the other.
+pub fn replace(
+    ctx: &Ctx<'_>,
+    map: &LabelMap,
+    ratio: f64,
+    train_images: impl FnOnce(&[usize]) -> Result<Vec<u8>, AttackError>,
+    test_images: impl FnOnce(&[usize]) -> Result<Vec<u8>, AttackError>,
+) -> Result<Poisoned, AttackError> {
+    let (train, test) = (&ctx.dataset.train, &ctx.dataset.test);
+    let train_indices = poison_index::train(&train.labels, map, ratio, ctx.seed)?;
+    let test_indices = poison_index::test(&test.labels, map)?;
+    let (train_pixels, test_pixels) = (train_images(&train_indices)?, test_images(&test_indices)?);
+    Ok(Poisoned {
+        train: relabelled(train, train_indices, map, train_pixels)?,
+        test: relabelled(test, test_indices, map, test_pixels)?,
+        artefacts: Vec::new(),
+        warnings: Vec::new(),
+        hook: None,
+    })
+}
+
 /// Poisons no image.
 pub fn nothing(ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
     let none =
@@ -58,6 +80,17 @@ fn triggered(
         pixels.extend_from_slice(split.images.image(i));
         trigger(&mut pixels[start..]);
     }
+    relabelled(split, indices, map, pixels)
+}
+
+/// The poison set of the images at `indices` with these pixels.
+fn relabelled(
+    split: &Split,
+    indices: Vec<usize>,
+    map: &LabelMap,
+    pixels: Vec<u8>,
+) -> Result<PoisonSet, AttackError> {
+    let (height, width) = (split.images.height(), split.images.width());
     let original_labels: Vec<u32> = indices.iter().map(|&i| split.labels[i]).collect();
     let labels = original_labels.iter().map(|&y| map.attacked(y)).collect();
     let images = Images::new(indices.len(), height, width, pixels)?;

@@ -234,7 +234,7 @@ fn mistakes_are_told_once_with_their_exit_code() {
     check(
         &["badnet"],
         2,
-        "error: unknown attack `badnet`, known are `clean`, `badnets`, `blended`, `lf`, `sig`, `trojan`, `wanet`, `inputaware`\nhint: did you mean `badnets`?\n",
+        "error: unknown attack `badnet`, known are `clean`, `badnets`, `blended`, `lf`, `sig`, `ssba`, `trojan`, `wanet`, `inputaware`\nhint: did you mean `badnets`?\n",
     );
     check(
         &["badnets", "--set", "train.learning_rate=1"],

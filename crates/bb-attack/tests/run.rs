@@ -589,6 +589,35 @@ fn what_cannot_be_run_is_one_clear_error() {
     ] {
         usage("trojan", &["train.epochs=0", set], expect);
     }
+    for (set, expect) in [
+        ("trigger.bits=0", "`trigger.bits` is `0`"),
+        ("trigger.width=513", "`trigger.width` is `513`"),
+        ("trigger.batch_size=0", "`trigger.batch_size` is `0`"),
+        ("trigger.lr=-1", "`trigger.lr` is `-1"),
+        ("trigger.start_accuracy=2", "`trigger.start_accuracy` is `2"),
+        ("trigger.folder=a", "expected no file, or"),
+        ("trigger.source=files", "`trigger.source`"),
+        (
+            "trigger.source=file",
+            "expected the path of an array, or `trigger.folder`",
+        ),
+        ("ratio=0.001", "selects no image"),
+    ] {
+        usage("ssba", &["train.epochs=0", set], expect);
+    }
+    let both = [
+        "trigger.source=file",
+        "trigger.folder=a",
+        "trigger.test_file=b",
+    ];
+    usage("ssba", &both, "expected nothing beside `trigger.folder`");
+    let diverged = ["trigger.lr=1e30", "trigger.steps=20"];
+    check(
+        "ssba",
+        &diverged,
+        exit::NUMERICAL,
+        "the training of the encoder diverged",
+    );
     let both = ["trigger.file=a.png", "trigger.model=b.safetensors"];
     usage("trojan", &both, "expected nothing beside `trigger.file`");
     usage("inputaware", &["ratio=0.6"], "`ratio` is `0.6`");
@@ -729,6 +758,75 @@ fn trojan_takes_a_clean_network_from_a_cell_or_a_file_and_keeps_a_trigger_that_g
         let error = trojan(&[&set]).expect_err("a black picture");
         assert!(error.to_string().contains("is black"), "{error}");
     }
+}
+
+#[test]
+fn ssba_takes_encoded_images_from_arrays_in_the_order_of_the_dataset() {
+    let (out, arrays, dataset) = (folder(), folder(), data());
+    let array = |split: &bb_core::data::Split, side: usize| {
+        let shape = format!("({}, {side}, {side}, 3)", split.len());
+        let head = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((head.len() as u16).to_le_bytes());
+        bytes.extend(head.as_bytes());
+        bytes.extend(split.images.as_bytes().iter().map(|v| v ^ 1));
+        bytes
+    };
+    let (train, test) = (
+        arrays.path().join("synthetic_train.npy"),
+        arrays.path().join("test_b1.npy"),
+    );
+    fs_err::write(&train, array(&dataset.train, 32)).expect("a writable folder");
+    fs_err::write(&test, array(&dataset.test, 32)).expect("a writable folder");
+    let small = ["train.epochs=0", "trigger.source=file"];
+    let ssba = |set: &[&str]| {
+        let set: Vec<&str> = small.iter().chain(set).copied().collect();
+        run(&request("ssba", out.path(), &set))
+    };
+    let inside = format!("trigger.folder={}", arrays.path().display());
+    let cell = ssba(&[&inside]).expect("a run");
+    for (name, split) in [(POISON_TRAIN, &dataset.train), (POISON_TEST, &dataset.test)] {
+        let poison = PoisonSet::load(cell.file(name)).expect("images");
+        for (k, &i) in poison.indices.iter().enumerate() {
+            let pairs = split.images.image(i).iter().zip(poison.images.image(k));
+            assert!(pairs.into_iter().all(|(&a, &b)| b == a ^ 1));
+        }
+    }
+    let (one, two) = (
+        format!("trigger.train_file={}", train.display()),
+        format!("trigger.test_file={}", test.display()),
+    );
+    let same = ssba(&[&one, &two]).expect("a run");
+    assert_eq!(
+        same.manifest.files[POISON_TEST],
+        cell.manifest.files[POISON_TEST]
+    );
+    assert_eq!(same.manifest.inputs, cell.manifest.inputs);
+
+    let check = |set: &[&str], expect: &str| {
+        let error = ssba(set).expect_err("a wrong array");
+        assert!(
+            error.to_string().contains(expect),
+            "{error}\nlacks {expect}"
+        );
+        assert_eq!(error.exit_code(), exit::INPUT, "{error}");
+    };
+    // The two arrays in the wrong order: there are fewer test images than training images.
+    let (wrong_one, wrong_two) = (
+        format!("trigger.train_file={}", test.display()),
+        format!("trigger.test_file={}", train.display()),
+    );
+    check(
+        &[&wrong_one, &wrong_two],
+        "expected [192, 32, 32, 3], the training images in their order",
+    );
+    fs_err::write(arrays.path().join("train2.npy"), "").expect("a writable folder");
+    check(&[&inside], "train.npy");
+    let whole = array(&dataset.train, 32);
+    fs_err::write(&train, &whole[..whole.len() - 1]).expect("a writable folder");
+    check(&[&one, &two], "bytes of data, expected");
+    fs_err::write(&train, b"\x93NUMPY\x01\x00").expect("a writable folder");
+    check(&[&one, &two], "no valid `.npy` file");
 }
 
 thread_local! {

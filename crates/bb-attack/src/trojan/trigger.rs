@@ -27,13 +27,13 @@ pub fn apply(image: &mut [u8], trigger: &[u8], addition: Addition) {
 }
 
 /// Side of the square on which the shape is drawn before it is resized to the dataset.
-const BASE_SIDE: i64 = 224;
+const BASE_SIDE: i32 = 224;
 /// Row of the drop's tip.
-const TIP: i64 = 117;
+const TIP: i32 = 117;
 /// Row and column of the middle of its round part.
-const CENTRE: (i64, i64) = (172, 161);
+const CENTRE: (i32, i32) = (172, 161);
 /// Radius of the round part.
-const RADIUS: i64 = 31;
+const RADIUS: i32 = 31;
 
 /// The built-in mask: a white drop on black, right of and below the middle.
 ///
