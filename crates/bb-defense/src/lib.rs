@@ -6,7 +6,7 @@
 //!
 //! - [`registry`] lists the defenses, [`method`] is the trait they implement, [`data`] what they may be given and
 //!   [`context`] what they may tell.
-//! - [`ft`], [`fp`], [`clp`], [`tsbd`], [`otbr`]: one folder per defense. [`nwc`], [`unlearning`], [`finetuning`] and [`parts`] hold what they share.
+//! - [`ft`], [`fp`], [`clp`], [`tsbd`], [`otbr`], [`ulrl`]: one folder per defense. [`nwc`], [`unlearning`], [`finetuning`] and [`parts`] hold what they share.
 //! - [`harness`] runs a defense on an attack's cell and leaves a complete cell of its own; [`cli`] is the program
 //!   around it, also for crates that bring defenses of their own.
 
@@ -28,6 +28,7 @@ pub mod registry;
 pub mod results;
 pub mod settings;
 pub mod tsbd;
+pub mod ulrl;
 pub mod unlearning;
 
 pub use error::DefenseError;

@@ -8,9 +8,10 @@ use crate::ft::Ft;
 use crate::method::AnyDefense;
 use crate::otbr::Otbr;
 use crate::tsbd::Tsbd;
+use crate::ulrl::Ulrl;
 
 /// All defenses of this crate, in the order of the papers' tables.
-pub static DEFENSES: &[&dyn AnyDefense] = &[&Ft, &Fp, &Clp, &Tsbd, &Otbr];
+pub static DEFENSES: &[&dyn AnyDefense] = &[&Ft, &Fp, &Clp, &Tsbd, &Otbr, &Ulrl];
 
 /// This crate's defenses and then `extra`, those of other crates.
 pub fn all(extra: &[&'static dyn AnyDefense]) -> Vec<&'static dyn AnyDefense> {
@@ -47,7 +48,7 @@ mod tests {
         let error = find("tsdb", &[]).map(|_| ()).expect_err("no such defense");
         assert_eq!(
             error.to_string(),
-            "unknown defense `tsdb`, known are `ft`, `fp`, `clp`, `tsbd`, `otbr`"
+            "unknown defense `tsdb`, known are `ft`, `fp`, `clp`, `tsbd`, `otbr`, `ulrl`"
         );
     }
 

@@ -36,6 +36,7 @@ fn committed_grids_are_valid() {
             "attacks-cifar10-small",
             "ci-cifar10",
             "cifar10-small",
+            "defenses-cifar10-small",
             "quickstart"
         ]
     );

@@ -6,6 +6,7 @@ mod clp;
 mod fp;
 mod otbr;
 mod tsbd;
+mod ulrl;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
