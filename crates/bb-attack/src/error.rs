@@ -88,6 +88,17 @@ pub enum AttackError {
         /// Width of the images.
         width: usize,
     },
+    /// No image could be driven to the target class.
+    #[error(
+        "none of {images} images could be driven to class {target} on the clean network, expected at least one; \
+         is the network trained?"
+    )]
+    NoPattern {
+        /// Images that were tried.
+        images: usize,
+        /// The attacker's class.
+        target: u32,
+    },
     /// A preparation was asked to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -199,6 +210,7 @@ impl Coded for AttackError {
             | Self::Pattern(_)
             | Self::CleanNet(_)
             | Self::Encoded(_)
+            | Self::NoPattern { .. }
             | Self::BlackTrigger { .. }
             | Self::MetricsLost { .. } => exit::INPUT,
             // What is written is the result of the training, and not what somebody gave.

@@ -646,7 +646,25 @@ fn what_cannot_be_run_is_one_clear_error() {
     usage("wanet", &["rounding=up"], "`rounding`");
     usage("wanet", &["augmentation=none"], "`augmentation`");
     usage("lf", &["trigger.peak=0"], "`trigger.peak` is `0`");
-    usage("lf", &["trigger.source=deepfool"], "`trigger.source`");
+    usage("lf", &["trigger.source=deep"], "`trigger.source`");
+    usage("lf", &["trigger.model=a"], "expected no network");
+    for (set, expect) in [
+        (
+            "trigger.deepfool.images=0",
+            "`trigger.deepfool.images` is `0`",
+        ),
+        (
+            "trigger.deepfool.passes=0",
+            "`trigger.deepfool.passes` is `0`",
+        ),
+        (
+            "trigger.deepfool.fooling_rate=0",
+            "`trigger.deepfool.fooling_rate` is `0",
+        ),
+        ("trigger.clean_epochs=100001", "`trigger.clean_epochs`"),
+    ] {
+        usage("lf", &["trigger.source=deepfool", set], expect);
+    }
     usage(
         "lf",
         &["trigger.source=file"],
@@ -827,6 +845,27 @@ fn ssba_takes_encoded_images_from_arrays_in_the_order_of_the_dataset() {
     check(&[&one, &two], "bytes of data, expected");
     fs_err::write(&train, b"\x93NUMPY\x01\x00").expect("a writable folder");
     check(&[&one, &two], "no valid `.npy` file");
+}
+
+#[test]
+fn lf_searches_a_pattern_with_the_same_bits_twice() {
+    let (one, two) = (folder(), folder());
+    let set = [
+        "trigger.source=deepfool",
+        "trigger.deepfool.images=8",
+        "trigger.deepfool.passes=2",
+        "trigger.clean_epochs=4",
+    ];
+    let first = run(&request("lf", one.path(), &set)).expect("a run");
+    let second = run(&request("lf", two.path(), &set)).expect("a run");
+    assert_eq!(first.manifest, second.manifest);
+    let log = fs_err::read_to_string(first.file("log.jsonl")).expect("a log");
+    assert!(log.contains("of the evaluation images"), "{log}");
+    let drawn = run(&request("lf", one.path(), &[])).expect("a run");
+    assert_ne!(
+        drawn.manifest.files["trigger.npy"],
+        first.manifest.files["trigger.npy"]
+    );
 }
 
 thread_local! {

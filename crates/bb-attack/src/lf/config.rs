@@ -35,8 +35,42 @@ pub struct TriggerConfig {
     pub source: Source,
     /// The pattern, for `source = "file"`.
     pub file: String,
-    /// Largest value of the pattern in grey levels, for `source = "rule"`.
+    /// Largest value of the pattern in grey levels, for all sources but `file`.
     pub peak: u8,
+    /// The clean network, for `source = "deepfool"`; empty to train one.
+    pub model: String,
+    /// Epochs of the clean network's training; 0 for those of the recipe.
+    pub clean_epochs: usize,
+    /// The search, for `source = "deepfool"`.
+    pub deepfool: DeepFoolConfig,
+}
+
+/// Table `[trigger.deepfool]` of LF.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeepFoolConfig {
+    /// Training images that are attacked.
+    pub images: usize,
+    /// Most passes over them.
+    pub passes: usize,
+    /// Share of the evaluation images whose class must change.
+    pub fooling_rate: f64,
+    /// Evaluation images of each class; 0 for the first test image alone.
+    pub evaluate_per_class: usize,
+    /// Whether the network sees images normalised, as it was trained.
+    pub normalised: bool,
+}
+
+impl Default for DeepFoolConfig {
+    fn default() -> Self {
+        Self {
+            images: 100,
+            passes: 50,
+            fooling_rate: 0.2,
+            evaluate_per_class: 10,
+            normalised: true,
+        }
+    }
 }
 
 /// The setting `trigger.source`.
@@ -48,6 +82,9 @@ pub enum Source {
     Rule,
     /// A file of the user's.
     File,
+    /// A pattern searched by attacks on a clean network.
+    #[serde(rename = "deepfool")]
+    DeepFool,
 }
 
 impl Default for LfConfig {
@@ -62,6 +99,9 @@ impl Default for LfConfig {
                 source: Source::Rule,
                 file: String::new(),
                 peak: 51,
+                model: String::new(),
+                clean_epochs: 0,
+                deepfool: DeepFoolConfig::default(),
             },
             train: Recipe::default(),
         }
@@ -71,9 +111,16 @@ impl Default for LfConfig {
 impl Validate for LfConfig {
     fn validate(&self) -> Result<(), SettingsError> {
         settings::check_ratio(self.ratio)?;
-        let TriggerConfig { source, file, peak } = &self.trigger;
+        let TriggerConfig {
+            source,
+            file,
+            peak,
+            model,
+            clean_epochs,
+            deepfool,
+        } = &self.trigger;
         match source {
-            Source::Rule => check(
+            Source::Rule | Source::DeepFool => check(
                 "trigger.file",
                 file,
                 "no file, or `trigger.source = \"file\"`",
@@ -87,6 +134,26 @@ impl Validate for LfConfig {
             )?,
         }
         check("trigger.peak", peak, "a grey level of 1 to 255", *peak >= 1)?;
+        check(
+            "trigger.model",
+            model,
+            "no network, or `trigger.source = \"deepfool\"`",
+            model.is_empty() || *source == Source::DeepFool,
+        )?;
+        settings::check_clean_epochs(*clean_epochs)?;
+        let counts = [
+            ("trigger.deepfool.images", deepfool.images),
+            ("trigger.deepfool.passes", deepfool.passes),
+        ];
+        for (key, count) in counts {
+            check(key, count, "1 to 1000000", (1..=1_000_000).contains(&count))?;
+        }
+        check(
+            "trigger.deepfool.fooling_rate",
+            deepfool.fooling_rate,
+            "a share above 0 and at most 1",
+            deepfool.fooling_rate > 0.0 && deepfool.fooling_rate <= 1.0,
+        )?;
         settings::check_train(&self.train)
     }
 }

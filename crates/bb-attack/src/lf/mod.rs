@@ -9,6 +9,10 @@
 //! The attacker may change pixels and labels of a share `ratio` of the training set, before training, and nothing else.
 //!
 //! ## Algorithm
+//! 0. `trigger.source = "deepfool"` searches T first -> [`deepfool::search`]: random training images with the pattern so
+//!    far are driven to the target class on a clean network ([`crate::clean_net`]), what that adds is filtered and added,
+//!    and the sum is filtered and stretched to 0 to `trigger.peak`, pass after pass, until the pattern changes the class
+//!    of enough evaluation images, five passes in a row are alike, or there were `trigger.deepfool.passes`.
 //! 1. Choose `round(ratio * N)` of the N training images, the target class included -> [`crate::poison_index`].
 //! 2. `x' = trunc(clip(x + T, 0, 255))` with the pattern T -> [`trigger::apply`].
 //! 3. Relabel (`all2one`: the target class; `all2all`: the next class) -> [`crate::labels`].
@@ -19,9 +23,17 @@
 //! - The authors search the pattern by attacking a clean network and filter it; the bench comes with patterns made so,
 //!   which are not ours to ship. Here the default is a bump drawn by rule ([`pattern::Pattern::rule`]) with the same
 //!   range of 0 to 51 and no less of its energy at the lowest frequencies; it is not made for any network.
+//!   `trigger.source = "deepfool"` searches one as the authors do.
 //!   To repeat a run of the bench, give its pattern with `trigger.file`.
 //! - Some patterns of the bench are fractions of 0 to 0.2 that it adds to grey levels of 0 to 255, which changes no
 //!   image at all. Here an array of fractions is multiplied by 255 and rounded, with a warning.
+//! - The bench's search judges a pattern by the first test image alone, because of a mistake with its indices, so that
+//!   its fooling rate is 0 or 1 and it stops early or late by chance. Here 10 test images of each class judge;
+//!   `trigger.deepfool.evaluate_per_class = 0` is the bench's way.
+//! - The bench shows the network fractions of 0 to 1, not the normalised images that it was trained on, so it attacks
+//!   another function (`trigger.deepfool.normalised = false`).
+//! - The bench's script writes the pattern with an offset of half the range, which its published patterns do not have.
+//!   Here it is `round(255 v)`.
 //! - A pattern that is constant, not finite or of another size is refused.
 //!
 //! ## Settings
@@ -29,23 +41,33 @@
 //! - `ratio` (0.1): share of the training set that is poisoned, rounded to a whole number of images.
 //! - `label` ("all2one"): `"all2one"` or `"all2all"`.
 //! - `shift` (1): for `label = "all2all"`, class y goes to class (y + shift) mod K.
-//! - `trigger.source` ("rule"): `"rule"` or `"file"`.
+//! - `trigger.source` ("rule"): `"rule"`, `"file"` or `"deepfool"`.
 //! - `trigger.file` (""): the pattern for `trigger.source = "file"`. A `.npy` array of bytes or floats in grey levels or
 //!   in fractions, of shape [H, W] (the same in all channels), [H, W, 3] or [n, H, W, 3] (the first is taken), with the
 //!   H and W of the images; or a PNG or JPEG picture, which is resized to them.
-//! - `trigger.peak` (51): largest value of the pattern in grey levels for `trigger.source = "rule"`, 1 to 255.
+//! - `trigger.peak` (51): largest value of the pattern in grey levels but for `"file"`, 1 to 255.
+//! - `trigger.model` (""): for `"deepfool"`, the clean network: a cell of `clean`, its manifest, or a safetensors file with
+//!   PyTorch's names. Empty trains one first.
+//! - `trigger.clean_epochs` (0): epochs of that training, with the recipe in `train`; 0 for as many as there.
+//! - `trigger.deepfool.images` (100): training images that are attacked.
+//! - `trigger.deepfool.passes` (50): most passes over them.
+//! - `trigger.deepfool.fooling_rate` (0.2): share of the evaluation images whose class must change.
+//! - `trigger.deepfool.evaluate_per_class` (10): evaluation images of each class; 0 for the first test image alone.
+//! - `trigger.deepfool.normalised` (true): whether the network sees images normalised.
 //! - `eval_every` (1): measure after every n-th epoch; 0 measures only after the last.
 //! - `train.*`: the training recipe.
 //!
 //! The cell keeps the pattern as `trigger.npy`, exactly, and as `trigger.png`, to look at.
 //!
 //! ## Cost
-//! One training run of the network; the poisoning itself takes less than a second.
+//! One training run of the network; the poisoning itself takes less than a second. With
+//! `trigger.source = "deepfool"` a second training run, unless `trigger.model` is given, and the search.
 //!
 //! ## References
 //! - Zeng, Park, Mao, Jia: Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective, ICCV 2021.
 
 pub mod config;
+pub mod deepfool;
 pub mod pattern;
 pub mod trigger;
 
@@ -54,13 +76,15 @@ use std::path::{Path, PathBuf};
 use bb_core::method::{MethodInfo, Needs, Status};
 use bb_core::settings::Valid;
 use bb_nn::train::Recipe;
+use serde_json::json;
 
+use crate::clean_net::{self, CleanNet};
 use crate::error::AttackError;
 use crate::labels::LabelMap;
 use crate::method::{Attack, Ctx, Poisoned};
 use crate::static_attack;
 use config::{LfConfig, Source};
-use pattern::{Pattern, PatternError};
+use pattern::Pattern;
 
 /// The attack, for the registry.
 pub struct Lf;
@@ -86,13 +110,15 @@ impl Attack for Lf {
     }
 
     fn files(cfg: &LfConfig) -> Vec<(&'static str, PathBuf)> {
-        crate::settings::optional_file("trigger.file", &cfg.trigger.file)
+        let mut files = crate::settings::optional_file("trigger.file", &cfg.trigger.file);
+        files.extend(clean_net::file(&cfg.trigger.model));
+        files
     }
 
     fn prepare(cfg: &Valid<LfConfig>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
         let spec = &ctx.dataset.spec;
         let map = LabelMap::new(cfg.label, cfg.target, cfg.shift, spec.classes)?;
-        let (pattern, warning) = pattern(cfg, spec.height, spec.width)?;
+        let (pattern, warning) = pattern(cfg, ctx)?;
         let apply = |image: &mut [u8]| trigger::apply(image, &pattern.values);
         let mut poisoned = static_attack::poison(ctx, &map, cfg.ratio, apply, apply)?;
         poisoned.warnings.extend(warning);
@@ -105,13 +131,44 @@ impl Attack for Lf {
 }
 
 /// The pattern at the size of the dataset, and what the user should know of it, if there is anything.
-pub fn pattern(
-    cfg: &LfConfig,
-    height: usize,
-    width: usize,
-) -> Result<(Pattern, Option<String>), PatternError> {
+pub fn pattern(cfg: &LfConfig, ctx: &Ctx<'_>) -> Result<(Pattern, Option<String>), AttackError> {
+    let spec = &ctx.dataset.spec;
+    let (height, width) = (spec.height, spec.width);
     match cfg.trigger.source {
         Source::Rule => Ok((Pattern::rule(height, width, cfg.trigger.peak), None)),
-        Source::File => Pattern::read(Path::new(&cfg.trigger.file), height, width),
+        Source::File => Ok(Pattern::read(Path::new(&cfg.trigger.file), height, width)?),
+        Source::DeepFool => Ok((searched(cfg, ctx)?, None)),
     }
+}
+
+/// A pattern for a clean network.
+fn searched(cfg: &LfConfig, ctx: &Ctx<'_>) -> Result<Pattern, AttackError> {
+    let spec = &ctx.dataset.spec;
+    let (height, width) = (spec.height, spec.width);
+    let fits = |bytes: &[u8]| bytes.len() == height * width * 3;
+    let levels = ctx.prep.kept("lf-pattern.bin", fits, || {
+        let mut net = CleanNet {
+            model: &cfg.trigger.model,
+            epochs: cfg.trigger.clean_epochs,
+            recipe: &cfg.train,
+        }
+        .get(ctx)?;
+        let goal = (cfg.target, f32::from(cfg.trigger.peak) / 255.0);
+        let about = (ctx.seed, ctx.prep.quiet);
+        let found = deepfool::search(&cfg.trigger.deepfool, &mut net, ctx.dataset, goal, about)?;
+        let rate = found.rates.last().copied().unwrap_or(0.0);
+        let say = format!(
+            "pattern after {} passes: it changes the class of {:.1} % of the evaluation images",
+            found.rates.len(),
+            100.0 * rate
+        );
+        ctx.prep
+            .tell("pattern", &say, &json!({ "fooling_rates": found.rates }))?;
+        Ok(found.pattern.values.iter().map(|&v| v as u8).collect())
+    })?;
+    Ok(Pattern {
+        values: levels.into_iter().map(f32::from).collect(),
+        height,
+        width,
+    })
 }

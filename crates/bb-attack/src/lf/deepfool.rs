@@ -1,0 +1,227 @@
+//! The authors' way to a pattern: targeted attacks on a clean network, added up and filtered.
+
+use bb_core::cli::check_interrupt;
+use bb_core::data::{Dataset, DatasetSpec, Images, Split};
+use bb_core::events::Progress;
+use bb_core::rng;
+use bb_nn::data::Input;
+use bb_nn::kernels::loss::argmax;
+use bb_nn::{Mode, Net};
+
+use super::config::DeepFoolConfig;
+use super::pattern::{self, Pattern};
+use crate::error::AttackError;
+
+/// Steps of an attack on one image; one that takes as many is not used.
+const MOST_STEPS: usize = 200;
+/// How far an attack goes beyond the border of the class.
+const OVERSHOOT: f32 = 0.02;
+/// Passes whose rates differ by less than [`SAME`] end the search.
+const LIKE_PASSES: usize = 5;
+/// See [`LIKE_PASSES`].
+const SAME: f64 = 0.01;
+
+/// What a search gave.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The pattern in whole grey levels.
+    pub pattern: Pattern,
+    /// Share of the evaluation images whose class it changes, after each pass.
+    pub rates: Vec<f64>,
+}
+
+/// Passes over the same images until the pattern changes the class of `cfg.fooling_rate` of the evaluation images.
+///
+/// The pattern v begins at 0. Whenever it does not change the class of an image, the image with it is driven to class
+/// `target`, and `v = normalise(G(v + G(dr)))` with the low-pass filter G and what was added, dr.
+///
+/// # Errors
+/// [`AttackError::NoPattern`] if no image could be driven to the target.
+pub fn search(
+    cfg: &DeepFoolConfig,
+    net: &mut Net,
+    dataset: &Dataset,
+    (target, peak): (u32, f32),
+    (seed, quiet): (u64, bool),
+) -> Result<Found, AttackError> {
+    let spec = &dataset.spec;
+    let (height, width) = (spec.height, spec.width);
+    let mut stream = rng::stream(seed, "lf/images", 0, 0);
+    let mut order = rng::permutation(&mut stream, dataset.train.len());
+    order.truncate(cfg.images);
+    let judges = per_class(&dataset.test, spec.classes, cfg.evaluate_per_class);
+    let mut network = Network {
+        net,
+        spec,
+        normalised: cfg.normalised,
+    };
+    let total = (cfg.passes * order.len()) as u64;
+    let progress = Progress::new("searching the pattern", "images", total, quiet);
+    let mut v = vec![0.0; height * width * 3];
+    let mut rates: Vec<f64> = Vec::new();
+    for pass in 0..cfg.passes {
+        rng::shuffle(
+            &mut rng::stream(seed, "lf/order", pass as u64, 0),
+            &mut order,
+        );
+        for &i in &order {
+            let x = fractions(&dataset.train.images, i);
+            let moved = plus(&x, &v);
+            if network.class(&x) == network.class(&moved)
+                && let Some(dr) = network.towards(&moved, target as usize)?
+            {
+                let sum = plus(&v, &pattern::low_pass(&dr, height, width));
+                let smooth = pattern::low_pass(&sum, height, width);
+                // All values are equal when the image was of the target class already and nothing was added yet.
+                if let Some(next) = pattern::normalise(&smooth, peak) {
+                    v = next;
+                }
+            }
+            progress.add(1);
+        }
+        rates.push(network.fooling_rate(&dataset.test.images, &judges, &v));
+        let recent = &rates[rates.len().saturating_sub(LIKE_PASSES)..];
+        let alike = recent.len() == LIKE_PASSES
+            && recent
+                .windows(2)
+                .all(|pair| (pair[0] - pair[1]).abs() < SAME);
+        if rates.last().is_some_and(|&rate| rate >= cfg.fooling_rate) || alike {
+            break;
+        }
+    }
+    progress.finish();
+    if v.iter().all(|&v| v == 0.0) {
+        return Err(AttackError::NoPattern {
+            images: order.len(),
+            target,
+        });
+    }
+    let values = pattern::levels(&v).into_iter().map(f32::from).collect();
+    Ok(Found {
+        pattern: Pattern {
+            values,
+            height,
+            width,
+        },
+        rates,
+    })
+}
+
+/// The first `count` images of each class; the first image alone if `count` is 0.
+fn per_class(split: &Split, classes: usize, count: usize) -> Vec<usize> {
+    if count == 0 {
+        return vec![0];
+    }
+    let mut left = vec![count; classes];
+    let take = |&i: &usize| {
+        let left = &mut left[split.labels[i] as usize];
+        let taken = *left > 0;
+        *left -= usize::from(taken);
+        taken
+    };
+    (0..split.len()).filter(take).collect()
+}
+
+/// An image as fractions of 0 to 1.
+fn fractions(images: &Images, i: usize) -> Vec<f32> {
+    let levels = images.image(i).iter();
+    levels.map(|&v| f32::from(v) / 255.0).collect()
+}
+
+fn plus(a: &[f32], b: &[f32]) -> Vec<f32> {
+    a.iter().zip(b).map(|(a, b)| a + b).collect()
+}
+
+/// The clean network, for images of fractions.
+struct Network<'a> {
+    net: &'a mut Net,
+    spec: &'a DatasetSpec,
+    normalised: bool,
+}
+
+impl Network<'_> {
+    fn input(&self, image: &[f32]) -> Input {
+        let value = |(i, v): (usize, &f32)| {
+            if self.normalised {
+                (v - self.spec.mean[i % 3]) / self.spec.std[i % 3]
+            } else {
+                *v
+            }
+        };
+        Input {
+            n: 1,
+            h: self.spec.height,
+            w: self.spec.width,
+            data: image.iter().enumerate().map(value).collect(),
+        }
+    }
+
+    fn class(&mut self, image: &[f32]) -> usize {
+        let input = self.input(image);
+        argmax(&self.net.forward(&input, Mode::Eval))
+    }
+
+    /// Targeted `DeepFool`: what must be added to the image for the network to say `target`; `None` if it would not.
+    fn towards(&mut self, image: &[f32], target: usize) -> Result<Option<Vec<f32>>, AttackError> {
+        let mut sum = vec![0.0f32; image.len()];
+        let mut at = image.to_vec();
+        let mut from = None;
+        for _ in 0..MOST_STEPS - 1 {
+            check_interrupt()?;
+            let input = self.input(&at);
+            let tape = self.net.record(&input, Mode::Eval);
+            let logits = tape.output().data.clone();
+            let class = argmax(&logits);
+            let from = *from.get_or_insert(class);
+            if class == target {
+                self.net.discard(tape);
+                return Ok(Some(sum.iter().map(|r| (1.0 + OVERSHOOT) * r).collect()));
+            }
+            let mut gradient = vec![0.0; logits.len()];
+            gradient[target] += 1.0;
+            gradient[from] -= 1.0;
+            let mut w = self.net.input_gradient(tape, &[("output", &gradient)])?;
+            if self.normalised {
+                for (i, w) in w.iter_mut().enumerate() {
+                    *w /= self.spec.std[i % 3];
+                }
+            }
+            let norm: f64 = w.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
+            let gap = f64::from((logits[target] - logits[from]).abs());
+            let length = (gap / norm) as f32;
+            if !length.is_finite() || length == 0.0 {
+                return Ok(None);
+            }
+            for ((at, sum), (&x, &w)) in at.iter_mut().zip(&mut sum).zip(image.iter().zip(&w)) {
+                *sum += length * w;
+                *at = x + (1.0 + OVERSHOOT) * *sum;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Share of the images whose class the pattern changes.
+    fn fooling_rate(&mut self, images: &Images, indices: &[usize], v: &[f32]) -> f64 {
+        let mut fooled = 0;
+        for &i in indices {
+            let x = fractions(images, i);
+            fooled += usize::from(self.class(&x) != self.class(&plus(&x, v)));
+        }
+        fooled as f64 / indices.len().max(1) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_evaluation_images_are_the_first_of_each_class() {
+        let split = Split {
+            images: Images::new(6, 1, 1, vec![0; 18]).expect("six pixels"),
+            labels: vec![1, 1, 0, 1, 2, 0].into(),
+        };
+        assert_eq!(per_class(&split, 3, 2), [0, 1, 2, 4, 5]);
+        assert_eq!(per_class(&split, 3, 0), [0]);
+    }
+}
