@@ -23,7 +23,8 @@
 //! - The authors search the pattern by attacking a clean network and filter it; the bench comes with patterns made so,
 //!   which are not ours to ship. Here the default is a bump drawn by rule ([`pattern::Pattern::rule`]) with the same
 //!   range of 0 to 51 and no less of its energy at the lowest frequencies; it is not made for any network.
-//!   `trigger.source = "deepfool"` searches one as the authors do.
+//!   `trigger.source = "deepfool"` searches one as the authors do; that its pattern fools a network more than another
+//!   smooth one of the same range has not been shown yet, so it is not the default.
 //!   To repeat a run of the bench, give its pattern with `trigger.file`.
 //! - Some patterns of the bench are fractions of 0 to 0.2 that it adds to grey levels of 0 to 255, which changes no
 //!   image at all. Here an array of fractions is multiplied by 255 and rounded, with a warning.

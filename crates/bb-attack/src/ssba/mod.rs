@@ -57,8 +57,8 @@
 //! are; below 95 % of the bits there is a warning. An interrupted run goes on with the step that the encoder was in.
 //!
 //! ## Cost
-//! One training run of the network, and that of the encoder: 15640 steps on CIFAR-10 with the defaults, about 0.25 seconds
-//! each on two cores. `configs/attack/ssba/short.toml` is a smaller encoder for a few minutes.
+//! One training run of the network, and that of the encoder: 15640 steps of 64 images on CIFAR-10 with the defaults.
+//! `configs/attack/ssba/short.toml` is a smaller encoder with fewer steps.
 //!
 //! ## References
 //! - Li, Li, Wu, Li, He, Lyu: Invisible Backdoor Attack with Sample-Specific Triggers, ICCV 2021.

@@ -59,8 +59,7 @@
 //! that it was in, and searches no trigger twice.
 //!
 //! ## Cost
-//! Two training runs of the network unless `trigger.model` is given, and the search: 1000 passes over one image, about
-//! 15 seconds at width 16 on one core.
+//! Two training runs of the network unless `trigger.model` is given, and the search: 1000 passes over one image.
 //!
 //! ## References
 //! - Liu, Ma, Aafer, Lee, Zhai, Wang, Zhang: Trojaning Attack on Neural Networks, NDSS 2018.
