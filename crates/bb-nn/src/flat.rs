@@ -277,7 +277,7 @@ impl Flat {
 
     /// `self += a * sign(direction)`, then into `-limit..=limit`; the sign of 0 is 0.
     ///
-    /// The step of adversarial perturbations of neurons or inputs (Wu and Wang, NeurIPS 2021, Eq. 4).
+    /// The step of adversarial perturbations of neurons or inputs (Wu and Wang, NeurIPS 2021).
     pub fn sign_step(&mut self, direction: &Self, a: f32, limit: f32) {
         self.check(direction);
         #[cfg(feature = "cuda")]

@@ -27,7 +27,7 @@ fn sizes(weights: &Flat, i: usize) -> (usize, usize) {
 
 /// The L1 norm of the change of each neuron of tensor `i` between two states of a network, `[out]`.
 ///
-/// The neuron weight change of TSBD and OTBR (Lin et al., NeurIPS 2024, Eq. 3) before its rounding to four decimals.
+/// The neuron weight change of TSBD and OTBR (Lin et al., NeurIPS 2024) before its rounding to four decimals.
 /// Differences are `f32`, as in the authors' code; their sum is `f64`, rounded once.
 pub fn weight_change(before: &Flat, after: &Flat, i: usize) -> Vec<f32> {
     #[cfg(feature = "cuda")]
@@ -86,7 +86,7 @@ pub fn kth_largest_change(before: &Flat, after: &Flat, chosen: &[Chosen<'_>], k:
 
 /// Sets the weights of chosen neurons to 0 whose change to `after` is at least `threshold`; gives how many.
 ///
-/// TSBD's zero reinitialisation (Lin et al., NeurIPS 2024, section 4.2), with [`kth_largest_change`] as threshold.
+/// TSBD's zero reinitialisation (Lin et al., NeurIPS 2024), with [`kth_largest_change`] as threshold.
 pub fn clear_changed(
     weights: &mut Flat,
     after: &Flat,
@@ -149,7 +149,7 @@ pub fn distances(a: &Flat, b: &Flat, i: usize) -> Vec<f32> {
 /// The largest singular value of each neuron of tensor `i`, seen as a matrix `[in, kh * kw]`; `[out]`.
 ///
 /// Times the factor of the batch normalisation behind it, this bounds the channel's Lipschitz constant (CLP: Zheng et
-/// al., ECCV 2022, Eq. 7).
+/// al., ECCV 2022).
 pub fn spectral_norms(weights: &Flat, i: usize) -> Vec<f32> {
     let entry = &weights.layout().entries()[i];
     let &[_, inputs, kh, kw] = entry.shape.as_slice() else {
