@@ -214,6 +214,77 @@ impl Network<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bb_core::data::{OpenOptions, open};
+    use bb_nn::ArchSpec;
+    use bb_nn::data::{LoaderOptions, batches};
+    use bb_nn::optim::Sgd;
+
+    /// A small network that knows the synthetic images.
+    fn trained(dataset: &Dataset) -> Net {
+        let arch = ArchSpec::new("preactresnet18", 4, dataset.spec.classes).expect("small");
+        let mut net = Net::new(&arch, 1);
+        let mut grads = net.zeros();
+        let mut sgd = Sgd::new(net.params(), 0.9, 0.0, false);
+        let options = LoaderOptions {
+            batch_size: 64,
+            shuffle: true,
+            drop_last: true,
+            augment: false,
+            seed: 1,
+            purpose: "test",
+        };
+        for epoch in 0..6 {
+            for batch in batches(&dataset.train, &dataset.spec, options, epoch) {
+                net.loss_grad(&batch.input, &batch.labels, Mode::Train, &mut grads);
+                sgd.step(net.params_mut(), &grads, 0.05);
+            }
+        }
+        net
+    }
+
+    fn length(v: &[f32]) -> f32 {
+        v.iter().map(|v| v * v).sum::<f32>().sqrt()
+    }
+
+    #[test]
+    fn an_image_is_driven_to_the_target_by_less_than_any_random_step() {
+        let options = OpenOptions {
+            train_limit: Some(512),
+            test_limit: Some(24),
+            ..OpenOptions::default()
+        };
+        let dataset = open("synthetic", None, &options).expect("made by the program");
+        let mut net = trained(&dataset);
+        let spec = &dataset.spec;
+        for normalised in [false, true] {
+            let mut network = Network {
+                net: &mut net,
+                spec,
+                normalised,
+            };
+            let mut driven = 0;
+            for i in 0..dataset.test.len() {
+                let image = fractions(&dataset.test.images, i);
+                let from = network.class(&image);
+                let target = (from + 1) % spec.classes;
+                let Some(dr) = network.towards(&image, target).expect("not interrupted") else {
+                    continue;
+                };
+                driven += 1;
+                assert_eq!(network.class(&plus(&image, &dr)), target);
+                let mut stream = rng::stream(2, "test", 0, i as u64);
+                for _ in 0..4 {
+                    let mut random: Vec<f32> = (0..dr.len())
+                        .map(|_| 2.0 * rng::unit_f32(&mut stream) - 1.0)
+                        .collect();
+                    let scale = length(&dr) / length(&random);
+                    random.iter_mut().for_each(|r| *r *= scale);
+                    assert_ne!(network.class(&plus(&image, &random)), target);
+                }
+            }
+            assert!(driven >= 20, "{driven} of 24 images were driven");
+        }
+    }
 
     #[test]
     fn the_evaluation_images_are_the_first_of_each_class() {
