@@ -15,7 +15,7 @@ use bb_core::events::{Log, Progress};
 use bb_core::metrics::Scores;
 use bb_core::poison::PoisonSet;
 use bb_nn::optim::Sgd;
-use bb_nn::{Net, NnError, StateDict, eval};
+use bb_nn::{Flat, Net, NnError, StateDict, eval};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -215,6 +215,20 @@ pub fn training_state(net: &Net, sgd: &Sgd) -> Result<StateDict, DefenseError> {
 }
 
 impl<P> Saved<P> {
+    /// Fills a vector with the tensors that [`StateDict::insert_flat`] wrote behind `prefix`.
+    ///
+    /// # Errors
+    /// [`DefenseError::Checkpoint`] if one of its tensors is missing or of another shape, or there is one more.
+    pub fn read_flat(&self, prefix: &str, flat: &mut Flat) -> Result<(), DefenseError> {
+        let (inside, _) = self.state.clone().split(prefix);
+        inside
+            .read_flat(flat)
+            .map_err(|error| DefenseError::Checkpoint {
+                path: self.path.clone(),
+                reason: format!("`{prefix}`: {error}"),
+            })
+    }
+
     /// Brings a network and its optimiser back to where [`training_state`] took them.
     pub fn restore_training(&self, net: &mut Net, sgd: &mut Sgd) -> Result<(), DefenseError> {
         let wrong = |reason: String| DefenseError::Checkpoint {

@@ -6,7 +6,8 @@
 //!
 //! - [`registry`] lists the defenses, [`method`] is the trait they implement, [`data`] what they may be given and
 //!   [`context`] what they may tell.
-//! - [`ft`], [`fp`], [`clp`], [`tsbd`], [`otbr`], [`ulrl`]: one folder per defense. [`nwc`], [`unlearning`], [`finetuning`] and [`parts`] hold what they share.
+//! - [`ft`], [`fp`], [`nad`], [`nc`], [`clp`], [`tsbd`], [`otbr`], [`ulrl`]: one folder per defense. [`nwc`],
+//!   [`unlearning`], [`finetuning`], [`parts`] and [`robust`] hold what they share.
 //! - [`harness`] runs a defense on an attack's cell and leaves a complete cell of its own; [`cli`] is the program
 //!   around it, also for crates that bring defenses of their own.
 
@@ -20,12 +21,15 @@ pub mod fp;
 pub mod ft;
 pub mod harness;
 pub mod method;
+pub mod nad;
+pub mod nc;
 pub mod nwc;
 pub mod otbr;
 pub mod parts;
 pub mod recipes;
 pub mod registry;
 pub mod results;
+pub mod robust;
 pub mod settings;
 pub mod tsbd;
 pub mod ulrl;

@@ -6,12 +6,14 @@ use crate::clp::Clp;
 use crate::fp::Fp;
 use crate::ft::Ft;
 use crate::method::AnyDefense;
+use crate::nad::Nad;
+use crate::nc::Nc;
 use crate::otbr::Otbr;
 use crate::tsbd::Tsbd;
 use crate::ulrl::Ulrl;
 
 /// All defenses of this crate, in the order of the papers' tables.
-pub static DEFENSES: &[&dyn AnyDefense] = &[&Ft, &Fp, &Clp, &Tsbd, &Otbr, &Ulrl];
+pub static DEFENSES: &[&dyn AnyDefense] = &[&Ft, &Fp, &Nad, &Nc, &Clp, &Tsbd, &Otbr, &Ulrl];
 
 /// This crate's defenses and then `extra`, those of other crates.
 pub fn all(extra: &[&'static dyn AnyDefense]) -> Vec<&'static dyn AnyDefense> {
@@ -48,7 +50,7 @@ mod tests {
         let error = find("tsdb", &[]).map(|_| ()).expect_err("no such defense");
         assert_eq!(
             error.to_string(),
-            "unknown defense `tsdb`, known are `ft`, `fp`, `clp`, `tsbd`, `otbr`, `ulrl`"
+            "unknown defense `tsdb`, known are `ft`, `fp`, `nad`, `nc`, `clp`, `tsbd`, `otbr`, `ulrl`"
         );
     }
 

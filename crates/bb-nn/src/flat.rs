@@ -48,6 +48,15 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Tensors of these names and shapes, in this order: for variables that are no network's.
+    pub fn plain(tensors: &[(&str, &[usize])]) -> Self {
+        let mut layout = Self::default();
+        for (name, shape) in tensors {
+            layout.push(name, shape, Order::Plain);
+        }
+        layout
+    }
+
     pub(crate) fn push(&mut self, name: &str, shape: &[usize], order: Order) -> usize {
         let size: usize = shape.iter().product();
         self.entries.push(Entry {
@@ -472,6 +481,18 @@ fn transposed_rows(src: &[f32], columns: usize, width: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_of_no_network_have_names_shapes_and_places() {
+        let layout = Layout::plain(&[("mask", &[1, 2]), ("pattern", &[3, 1, 2])]);
+        let mut flat = Flat::zeros(&Arc::new(layout));
+        assert_eq!((flat.tensors(), flat.data().len()), (2, 8));
+        assert_eq!(flat.layout().position("pattern"), Some(1));
+        flat.set_plain(1, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        assert_eq!(flat.data(), [0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let tensor = flat.to_tensor(1).expect("on the CPU");
+        assert_eq!(tensor.dims(), [3, 1, 2]);
+    }
 
     #[test]
     fn a_tensor_without_direction_does_not_move() {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::config::{DetectConfig, Keep};
+use crate::robust::{deviation, median_and_mad};
 
 /// What the changes of all classes say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,26 +31,12 @@ pub fn row_changes(before: &[f32], after: &[f32], columns: usize) -> Vec<f64> {
         .collect()
 }
 
-/// The value in the middle, the lower one of two.
-fn lower_median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[(sorted.len() - 1) / 2]
-}
-
-/// The distance of a change from the median, in robust deviations: NaN where both are 0.
-pub fn deviation(change: f64, median: f64, mad: f64, scale: f64) -> f64 {
-    (change - median).abs() / (scale * mad)
-}
-
 /// The classes whose change lies above the median by more than the threshold.
 ///
 /// # Panics
 /// If there is no class.
 pub fn outliers(changes: &[f64], cfg: &DetectConfig) -> Outliers {
-    let median = lower_median(changes);
-    let distances: Vec<f64> = changes.iter().map(|c| (c - median).abs()).collect();
-    let mad = lower_median(&distances);
+    let (median, mad) = median_and_mad(changes);
     // Where all distances but a few are 0 the deviation is infinite, and NaN, which is above nothing, at the median.
     let found: Vec<usize> = (0..changes.len())
         .filter(|&class| {
@@ -92,7 +79,6 @@ mod tests {
         let found = of(&rising);
         assert_eq!((found.median, found.mad), (5.0, 2.0), "lower medians");
         assert_eq!(found.kept, [9]);
-        assert!((deviation(30.0, 5.0, 2.0, 1.4826) - 8.43).abs() < 5e-3);
         assert!((deviation(9.0, 5.0, 2.0, 1.4826) - 1.35).abs() < 5e-3);
         // A change far below the median is none.
         let mut low = rising;

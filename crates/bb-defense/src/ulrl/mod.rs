@@ -94,6 +94,7 @@ use crate::finetuning::{self, Part};
 use crate::method::{Defense, Repaired, Suspect};
 use crate::parts::{Head, head};
 use crate::recipes::{RecipeFile, recipes};
+use crate::robust::deviation;
 use crate::unlearning::ascend;
 
 /// The defense, for the registry.
@@ -306,7 +307,7 @@ pub fn unlearn(
 fn table(changes: &[f64], found: &Outliers, cfg: &UlrlConfig) -> Vec<u8> {
     let mut text = "class,change,deviations,suspicious,kept\n".to_owned();
     for (class, &change) in changes.iter().enumerate() {
-        let deviations = detect::deviation(change, found.median, found.mad, cfg.detect.scale);
+        let deviations = deviation(change, found.median, found.mad, cfg.detect.scale);
         let (suspicious, kept) = (found.found.contains(&class), found.kept.contains(&class));
         writeln!(text, "{class},{change},{deviations},{suspicious},{kept}")
             .expect("strings take all");

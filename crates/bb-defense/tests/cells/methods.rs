@@ -1,6 +1,8 @@
 //! What holds for every defense of the registry: it runs, to the same bits twice, resumes, and names what is wrong.
 
 use super::*;
+use bb_defense::nad::Nad;
+use bb_defense::nc::Nc;
 use bb_defense::registry::DEFENSES;
 
 /// Settings under which a method takes a second or so, and ones with which it makes several models.
@@ -52,6 +54,103 @@ const METHODS: &[Quick] = &[
             "prune.one_less=true",
             "prune.augment=false",
             "finetune.augment=false",
+            "clean.seed=1",
+        ],
+    },
+    Quick {
+        id: "nad",
+        set: &[
+            "clean.ratio=0.1",
+            "finetune.epochs=2",
+            "finetune.batch_size=8",
+            "distill.epochs=2",
+            "distill.batch_size=8",
+            "probe_every=1",
+        ],
+        more: &["finetune.epochs=4", "distill.epochs=4"],
+        wrong: &[
+            ("clean.ratio=0", "clean.ratio"),
+            ("finetune.lr=0", "finetune.lr"),
+            ("distill.batch_size=0", "distill.batch_size"),
+            ("distill.lr=-1", "distill.lr"),
+            ("distill.momentum=1", "distill.momentum"),
+            ("distill.weight_decay=-1", "distill.weight_decay"),
+            ("distill.gamma=0", "distill.gamma"),
+            ("distill.beta1=-1", "distill.beta1"),
+            ("distill.beta2=inf", "distill.beta2"),
+            ("distill.beta3=-1", "distill.beta3"),
+            ("distill.power=0.5", "distill.power"),
+            ("distill.layers=all", "distill.layers"),
+        ],
+        changes: &[
+            "finetune.epochs=0",
+            "finetune.lr=0.02",
+            "distill.epochs=1",
+            "distill.batch_size=7",
+            "distill.shuffle=false",
+            "distill.augment=false",
+            "distill.lr=0.02",
+            "distill.momentum=0.5",
+            "distill.weight_decay=0",
+            "distill.milestones=[1]",
+            "distill.beta1=5",
+            "distill.beta2=5",
+            "distill.power=1",
+            "distill.repeat_bn=false",
+            "clean.seed=1",
+        ],
+    },
+    Quick {
+        id: "nc",
+        set: &[
+            "clean.ratio=0.1",
+            "invert.max_epochs=3",
+            "invert.batch_size=8",
+            // On a network that learned nothing no trigger succeeds, and every norm is like the others.
+            "invert.success=0",
+            "invert.patience=1",
+            "detect.threshold=0",
+            "finetune.epochs=2",
+            "finetune.batch_size=8",
+            "probe_every=1",
+        ],
+        more: &["finetune.epochs=20"],
+        wrong: &[
+            ("clean.ratio=0", "clean.ratio"),
+            ("invert.max_epochs=0", "invert.max_epochs"),
+            ("invert.batch_size=0", "invert.batch_size"),
+            ("invert.lr=0", "invert.lr"),
+            ("invert.beta1=1", "invert.beta1"),
+            ("invert.beta2=-1", "invert.beta2"),
+            ("invert.normalise=none", "invert.normalise"),
+            ("invert.cost=0", "invert.cost"),
+            ("invert.cost_factor=1", "invert.cost_factor"),
+            ("invert.success=98", "invert.success"),
+            ("invert.patience=0", "invert.patience"),
+            ("invert.stop_ratio=2", "invert.stop_ratio"),
+            ("detect.threshold=-1", "detect.threshold"),
+            ("detect.scale=0", "detect.scale"),
+            ("unlearn.share=0", "unlearn.share"),
+            ("unlearn.stamp=picture", "unlearn.stamp"),
+            ("finetune.lr=0", "finetune.lr"),
+        ],
+        changes: &[
+            "invert.max_epochs=2",
+            "invert.batch_size=7",
+            "invert.shuffle=false",
+            "invert.augment=false",
+            "invert.lr=0.2",
+            "invert.beta1=0.9",
+            "invert.beta2=0.99",
+            "invert.normalise=rows",
+            "invert.cost=0.01",
+            "invert.cost_factor=8",
+            "invert.success=1",
+            "invert.patience=2",
+            "detect.threshold=1000",
+            "unlearn.share=0.5",
+            "unlearn.stamp=raw",
+            "finetune.epochs=1",
             "clean.seed=1",
         ],
     },
@@ -358,4 +457,123 @@ fn layers_that_do_not_follow_each_other_are_refused() {
     let (said, code) = refused("unlearn.lr=1e30");
     assert!(said.contains("unlearn diverged"), "{said}");
     assert_eq!(code, 4);
+}
+
+/// The settings of a quick run and some more.
+fn with(id: &str, more: &[&'static str]) -> Vec<&'static str> {
+    let quick = METHODS.iter().find(|quick| quick.id == id);
+    let set = quick.expect("it is listed").set;
+    set.iter().chain(more).copied().collect()
+}
+
+#[test]
+fn a_model_without_outliers_is_handed_back_as_it_is() {
+    let out = folder();
+    let attack = Draft::new().write(out.path());
+    let nc = bb_defense::registry::find("nc", &[]).expect("a defense");
+    let repair = |more: &[&'static str]| {
+        run(&request(nc, &attack.dir, out.path(), &with("nc", more))).expect("repaired")
+    };
+    let tensors = |cell: &Cell| {
+        let state = StateDict::load(&cell.file("model.safetensors")).expect("a model");
+        state.to_bytes(&BTreeMap::new()).expect("finite")
+    };
+    let [flagged, free] = [&[][..], &["detect.threshold=1000"]].map(repair);
+    assert_ne!(tensors(&flagged), tensors(&attack));
+    assert_eq!(tensors(&free), tensors(&attack));
+    let classes = dataset().spec.classes;
+    for (cell, any) in [(&flagged, true), (&free, false)] {
+        let found = results(cell);
+        assert!(any || found.after == found.before, "nothing changed");
+        let detect = &found.notes["detect"];
+        let list = detect["flagged"].as_array().expect("classes");
+        assert_eq!(!list.is_empty(), any);
+        assert!(detect["anomaly"].as_f64().expect("a number") >= 0.0);
+        let norms = found.notes["norms"].as_array().expect("norms");
+        assert_eq!(norms.len(), classes);
+        assert_eq!(
+            text(&bytes(cell, "triggers.csv")).lines().count(),
+            classes + 1
+        );
+        let triggers = StateDict::load(&cell.file("triggers.safetensors")).expect("triggers");
+        assert_eq!(triggers.len(), 2 * classes);
+        for (class, norm) in norms.iter().enumerate() {
+            let mask = triggers.floats(&format!("{class}.mask"));
+            let mask = mask.expect("a mask").expect("floats");
+            assert!(mask.iter().all(|m| (0.0..=1.0).contains(m)));
+            let sum: f64 = mask.iter().map(|&m| f64::from(m)).sum();
+            assert!((sum - norm.as_f64().expect("a number")).abs() < 1e-6);
+        }
+        let stages = rows(&cell.dir);
+        let count = |stage: &str| stages.iter().filter(|row| row["stage"] == stage).count();
+        assert_eq!((count("invert"), count("detect")), (3 * classes, 1));
+        // Two epochs of which the first is measured.
+        assert_eq!(count("unlearn"), if any { 3 } else { 0 });
+    }
+}
+
+#[test]
+fn a_loss_that_explodes_is_an_error() {
+    let out = folder();
+    let attack = Draft::new().write(out.path());
+    for (id, set, stage) in [
+        ("nad", "finetune.lr=1e30", "teacher teacher diverged"),
+        ("nad", "distill.lr=1e30", "distill repaired diverged"),
+        ("nad", "distill.beta1=1e300", "distill repaired diverged"),
+        ("nc", "finetune.lr=1e30", "unlearn repaired diverged"),
+    ] {
+        let defense = bb_defense::registry::find(id, &[]).expect("a defense");
+        let error = run(&request(
+            defense,
+            &attack.dir,
+            out.path(),
+            &with(id, &[set]),
+        ))
+        .expect_err("it cannot go well");
+        let said = error.to_string();
+        assert!(said.contains(stage), "{id} with {set}: {said}");
+        assert_eq!(error.exit_code(), 4, "{said}");
+    }
+}
+
+#[test]
+fn every_architecture_is_distilled_and_cleansed() {
+    let dataset = dataset();
+    let clean = dataset.train.take(12);
+    let task = &dataset.spec;
+    for name in bb_nn::arch::NAMES {
+        let arch = ArchSpec::new(name, WIDTH, task.classes).expect("a small network");
+        let state = Net::new(&arch, 0).state().expect("a state");
+        let data = CleanImages::from_split(clean.clone());
+        let suspect = || Suspect::new(&arch, task, &state, &data);
+        let bytes = |state: &StateDict| state.to_bytes(&BTreeMap::new()).expect("finite");
+        let nad = config::<Nad>(&with("nad", &["distill.layers=stages"]));
+        let repaired = Nad::repair(&nad, suspect(), &mut Ctx::detached(0)).expect("distilled");
+        assert_ne!(
+            bytes(&repaired.candidates[0].state),
+            bytes(&state),
+            "{name}"
+        );
+        // A map of one pixel says nothing.
+        let attention = repaired.notes["attention"].as_bool();
+        assert_eq!(attention, Some(name.contains("resnet")), "{name}");
+        let nc = config::<Nc>(&with("nc", &["invert.max_epochs=1", "finetune.epochs=1"]));
+        let repaired = Nc::repair(&nc, suspect(), &mut Ctx::detached(0)).expect("cleansed");
+        assert_ne!(
+            bytes(&repaired.candidates[0].state),
+            bytes(&state),
+            "{name}"
+        );
+    }
+}
+
+/// The defaults of a method with some settings on top.
+fn config<D: Defense>(set: &[&str]) -> Valid<D::Config> {
+    let layers = set
+        .iter()
+        .try_fold(Layers::new(&D::Config::default()), |layers, set| {
+            layers.set(set)
+        });
+    let resolved = layers.and_then(|layers| layers.resolve::<D::Config>()?.valid());
+    resolved.expect("valid settings").value
 }

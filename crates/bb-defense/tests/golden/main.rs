@@ -4,6 +4,7 @@
 
 mod clp;
 mod fp;
+mod nc;
 mod otbr;
 mod tsbd;
 mod ulrl;

@@ -2,8 +2,9 @@
 
 use bb_defense::finetuning::Stepper as _;
 use bb_defense::parts::head;
+use bb_defense::robust::deviation;
 use bb_defense::ulrl::config::{DetectConfig, UlrlConfig};
-use bb_defense::ulrl::detect::{deviation, outliers, row_changes};
+use bb_defense::ulrl::detect::{outliers, row_changes};
 use bb_defense::ulrl::relearn::{Relearner, Rows, bound};
 use bb_defense::unlearning::ascend;
 use bb_nn::Mode;
