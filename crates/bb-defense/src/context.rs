@@ -207,10 +207,7 @@ const VELOCITY: &str = "velocity.";
 /// A network and the optimiser that trains it, as one dictionary; see [`Saved::restore_training`].
 pub fn training_state(net: &Net, sgd: &Sgd) -> Result<StateDict, DefenseError> {
     let mut state = net.state()?;
-    for (i, entry) in sgd.velocity().layout().entries().iter().enumerate() {
-        let tensor = sgd.velocity().to_tensor(i).map_err(NnError::from)?;
-        state.insert(format!("{VELOCITY}{}", entry.name), tensor);
-    }
+    state.insert_flat(VELOCITY, sgd.velocity())?;
     Ok(state)
 }
 
@@ -231,39 +228,30 @@ impl<P> Saved<P> {
 
     /// Brings a network and its optimiser back to where [`training_state`] took them.
     pub fn restore_training(&self, net: &mut Net, sgd: &mut Sgd) -> Result<(), DefenseError> {
-        let wrong = |reason: String| DefenseError::Checkpoint {
+        self.restore(net, &mut [(VELOCITY, sgd.velocity_mut())])
+    }
+
+    /// Brings a network back to where [`Net::state`] took it, and vectors that
+    /// [`StateDict::insert_flat`] put beside it, each behind its prefix.
+    ///
+    /// # Errors
+    /// [`DefenseError::Checkpoint`] if a tensor is missing, unknown or of another shape or type.
+    pub fn restore(
+        &self,
+        net: &mut Net,
+        vectors: &mut [(&str, &mut Flat)],
+    ) -> Result<(), DefenseError> {
+        let wrong = |error: NnError| DefenseError::Checkpoint {
             path: self.path.clone(),
-            reason,
+            reason: error.to_string(),
         };
-        let mut model = StateDict::new();
-        let mut velocities = 0;
-        for (name, tensor) in self.state.iter() {
-            let Some(parameter) = name.strip_prefix(VELOCITY) else {
-                model.insert(name, tensor.clone());
-                continue;
-            };
-            let layout = std::sync::Arc::clone(sgd.velocity().layout());
-            let i = layout
-                .position(parameter)
-                .ok_or_else(|| wrong(format!("`{name}` is unknown")))?;
-            if tensor.dims() != layout.entries()[i].shape.as_slice() {
-                return Err(wrong(format!("`{name}` has shape {:?}", tensor.dims())));
-            }
-            let values = self
-                .state
-                .floats(name)
-                .ok_or_else(|| wrong(format!("`{name}` vanished")))??;
-            sgd.velocity_mut().set_plain(i, &values);
-            velocities += 1;
+        let mut rest = self.state.clone();
+        for (prefix, vector) in vectors {
+            let (own, others) = rest.split(prefix);
+            own.read_flat(vector).map_err(wrong)?;
+            rest = others;
         }
-        if velocities != sgd.velocity().tensors() {
-            return Err(wrong(format!(
-                "{velocities} velocities, expected {}",
-                sgd.velocity().tensors()
-            )));
-        }
-        net.set_state(&model)
-            .map_err(|error| wrong(error.to_string()))
+        net.set_state(&rest).map_err(wrong)
     }
 }
 

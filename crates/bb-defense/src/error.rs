@@ -175,6 +175,12 @@ pub enum DefenseError {
         /// The architecture.
         arch: String,
     },
+    /// The network has no channel to act on.
+    #[error("`{arch}` has no batch normalisation, whose channels this method acts on")]
+    NoChannels {
+        /// The architecture.
+        arch: String,
+    },
     /// Layers that must follow each other do not.
     #[error(
         "target layer `{layer}` has {found} inputs, but the target layer before it has {expected} neurons"
@@ -278,6 +284,7 @@ impl Coded for DefenseError {
             | Self::Mismatch(_)
             | Self::NoHead { .. }
             | Self::NoNorm { .. }
+            | Self::NoChannels { .. }
             | Self::Chain { .. }
             | Self::Checkpoint { .. } => exit::INPUT,
             Self::Nn(error) => error.exit_code(),

@@ -6,11 +6,13 @@
 //!
 //! - [`registry`] lists the defenses, [`method`] is the trait they implement, [`data`] what they may be given and
 //!   [`context`] what they may tell.
-//! - [`ft`], [`fp`], [`nad`], [`nc`], [`clp`], [`tsbd`], [`otbr`], [`ulrl`]: one folder per defense. [`nwc`],
-//!   [`unlearning`], [`finetuning`], [`parts`] and [`robust`] hold what they share.
+//! - [`ft`], [`fp`], [`nad`], [`nc`], [`anp`], [`clp`], [`ibau`], [`rnp`], [`tsbd`], [`otbr`], [`ulrl`]: one folder
+//!   per defense. [`channels`], [`nwc`], [`unlearning`], [`finetuning`], [`parts`] and [`robust`] hold what they share.
 //! - [`harness`] runs a defense on an attack's cell and leaves a complete cell of its own; [`cli`] is the program
 //!   around it, also for crates that bring defenses of their own.
 
+pub mod anp;
+pub mod channels;
 pub mod cli;
 pub mod clp;
 pub mod context;
@@ -20,6 +22,7 @@ pub mod finetuning;
 pub mod fp;
 pub mod ft;
 pub mod harness;
+pub mod ibau;
 pub mod method;
 pub mod nad;
 pub mod nc;
@@ -29,6 +32,7 @@ pub mod parts;
 pub mod recipes;
 pub mod registry;
 pub mod results;
+pub mod rnp;
 pub mod robust;
 pub mod settings;
 pub mod tsbd;

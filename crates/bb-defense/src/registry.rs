@@ -2,18 +2,23 @@
 
 use bb_core::method::{UnknownMethod, find_by_id};
 
+use crate::anp::Anp;
 use crate::clp::Clp;
 use crate::fp::Fp;
 use crate::ft::Ft;
+use crate::ibau::Ibau;
 use crate::method::AnyDefense;
 use crate::nad::Nad;
 use crate::nc::Nc;
 use crate::otbr::Otbr;
+use crate::rnp::Rnp;
 use crate::tsbd::Tsbd;
 use crate::ulrl::Ulrl;
 
 /// All defenses of this crate, in the order of the papers' tables.
-pub static DEFENSES: &[&dyn AnyDefense] = &[&Ft, &Fp, &Nad, &Nc, &Clp, &Tsbd, &Otbr, &Ulrl];
+pub static DEFENSES: &[&dyn AnyDefense] = &[
+    &Ft, &Fp, &Nad, &Nc, &Anp, &Clp, &Ibau, &Rnp, &Tsbd, &Otbr, &Ulrl,
+];
 
 /// This crate's defenses and then `extra`, those of other crates.
 pub fn all(extra: &[&'static dyn AnyDefense]) -> Vec<&'static dyn AnyDefense> {
@@ -50,7 +55,7 @@ mod tests {
         let error = find("tsdb", &[]).map(|_| ()).expect_err("no such defense");
         assert_eq!(
             error.to_string(),
-            "unknown defense `tsdb`, known are `ft`, `fp`, `nad`, `nc`, `clp`, `tsbd`, `otbr`, `ulrl`"
+            "unknown defense `tsdb`, known are `ft`, `fp`, `nad`, `nc`, `anp`, `clp`, `ibau`, `rnp`, `tsbd`, `otbr`, `ulrl`"
         );
     }
 
@@ -103,6 +108,34 @@ mod tests {
                 defense.recipes().len(),
                 "{id} has two recipes for one dataset"
             );
+        }
+    }
+
+    #[test]
+    fn short_recipes_resolve_over_the_committed_ones() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/defense");
+        for defense in DEFENSES {
+            let id = defense.info().id;
+            let path = std::path::Path::new(folder).join(id).join("short.toml");
+            // Most defenses need none.
+            let Ok(text) = fs_err::read_to_string(&path) else {
+                continue;
+            };
+            let command = format!(
+                "# bb-defense {id} --model CELL --data DIR -c configs/defense/{id}/short.toml"
+            );
+            assert!(text.lines().any(|line| line.starts_with(&command)), "{id}");
+            let given = Given {
+                files: vec![path],
+                ..Given::default()
+            };
+            for dataset in DATASETS {
+                let short = defense.resolve(dataset, &given).expect("a valid recipe");
+                let whole = defense
+                    .resolve(dataset, &Given::default())
+                    .expect("a valid recipe");
+                assert_ne!(short.tree(), whole.tree(), "{id}, {dataset}");
+            }
         }
     }
 

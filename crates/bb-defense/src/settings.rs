@@ -49,6 +49,16 @@ pub fn momentum(key: &str, value: f64) -> Result<(), SettingsError> {
     )
 }
 
+/// Checks a number that must be positive.
+pub fn above_zero(key: &str, value: f64) -> Result<(), SettingsError> {
+    check(
+        key,
+        value,
+        "a finite number above 0",
+        value.is_finite() && value > 0.0,
+    )
+}
+
 /// Checks a number that may be 0 but not negative.
 pub fn not_negative(key: &str, value: f64) -> Result<(), SettingsError> {
     check(

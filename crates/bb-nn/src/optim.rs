@@ -80,6 +80,8 @@ pub struct Adam {
     pub weight_decay: f32,
     mean: Flat,
     square: Flat,
+    /// AMSGrad's largest mean square so far.
+    largest: Option<Flat>,
     steps: u64,
 }
 
@@ -93,7 +95,20 @@ impl Adam {
             weight_decay: 0.0,
             mean: Flat::zeros(like.layout()),
             square: Flat::zeros(like.layout()),
+            largest: None,
             steps: 0,
+        }
+    }
+
+    /// [`Adam::new`] with AMSGrad (Reddi et al., ICLR 2018), as PyTorch's `amsgrad=True`: steps are divided by the root of
+    /// the largest mean square so far.
+    ///
+    /// It has no kernel on a GPU: vectors that are on one come to the host for each step, and go back when the next pass
+    /// uses them.
+    pub fn amsgrad(like: &Flat, betas: (f64, f64)) -> Self {
+        Self {
+            largest: Some(Flat::zeros(like.layout())),
+            ..Self::new(like, betas)
         }
     }
 
@@ -101,6 +116,17 @@ impl Adam {
     pub fn step(&mut self, params: &mut Flat, grads: &Flat, lr: f32) {
         self.steps += 1;
         let by = self.numbers(lr);
+        if let Some(largest) = &mut self.largest {
+            vector::amsgrad(
+                params.data_mut(),
+                self.mean.data_mut(),
+                self.square.data_mut(),
+                largest.data_mut(),
+                grads.data(),
+                by,
+            );
+            return;
+        }
         #[cfg(feature = "cuda")]
         if let Some(device) = params.held().current_device() {
             let layout = std::sync::Arc::clone(params.layout());
@@ -142,6 +168,18 @@ impl Adam {
     /// See [`Adam::moments`].
     pub fn moments_mut(&mut self) -> (&mut Flat, &mut Flat) {
         (&mut self.mean, &mut self.square)
+    }
+
+    /// The largest means of the squares so far, for checkpoints; only AMSGrad has them.
+    pub fn largest(&self) -> Option<&Flat> {
+        self.largest.as_ref()
+    }
+
+    /// The vectors that a checkpoint holds, with a name each: the moments and, with AMSGrad, the largest mean squares.
+    pub fn vectors_mut(&mut self) -> Vec<(&'static str, &mut Flat)> {
+        let mut all = vec![("mean", &mut self.mean), ("square", &mut self.square)];
+        all.extend(self.largest.as_mut().map(|largest| ("largest", largest)));
+        all
     }
 
     /// Steps so far, for checkpoints: they decide how the moments' start at 0 is corrected.

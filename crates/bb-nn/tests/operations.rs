@@ -170,6 +170,107 @@ fn golden_adam() {
     }
 }
 
+/// The steps as PyTorch's documentation states them, in `f64` and for one parameter.
+struct Scalar {
+    w: f64,
+    m: f64,
+    v: f64,
+    top: f64,
+}
+
+impl Scalar {
+    fn step(&mut self, g: f64, t: i32, (lr, decay): (f64, f64), amsgrad: bool) {
+        let (beta1, beta2) = (0.9_f64, 0.999_f64);
+        let g = g + decay * self.w;
+        self.m = beta1 * self.m + (1.0 - beta1) * g;
+        self.v = beta2 * self.v + (1.0 - beta2) * g * g;
+        self.top = self.top.max(self.v);
+        let second = if amsgrad { self.top } else { self.v };
+        let denominator = (second / (1.0 - beta2.powi(t))).sqrt() + 1e-8;
+        self.w -= lr * self.m / (1.0 - beta1.powi(t)) / denominator;
+    }
+}
+
+#[test]
+fn amsgrad_divides_by_the_largest_mean_square() {
+    // One large gradient, after which the mean square falls for two thousand steps of small ones.
+    let gradient = |t: i32, i: usize| {
+        let size = if t == 1 { 1.0 } else { 0.01 };
+        size * (1.0 + i as f64) * if i.is_multiple_of(2) { 1.0 } else { -1.0 }
+    };
+    let spec = ModelSpec::ssba_decoder(32, 4, 2).unwrap();
+    let n = 40;
+    let train = |amsgrad: bool| {
+        let mut net = Net::new(&spec, 0);
+        let mut grads = net.zeros();
+        let betas = (0.9, 0.999);
+        let new = |net: &Net| {
+            let mut adam = if amsgrad {
+                Adam::amsgrad(net.params(), betas)
+            } else {
+                Adam::new(net.params(), betas)
+            };
+            adam.weight_decay = 1e-3;
+            adam
+        };
+        let mut adam = new(&net);
+        let mut expected: Vec<Scalar> = net.params().data()[..n]
+            .iter()
+            .map(|&w| Scalar {
+                w: f64::from(w),
+                m: 0.0,
+                v: 0.0,
+                top: 0.0,
+            })
+            .collect();
+        for t in 1..=2000 {
+            for (i, (value, own)) in grads.data_mut()[..n]
+                .iter_mut()
+                .zip(&mut expected)
+                .enumerate()
+            {
+                *value = gradient(t, i) as f32;
+                own.step(gradient(t, i), t, (1e-3, 1e-3), amsgrad);
+            }
+            if t == 1000 {
+                // As a checkpoint would.
+                let mut again = new(&net);
+                let vectors = adam.vectors_mut();
+                assert_eq!(vectors.len(), if amsgrad { 3 } else { 2 });
+                for ((name, vector), (same, into)) in vectors.into_iter().zip(again.vectors_mut()) {
+                    assert_eq!(name, same);
+                    into.copy_from(vector);
+                }
+                again.set_steps(adam.steps());
+                adam = again;
+            }
+            adam.step(net.params_mut(), &grads, 1e-3);
+        }
+        for (found, own) in net.params().data()[..n].iter().zip(&expected) {
+            assert!(
+                (f64::from(*found) - own.w).abs() < 1e-4,
+                "{found} {}",
+                own.w
+            );
+        }
+        if let Some(largest) = adam.largest() {
+            for (i, (found, own)) in largest.data()[..n].iter().zip(&expected).enumerate() {
+                let relative = (f64::from(*found) - own.top).abs() / own.top;
+                assert!(relative < 1e-5, "{i}: {relative:e}");
+                assert!(adam.moments().1.data()[i] < 0.5 * found, "{i}");
+            }
+        }
+        assert_eq!(adam.largest().is_some(), amsgrad);
+        net.params().data()[..n].to_vec()
+    };
+    let (with, without) = (train(true), train(false));
+    let apart = with
+        .iter()
+        .zip(&without)
+        .filter(|(a, b)| (*a - *b).abs() > 1e-2);
+    assert_eq!(apart.count(), n, "the two have to be told apart");
+}
+
 #[test]
 fn sums_and_steps_are_the_same_on_any_number_of_threads() {
     let n = 3 << 15;
@@ -198,7 +299,9 @@ fn sums_and_steps_are_the_same_on_any_number_of_threads() {
                 bias2_sqrt: 0.5,
             };
             vector::adam(&mut w, &mut m, &mut v, &dy, by);
-            (sums, w, m, v)
+            let mut top = data(5);
+            vector::amsgrad(&mut w, &mut m, &mut v, &mut top, &dy, by);
+            (sums, w, m, v, top)
         })
     };
     let one = run(1);

@@ -85,6 +85,11 @@ fn cross_entropy_through_a_tape_has_the_bits_of_loss_grad() {
                 let tape = one.record(&input, mode);
                 let alone = one.input_gradient(tape, &[("output", &cotangent)]).unwrap();
                 assert!(alone == dx, "{name} {mode:?}: gradient by the input alone");
+
+                one.set_dropout(DropoutStream::default());
+                let (same_loss, alone) = one.loss_input_gradient(&input, &labels, mode);
+                assert_eq!(loss, same_loss, "{name}");
+                assert!(alone == dx, "{name} {mode:?}: in one call");
             }
         }
     }

@@ -54,6 +54,7 @@ use bb_nn::{Flat, Net, neurons};
 use serde_json::json;
 
 use self::config::{ClpConfig, Pairing};
+use crate::channels::running_variance;
 use crate::context::{At, Ctx};
 use crate::data::NoImages;
 use crate::error::DefenseError;
@@ -129,7 +130,7 @@ pub struct Pair {
 ///
 /// One before any convolution has none and is left out.
 pub fn pairs(net: &Net, pairing: Pairing) -> Vec<Pair> {
-    let (params, buffers) = (net.params().layout(), net.buffers().layout());
+    let params = net.params().layout();
     let shortcut = |name: &str| name.contains("shortcut") || name.contains("downsample");
     let (mut last, mut main, mut side) = (None, None, None);
     let mut pairs = Vec::new();
@@ -143,16 +144,12 @@ pub fn pairs(net: &Net, pairing: Pairing) -> Vec<Pair> {
             }
             continue;
         }
-        let variance = entry
-            .name
-            .strip_suffix(".weight")
-            .and_then(|name| buffers.position(&format!("{name}.running_var")));
         let conv = match pairing {
             Pairing::LastSeen => last,
             Pairing::MainBranch if shortcut(&entry.name) => side,
             Pairing::MainBranch => main,
         };
-        if let (Some(variance), Some(conv)) = (variance, conv) {
+        if let (Some(variance), Some(conv)) = (running_variance(net, i), conv) {
             pairs.push(Pair {
                 conv,
                 norm: i,

@@ -1,10 +1,11 @@
 //! Settings of ULRL; the defaults are the authors' code for CIFAR-10.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{SettingsError, Validate};
 use serde::{Deserialize, Serialize};
 
 use crate::data::CleanBudget;
-use crate::settings::{batch_size, momentum, not_negative, rate, share};
+use crate::settings::{above_zero, batch_size, momentum, not_negative, rate};
+use crate::unlearning::UnlearnConfig;
 
 /// Settings of ULRL.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,34 +21,6 @@ pub struct UlrlConfig {
     pub detect: DetectConfig,
     /// Stage 3.
     pub relearn: RelearnConfig,
-}
-
-/// Table `[unlearn]`: clean unlearning.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct UnlearnConfig {
-    /// Cap on the epochs, at least 1.
-    pub max_epochs: usize,
-    /// Base learning rate of the ascent, above 0.
-    pub lr: f64,
-    /// Momentum, 0 up to but not including 1.
-    pub momentum: f64,
-    /// L2 penalty on every parameter.
-    pub weight_decay: f64,
-    /// Epochs at which the rate falls.
-    pub milestones: Vec<usize>,
-    /// Factor by which it falls, above 0 and at most 1.
-    pub gamma: f64,
-    /// Largest L2 norm of a gradient over all parameters, above 0.
-    pub clip: f64,
-    /// Stop once the share of images that were right during an epoch is at most this, 0 to 1.
-    pub stop_accuracy: f64,
-    /// Images in a batch, at least 1.
-    pub batch_size: usize,
-    /// Shuffle the clean images before each epoch.
-    pub shuffle: bool,
-    /// Crop and mirror the clean images as in training.
-    pub augment: bool,
 }
 
 /// Which candidates are kept where there are too many.
@@ -112,19 +85,7 @@ impl Default for UlrlConfig {
                 ratio: 0.01,
                 ..CleanBudget::default()
             },
-            unlearn: UnlearnConfig {
-                max_epochs: 20,
-                lr: 0.01,
-                momentum: 0.9,
-                weight_decay: 5e-4,
-                milestones: vec![10, 20],
-                gamma: 0.1,
-                clip: 20.0,
-                stop_accuracy: 0.2,
-                batch_size: 128,
-                shuffle: true,
-                augment: true,
-            },
+            unlearn: UnlearnConfig::usual(128),
             detect: DetectConfig {
                 threshold: 3.5,
                 scale: 1.4826,
@@ -150,33 +111,11 @@ impl Default for UlrlConfig {
 impl Validate for UlrlConfig {
     fn validate(&self) -> Result<(), SettingsError> {
         self.clean.validate()?;
-        let above = |key: &str, value: f64| {
-            let good = value.is_finite() && value > 0.0;
-            check(key, value, "a finite number above 0", good)
-        };
-        let unlearn = &self.unlearn;
-        check(
-            "unlearn.max_epochs",
-            unlearn.max_epochs,
-            "at least 1",
-            unlearn.max_epochs >= 1,
-        )?;
-        rate("unlearn.lr", unlearn.lr)?;
-        momentum("unlearn.momentum", unlearn.momentum)?;
-        not_negative("unlearn.weight_decay", unlearn.weight_decay)?;
-        check(
-            "unlearn.gamma",
-            unlearn.gamma,
-            "above 0 and at most 1",
-            unlearn.gamma > 0.0 && unlearn.gamma <= 1.0,
-        )?;
-        above("unlearn.clip", unlearn.clip)?;
-        share("unlearn.stop_accuracy", unlearn.stop_accuracy)?;
-        batch_size("unlearn.batch_size", unlearn.batch_size)?;
+        self.unlearn.validate()?;
         not_negative("detect.threshold", self.detect.threshold)?;
-        above("detect.scale", self.detect.scale)?;
+        above_zero("detect.scale", self.detect.scale)?;
         let relearn = &self.relearn;
-        above("relearn.gain", relearn.gain)?;
+        above_zero("relearn.gain", relearn.gain)?;
         rate("relearn.lr", relearn.lr)?;
         momentum("relearn.momentum", relearn.momentum)?;
         not_negative("relearn.alpha", relearn.alpha)?;

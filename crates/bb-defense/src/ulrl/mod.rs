@@ -11,7 +11,7 @@
 //!
 //! ## Algorithm
 //! 1. Clean unlearning: SGD that raises the cross-entropy, with the gradient's norm clipped, until the share of images
-//!    that were right during an epoch is at most `unlearn.stop_accuracy` -> [`unlearn`].
+//!    that were right during an epoch is at most `unlearn.stop_accuracy` -> [`unlearning::run`].
 //! 2. The change of each class is the L1 norm of what its row of the classifier moved. With the lower median and the
 //!    median absolute deviation from it, classes more than `detect.threshold` robust deviations above the median are
 //!    suspicious -> [`detect::outliers`].
@@ -74,28 +74,24 @@ pub mod relearn;
 use std::fmt::Write as _;
 
 use bb_core::method::{MethodInfo, Needs, Status};
-use bb_core::metrics::Ratio;
 use bb_core::settings::Valid;
 use bb_nn::Net;
-use bb_nn::data::{LoaderOptions, batches};
-use bb_nn::net::DropoutStream;
-use bb_nn::optim::Sgd;
-use bb_nn::schedule::{Kind, PlateauState, Schedule};
-use serde::{Deserialize, Serialize};
+use bb_nn::data::LoaderOptions;
+use bb_nn::schedule::{Kind, Schedule};
 use serde_json::json;
 
 use self::config::UlrlConfig;
 use self::detect::{Outliers, outliers, row_changes};
 use self::relearn::{Relearner, Rows};
-use crate::context::{At, Ctx, training_state};
+use crate::context::Ctx;
 use crate::data::{CleanBudget, CleanImages};
 use crate::error::DefenseError;
 use crate::finetuning::{self, Part};
 use crate::method::{Defense, Repaired, Suspect};
-use crate::parts::{Head, head};
+use crate::parts::head;
 use crate::recipes::{RecipeFile, recipes};
 use crate::robust::deviation;
-use crate::unlearning::ascend;
+use crate::unlearning;
 
 /// The defense, for the registry.
 pub struct Ulrl;
@@ -126,8 +122,12 @@ impl Defense for Ulrl {
     ) -> Result<Repaired, DefenseError> {
         let mut net = suspect.net()?;
         let head = head(&net)?;
-        let course = unlearn(cfg, &suspect, head, ctx)?;
-        let changes = &course.changes;
+        let clip = Some(cfg.unlearn.clip);
+        let (unlearned, course) =
+            unlearning::run(&cfg.unlearn, clip, "ulrl/unlearn", &suspect, ctx)?;
+        let row_of = |net: &Net| net.params().to_plain(head.weight);
+        let changes = &row_changes(&row_of(&net), &row_of(&unlearned), head.features);
+        drop(unlearned);
         let found = outliers(changes, &cfg.detect);
         let rows = Rows::of(&net, head, &found.kept);
         if cfg.relearn.init {
@@ -167,140 +167,6 @@ impl Defense for Ulrl {
         });
         Ok(repaired)
     }
-}
-
-const STAGE: &str = "unlearn";
-
-/// How unlearning went, kept in its checkpoints.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Course {
-    /// Finished epochs.
-    pub epochs: usize,
-    /// Whether the accuracy fell to the threshold; otherwise the cap on the epochs ended it.
-    pub reached: bool,
-    /// Share of the images that were right during the last epoch.
-    pub accuracy: Option<Ratio>,
-    /// Forward passes that drew dropout masks.
-    pub dropout: u64,
-    /// Change of each class so far.
-    pub changes: Vec<f64>,
-}
-
-/// Stage 1: the change of each class when a copy of the suspect model unlearns the clean images.
-pub fn unlearn(
-    cfg: &UlrlConfig,
-    suspect: &Suspect<'_, CleanImages>,
-    head: Head,
-    ctx: &mut Ctx<'_>,
-) -> Result<Course, DefenseError> {
-    let unlearn = &cfg.unlearn;
-    let mut net: Net = suspect.net()?;
-    let original = net.params().to_plain(head.weight);
-    let mut sgd = Sgd::new(
-        net.params(),
-        unlearn.momentum as f32,
-        unlearn.weight_decay as f32,
-        false,
-    );
-    let mut course = Course::default();
-    if let Some(saved) = ctx.load::<Course>(STAGE)? {
-        saved.restore_training(&mut net, &mut sgd)?;
-        course = saved.progress;
-        net.set_dropout(DropoutStream {
-            step: course.dropout,
-            ..net.dropout()
-        });
-    }
-    let options = LoaderOptions {
-        batch_size: unlearn.batch_size,
-        shuffle: unlearn.shuffle,
-        drop_last: false,
-        augment: unlearn.augment,
-        seed: ctx.seed(),
-        purpose: "ulrl/unlearn",
-    };
-    let schedule = Schedule {
-        kind: Kind::Multistep,
-        milestones: unlearn.milestones.clone(),
-        gamma: unlearn.gamma,
-        ..Schedule::default()
-    };
-    let (clean, task) = (suspect.clean(), suspect.task());
-    let images = clean.len() as u64;
-    let mut grads = net.zeros();
-    let progress = ctx
-        .progress(
-            "unlearn, at most",
-            "images",
-            images * unlearn.max_epochs as u64,
-        )
-        .resumed_at(images * course.epochs as u64);
-    while !course.reached && course.epochs < unlearn.max_epochs {
-        let epoch = course.epochs;
-        let plateau = PlateauState::default();
-        let lr = schedule.rate(unlearn.lr, (epoch, unlearn.max_epochs), (0, 1), &plateau);
-        let (mut loss_sum, mut correct, mut steps) = (0.0, 0, 0);
-        for batch in batches(clean, task, options, epoch as u64) {
-            ctx.check()?;
-            let data = (&batch.input, batch.labels.as_slice());
-            let clip = Some(unlearn.clip);
-            let loss = ascend(&mut net, &mut sgd, &mut grads, data, lr as f32, clip);
-            if !loss.mean.is_finite() {
-                net.take_failure()?;
-                return Err(DefenseError::Diverged {
-                    stage: STAGE.to_owned(),
-                    epoch,
-                    step: steps,
-                    loss: loss.mean,
-                });
-            }
-            loss_sum += f64::from(loss.mean);
-            correct += loss.correct as u64;
-            steps += 1;
-            progress.add(batch.labels.len() as u64);
-        }
-        net.take_failure()?;
-        let accuracy = Ratio {
-            hits: correct,
-            total: images,
-        };
-        course.epochs += 1;
-        course.accuracy = Some(accuracy);
-        course.reached = correct as f64 / images as f64 <= unlearn.stop_accuracy;
-        course.dropout = net.dropout().step;
-        course.changes = row_changes(
-            &original,
-            &net.params().to_plain(head.weight),
-            head.features,
-        );
-        let row = json!({
-            "train_loss": loss_sum / steps as f64,
-            "train_acc": accuracy.value(),
-        });
-        progress.note(&format!("epoch {epoch}, {correct} of {images} right"));
-        ctx.record(At::stage(STAGE).epoch(epoch), &row)?;
-        ctx.save(STAGE, &training_state(&net, &sgd)?, &course)?;
-    }
-    drop(progress);
-    if let Some(tensor) = net.params().first_not_finite() {
-        return Err(DefenseError::NotFinite {
-            stage: STAGE.to_owned(),
-            tensor: tensor.to_owned(),
-        });
-    }
-    let percent = course.accuracy.and_then(Ratio::percent).unwrap_or(100.0);
-    let text = format!(
-        "unlearning ended after epoch {}: {percent:.2} % of the clean images right",
-        course.epochs
-    );
-    if course.reached {
-        ctx.info("unlearned", &text)?;
-    } else {
-        let goal = 100.0 * unlearn.stop_accuracy;
-        let text = format!("{text}, which is above `unlearn.stop_accuracy` ({goal} %)");
-        ctx.warn("not-unlearned", &text)?;
-    }
-    Ok(course)
 }
 
 /// The table `rows.csv`.

@@ -824,7 +824,7 @@ fn each_wrong_command_is_one_clear_error() {
     check_failure(
         &unknown,
         2,
-        "unknown defense `tsdb`, known are `ft`, `fp`, `nad`, `nc`, `clp`, `tsbd`, `otbr`, `ulrl`",
+        "unknown defense `tsdb`, known are `ft`, `fp`, `nad`, `nc`, `anp`, `clp`, `ibau`, `rnp`, `tsbd`, `otbr`, `ulrl`",
     );
 }
 

@@ -101,6 +101,56 @@ const METHODS: &[Quick] = &[
         ],
     },
     Quick {
+        id: "anp",
+        set: &[
+            "clean.ratio=0.1",
+            "mask.iterations=5",
+            "mask.round=2",
+            "mask.batch_size=8",
+            // With these some channels of a network that learned nothing are pruned, and others not.
+            "mask.lr=2",
+            "mask.momentum=0.5",
+            "prune.threshold=0.7",
+            "sweep=false",
+            "probe_every=1",
+        ],
+        more: &[
+            "mask.iterations=21",
+            "sweep=true",
+            "sweep_thresholds=[0, 0.4, 0.8]",
+        ],
+        wrong: &[
+            ("sweep_thresholds=[]", "sweep_thresholds"),
+            ("sweep_thresholds=[0.2, 0.1]", "sweep_thresholds"),
+            ("sweep_thresholds=[0.2, 1.1]", "sweep_thresholds"),
+            ("clean.ratio=0", "clean.ratio"),
+            ("mask.iterations=0", "mask.iterations"),
+            ("mask.round=0", "mask.round"),
+            ("mask.batch_size=0", "mask.batch_size"),
+            ("mask.lr=0", "mask.lr"),
+            ("mask.momentum=1", "mask.momentum"),
+            ("mask.alpha=1.1", "mask.alpha"),
+            ("mask.eps=0", "mask.eps"),
+            ("mask.steps=-1", "mask.steps"),
+            ("prune.threshold=2", "prune.threshold"),
+            ("prune.choose=best", "prune.choose"),
+            ("prune.tolerance=-1", "prune.tolerance"),
+        ],
+        changes: &[
+            "mask.iterations=4",
+            "mask.batch_size=7",
+            "mask.augment=false",
+            "mask.lr=1",
+            "mask.momentum=0",
+            "mask.alpha=0.9",
+            "mask.eps=0.2",
+            "mask.steps=0",
+            "mask.steps=2",
+            "prune.threshold=0.1",
+            "clean.seed=1",
+        ],
+    },
+    Quick {
         id: "nc",
         set: &[
             "clean.ratio=0.1",
@@ -155,6 +205,61 @@ const METHODS: &[Quick] = &[
         ],
     },
     Quick {
+        id: "rnp",
+        set: &[
+            "clean.ratio=0.1",
+            "unlearn.max_epochs=2",
+            "unlearn.stop_accuracy=0",
+            "unlearn.batch_size=8",
+            "recover.epochs=2",
+            "recover.batch_size=8",
+            "recover.lr=5",
+            "recover.momentum=0.5",
+            "prune.threshold=0.7",
+            "sweep=false",
+            "probe_every=1",
+        ],
+        more: &[
+            "recover.epochs=8",
+            "sweep=true",
+            "sweep_thresholds=[0, 0.4, 0.8]",
+        ],
+        wrong: &[
+            ("sweep_thresholds=[-0.1]", "sweep_thresholds"),
+            ("clip_before_backward=1", "clip_before_backward"),
+            ("clean.ratio=2", "clean.ratio"),
+            ("unlearn.max_epochs=0", "unlearn.max_epochs"),
+            ("unlearn.lr=0", "unlearn.lr"),
+            ("unlearn.momentum=1", "unlearn.momentum"),
+            ("unlearn.weight_decay=-1", "unlearn.weight_decay"),
+            ("unlearn.gamma=0", "unlearn.gamma"),
+            ("unlearn.clip=0", "unlearn.clip"),
+            ("unlearn.stop_accuracy=2", "unlearn.stop_accuracy"),
+            ("unlearn.batch_size=0", "unlearn.batch_size"),
+            ("recover.epochs=0", "recover.epochs"),
+            ("recover.lr=0", "recover.lr"),
+            ("recover.momentum=1", "recover.momentum"),
+            ("recover.alpha=0", "recover.alpha"),
+            ("recover.batch_size=0", "recover.batch_size"),
+            ("prune.threshold=-1", "prune.threshold"),
+            ("prune.choose=best", "prune.choose"),
+            ("prune.tolerance=2", "prune.tolerance"),
+        ],
+        changes: &[
+            "unlearn.max_epochs=1",
+            "unlearn.lr=0.05",
+            "recover.epochs=1",
+            "recover.lr=1",
+            "recover.momentum=0",
+            "recover.alpha=0.05",
+            "recover.batch_size=7",
+            "recover.shuffle=false",
+            "recover.augment=false",
+            "prune.threshold=0.1",
+            "clean.seed=1",
+        ],
+    },
+    Quick {
         id: "clp",
         // An untrained network has no outliers but mild ones.
         set: &["u=1"],
@@ -169,6 +274,52 @@ const METHODS: &[Quick] = &[
             ("eps=-1", "eps"),
         ],
         changes: &["u=0.5", "pairing=main-branch"],
+    },
+    Quick {
+        id: "ibau",
+        set: &[
+            "clean.ratio=0.1",
+            "rounds=2",
+            "perturb.batch_size=16",
+            "unlearn.batch_size=16",
+            "unlearn.patched=0.2",
+            "probe_every=1",
+        ],
+        more: &["rounds=6"],
+        wrong: &[
+            ("rounds=0", "rounds"),
+            ("clean.ratio=0", "clean.ratio"),
+            ("perturb.lr=0", "perturb.lr"),
+            ("perturb.penalty=-1", "perturb.penalty"),
+            ("perturb.batch_size=0", "perturb.batch_size"),
+            ("hypergradient.rate=0", "hypergradient.rate"),
+            ("hypergradient.terms=-1", "hypergradient.terms"),
+            ("hypergradient.tolerance=-1", "hypergradient.tolerance"),
+            ("hypergradient.step=0", "hypergradient.step"),
+            ("unlearn.lr=0", "unlearn.lr"),
+            ("unlearn.patched=1.5", "unlearn.patched"),
+            ("unlearn.batch_size=0", "unlearn.batch_size"),
+        ],
+        changes: &[
+            "rounds=1",
+            "perturb.lr=1",
+            "perturb.penalty=0.1",
+            "perturb.batch_size=15",
+            "perturb.shuffle=false",
+            "perturb.augment=false",
+            "hypergradient.rate=0.5",
+            "hypergradient.terms=0",
+            "hypergradient.terms=1",
+            "hypergradient.tolerance=1",
+            "hypergradient.step=0.1",
+            "unlearn.lr=0.001",
+            "unlearn.amsgrad=false",
+            "unlearn.patched=0.5",
+            "unlearn.batch_size=15",
+            "unlearn.shuffle=false",
+            "unlearn.augment=false",
+            "clean.seed=1",
+        ],
     },
     Quick {
         id: "tsbd",
@@ -435,6 +586,71 @@ fn a_data_free_sweep_has_a_choice_and_an_oracle() {
             .expect("finite"),
         suspect.to_bytes(&BTreeMap::new()).expect("finite")
     );
+}
+
+/// The thresholds of masks are tried on one set of masks, whatever the method that trained it.
+#[test]
+fn a_sweep_of_thresholds_has_a_choice_and_an_oracle() {
+    for id in ["anp", "rnp"] {
+        let out = folder();
+        let attack = Draft::new().write(out.path());
+        let quick = METHODS.iter().find(|quick| quick.id == id);
+        let quick = quick.expect("it is listed");
+        let defense = bb_defense::registry::find(id, &[]).expect("a defense");
+        let repair = |more: &[&'static str]| {
+            let set: Vec<&str> = quick.set.iter().chain(more).copied().collect();
+            run(&request(defense, &attack.dir, out.path(), &set)).expect("repaired")
+        };
+        let single = repair(&[]);
+        let one = results(&single);
+        assert_eq!((one.chosen.as_str(), one.oracle), ("threshold=0.7", None));
+        let sweep = "sweep_thresholds=[0, 0.2, 0.5, 0.9, 1]";
+        let swept = repair(&["sweep=true", sweep]);
+        let found = results(&swept);
+        assert_eq!(found.chosen, "threshold=0.7", "{id}");
+        assert_eq!(found.after, one.after, "{id}");
+        assert!(found.oracle.expect("several candidates").der >= found.der);
+        let pruned: Vec<u64> = found
+            .candidates
+            .iter()
+            .map(|candidate| candidate.notes["pruned"].as_u64().expect("a count"))
+            .collect();
+        assert!(
+            pruned.windows(2).all(|pair| pair[0] < pair[1]),
+            "{pruned:?}"
+        );
+        let channels = found.notes["channels"].as_u64().expect("a count");
+        assert_eq!((channels, pruned.last()), (3392 / 16, Some(&channels)));
+        // The table has what was compared with the thresholds.
+        let table = text(&bytes(&swept, "masks.csv"));
+        let masks: Vec<f64> = table
+            .lines()
+            .skip(1)
+            .map(|line| line.rsplit(',').next().expect("a field"))
+            .map(|mask| mask.parse().expect("a number"))
+            .collect();
+        assert_eq!(masks.len() as u64, channels);
+        for (candidate, pruned) in found.candidates.iter().zip(pruned) {
+            let threshold = candidate.notes["threshold"].as_f64().expect("a number");
+            let below = masks.iter().filter(|&&mask| mask <= threshold).count();
+            assert_eq!(below as u64, pruned, "{id}: {threshold}");
+        }
+        // Where all may be lost but the last right answer, the largest threshold that leaves one is taken.
+        let lenient = ["prune.choose=accuracy", "prune.tolerance=1"];
+        let all = results(&repair(&["sweep=true", sweep, lenient[0], lenient[1]]));
+        let hits = |ratio: &Value| ratio["hits"].as_u64().expect("a count");
+        let before = hits(&all.notes["clean_before"]);
+        let within = |own: u64| own >= before || own > 0;
+        let last = all
+            .candidates
+            .iter()
+            .rfind(|candidate| within(hits(&candidate.notes["clean"])));
+        assert_eq!(last.expect("one is").name, all.chosen, "{id}");
+        let set: Vec<&str> = quick.set.iter().chain(&lenient).copied().collect();
+        let refused = run(&request(defense, &attack.dir, out.path(), &set));
+        let refused = refused.expect_err("no sweep to choose from").to_string();
+        assert!(refused.contains("`prune.choose`"), "{refused}");
+    }
 }
 
 #[test]

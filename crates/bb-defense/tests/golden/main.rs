@@ -2,6 +2,7 @@
 //!
 //! Sizes, layer names and neuron counts are read from the files, so another network's set of the same cases passes too.
 
+mod anp;
 mod clp;
 mod fp;
 mod nc;

@@ -169,12 +169,57 @@ pub fn adam(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], by: AdamStep
                 || {
                     for (((w, m), v), g) in w.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(g)
                     {
-                        let g = g + by.weight_decay * *w;
-                        *m += by.share1 * (g - *m);
-                        *v = by.beta2 * *v + by.share2 * g * g;
-                        *w -= by.step * *m / (v.sqrt() / by.bias2_sqrt + by.eps);
+                        adam_moments(*w, (m, v), *g, by);
+                        adam_move(w, (*m, *v), by);
                     }
                 },
             );
         });
+}
+
+/// One step of AMSGrad, Adam with the largest mean square so far, `top = max(top, v)`, in the place of `v` (Reddi et al.,
+/// ICLR 2018), as PyTorch's.
+pub fn amsgrad(
+    w: &mut [f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    top: &mut [f32],
+    g: &[f32],
+    by: AdamStep,
+) {
+    let all = [m.len(), v.len(), top.len(), g.len()];
+    assert!(all.iter().all(|&len| len == w.len()));
+    w.par_chunks_mut(PIECE)
+        .zip(m.par_chunks_mut(PIECE))
+        .zip(v.par_chunks_mut(PIECE))
+        .zip(top.par_chunks_mut(PIECE))
+        .zip(g.par_chunks(PIECE))
+        .for_each(|((((w, m), v), top), g)| {
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    let moments = m.iter_mut().zip(v.iter_mut());
+                    let rest = top.iter_mut().zip(g);
+                    for ((w, (m, v)), (top, g)) in w.iter_mut().zip(moments).zip(rest) {
+                        adam_moments(*w, (m, v), *g, by);
+                        *top = top.max(*v);
+                        adam_move(w, (*m, *top), by);
+                    }
+                },
+            );
+        });
+}
+
+/// The moments of a step of [`adam`] or [`amsgrad`].
+#[inline(always)]
+fn adam_moments(w: f32, (m, v): (&mut f32, &mut f32), g: f32, by: AdamStep) {
+    let g = g + by.weight_decay * w;
+    *m += by.share1 * (g - *m);
+    *v = by.beta2 * *v + by.share2 * g * g;
+}
+
+/// The move of a step of [`adam`] or [`amsgrad`].
+#[inline(always)]
+fn adam_move(w: &mut f32, (m, v): (f32, f32), by: AdamStep) {
+    *w -= by.step * m / (v.sqrt() / by.bias2_sqrt + by.eps);
 }
