@@ -23,15 +23,15 @@
 //! - `prune.choose = "fixed"`: `prune.threshold`.
 //! - `prune.choose = "accuracy"`: the largest threshold of the sweep at which the accuracy on the clean images, as they
 //!   are, is less than a share `prune.tolerance` below that of the suspect model. This is the bound within which the
-//!   reference looks for the lowest attack success; a defender, who cannot look, takes the end of it, because pruning
-//!   more can only remove more of the backdoor. The suspect model was trained on these images and so was the mask, so
-//!   the accuracy on them falls later than that on others, and this choice prunes more than the fixed one.
+//!   reference looks for the lowest attack success; a defender, who cannot look, takes the end of it, because as a
+//!   rule pruning more removes more of the backdoor. The suspect model and the masks were trained on these images, so the accuracy on
+//!   others may fall sooner.
 //!
 //! ## Differences from the authors' code
 //! The reference is the benchmark's `defense/anp.py`:
 //! - It takes the threshold with the lowest attack success on the poisoned test set among those that cost less than a
-//!   tenth of the accuracy on the clean test set. That is an oracle, and here the row of that name; what a defender can
-//!   do is said above.
+//!   tenth of the accuracy on the clean test set. That is an oracle. The row `oracle` here is the one with the best DER;
+//!   what a defender can do is said above.
 //! - Masks are compared with thresholds after rounding to 4 decimals, as the reference writes them to a text file.
 //! - The noise is not kept within `eps`: after its start and one step it may be twice as large.
 //! - All passes are in train mode, and move the running statistics of the masked copy, which is dropped.
