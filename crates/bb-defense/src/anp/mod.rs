@@ -62,8 +62,8 @@
 //!
 //! ## Cost
 //! Three forward and backward passes for each iteration and one more for each further step of the noise, that is, over
-//! 1.5 million images with the defaults; `configs/defense/anp/short.toml` has a twentieth of it. Each model of a sweep is
-//! measured on the whole test set.
+//! 1.5 million images with the defaults; `configs/defense/anp/short.toml` has a twentieth of it. The models of
+//! a sweep are in memory together, and each is measured on the whole test set.
 //!
 //! ## References
 //! - Wu, Wang: Adversarial Neuron Pruning Purifies Backdoored Deep Models, Advances in Neural Information Processing

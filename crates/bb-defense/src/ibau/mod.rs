@@ -75,7 +75,7 @@
 //! ## Cost
 //! In each round a forward pass and a pass with a gradient over the clean images to seek the perturbation, and eleven
 //! passes with gradients for each step: one of the outer loss, two for each term of the series after the first, and two
-//! for the parameters.
+//! for the parameters. `configs/defense/ibau/short.toml` does with three.
 //!
 //! ## References
 //! - Zeng, Chen, Park, Mao, Jin, Jia: Adversarial Unlearning of Backdoors via Implicit Hypergradient, ICLR 2022,

@@ -63,8 +63,8 @@
 //! - `prune.tolerance` (0.1): relative loss of accuracy that `"accuracy"` bears.
 //!
 //! ## Cost
-//! At most 40 forward and backward passes over 1 % of the training images. Each model of a sweep is measured on the
-//! whole test set, which takes longer than that; `sweep = false` spares it.
+//! At most 40 forward and backward passes over 1 % of the training images. The models of a sweep are in memory
+//! together, and each is measured on the whole test set; `sweep = false` spares both.
 //!
 //! ## References
 //! - Li, Lyu, Ma, Koren, Lyu, Li, Jiang: Reconstructive Neuron Pruning for Backdoor Defense, ICML 2023,
