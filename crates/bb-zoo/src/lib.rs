@@ -7,6 +7,7 @@
 //! [`index`] is the list of known checkpoints (`model_zoo/index.toml`); [`strict`] is the TOML reader it is built on,
 //! shared with the grid files of `bb-eval`; [`torch`] reads checkpoints without running anything in them, and writes them.
 pub mod index;
+mod sniff;
 pub mod strict;
 pub mod torch;
 
