@@ -1,6 +1,6 @@
 //! Pictures that become triggers: reading a user's file, and writing what was used as PNG.
 
-use std::io::Cursor;
+use std::io::{Cursor, Read as _};
 use std::path::{Path, PathBuf};
 
 use bb_core::data::resize::pil_bilinear;
@@ -30,6 +30,18 @@ pub enum PictureError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// The picture has another size than the one it stands for, or a file that is far too large for it.
+    #[error("picture `{}` is {found}, expected {height} x {width} pixels", path.display())]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// What it has.
+        found: String,
+        /// Expected height in pixels.
+        height: usize,
+        /// Expected width in pixels.
+        width: usize,
     },
     /// The bytes are no PNG or JPEG file, or a broken or too large one.
     #[error("cannot decode picture `{}`, expected a PNG or JPEG file of at most {MAX_SIDE} x {MAX_SIDE} pixels", path.display())]
@@ -66,6 +78,42 @@ impl Picture {
             path: path.to_owned(),
             source,
         })
+    }
+
+    /// Reads a picture that must have this size; one that has not is refused by its header, without being decoded.
+    ///
+    /// For pictures of strangers: a small file may say that it holds a picture of hundreds of megabytes.
+    pub fn read_sized(path: &Path, height: usize, width: usize) -> Result<Self, PictureError> {
+        // Uncompressed 16-bit RGBA, and some room for what a file says beside it.
+        let most = (height * width * 8) as u64 + (1 << 16);
+        let read = |source| PictureError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let size = |found| PictureError::Size {
+            path: path.to_owned(),
+            found,
+            height,
+            width,
+        };
+        let file = fs_err::File::open(path).map_err(read)?;
+        let len = file.metadata().map_err(read)?.len();
+        if len > most {
+            return Err(size(format!("a file of {len} bytes")));
+        }
+        let mut bytes = Vec::new();
+        file.take(most).read_to_end(&mut bytes).map_err(read)?;
+        let decode = |source| PictureError::Decode {
+            path: path.to_owned(),
+            source,
+        };
+        let header = ImageReader::new(Cursor::new(&bytes)).with_guessed_format();
+        let found = header.map_err(|e| decode(e.into()))?.into_dimensions();
+        let (found_width, found_height) = found.map_err(decode)?;
+        if (found_height as usize, found_width as usize) != (height, width) {
+            return Err(size(format!("{found_height} x {found_width} pixels")));
+        }
+        Self::decode(&bytes).map_err(decode)
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, image::ImageError> {
@@ -135,6 +183,36 @@ mod tests {
         let picture = Picture::new(2, 3, (0..18).map(|v| v * 13).collect());
         fs_err::write(&path, picture.to_png()).expect("a writable folder");
         assert_eq!(Picture::read(&path).expect("our own PNG"), picture);
+    }
+
+    #[test]
+    fn a_picture_of_another_size_is_not_decoded() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("t.png");
+        let write = |bytes: &[u8]| fs_err::write(&path, bytes).expect("a writable folder");
+        let picture = Picture::new(4, 4, vec![9; 48]);
+        write(&picture.to_png());
+        assert_eq!(Picture::read_sized(&path, 4, 4).expect("our own"), picture);
+        // Only its header says so: there are no pixels behind it.
+        let mut huge = picture.to_png();
+        huge[16..24].copy_from_slice(&[0, 0, 0x20, 0, 0, 0, 0x20, 0]);
+        // The checksum of the header chunk, which stands in its own 4 bytes behind it.
+        let crc = !huge[12..29].iter().fold(!0u32, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+            })
+        });
+        huge[29..33].copy_from_slice(&crc.to_be_bytes());
+        write(&huge);
+        let error = Picture::read_sized(&path, 4, 4).expect_err("another size");
+        let expected = "t.png` is 8192 x 8192 pixels, expected 4 x 4 pixels";
+        assert!(error.to_string().ends_with(expected), "{error}");
+        write(&vec![0; 70_000]);
+        let error = Picture::read_sized(&path, 4, 4).expect_err("a large file");
+        assert!(
+            error.to_string().contains("a file of 70000 bytes"),
+            "{error}"
+        );
     }
 
     #[test]

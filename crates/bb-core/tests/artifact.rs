@@ -65,6 +65,43 @@ fn two_files_on_the_way_to_one_name_do_not_meet() {
 }
 
 #[test]
+fn a_folder_appears_when_it_is_whole() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("new/result");
+    let mut begun = atomic::Folder::create(&path).expect("the folder can be written");
+    begun
+        .write("top.txt", "a")
+        .expect("the file can be written");
+    begun
+        .write("one/two/deep.txt", "b")
+        .expect("the file can be written");
+    assert!(!path.exists());
+    begun.commit().expect("the folder can be renamed");
+    let deep = fs_err::read(path.join("one/two/deep.txt")).expect("it is there");
+    assert_eq!(deep, b"b");
+    assert_eq!(names(&folder.path().join("new")), ["result".into()].into());
+
+    // Neither a folder nor a file that is there is touched, and what is given up vanishes.
+    assert!(matches!(
+        atomic::Folder::create(&path),
+        Err(ArtifactError::Exists { path: found }) if found == path
+    ));
+    let other = folder.path().join("new/other");
+    let mut begun = atomic::Folder::create(&other).expect("the folder can be written");
+    begun.write("x", "y").expect("the file can be written");
+    assert!(matches!(
+        begun.write("x", "again"),
+        Err(ArtifactError::Write { path, .. }) if path == other.join("x")
+    ));
+    fs_err::write(&other, "in the way").expect("the folder can be written");
+    assert!(matches!(begun.commit(), Err(ArtifactError::Exists { .. })));
+    assert_eq!(fs_err::read(&other).expect("it is there"), b"in the way");
+    fs_err::remove_file(&other).expect("it is ours");
+    drop(atomic::Folder::create(&other).expect("the folder can be written"));
+    assert_eq!(names(&folder.path().join("new")), ["result".into()].into());
+}
+
+#[test]
 fn what_cannot_be_written_is_named_and_leaves_nothing() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let absent = folder.path().join("absent/file");

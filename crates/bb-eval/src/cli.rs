@@ -15,7 +15,7 @@ use crate::grid::Grid;
 use crate::plan;
 use crate::prepare::{Places, Prepared};
 use crate::table::{self, Layout, Table};
-use crate::zoo::{self, ImportRequest};
+use crate::zoo::{self, ExportRequest, ImportRequest, Rules};
 use crate::{collect, run, verify};
 
 /// Compare backdoor attacks and defenses
@@ -88,7 +88,7 @@ enum Command {
 enum ZooCommand {
     /// Make an attack's cell of a folder of BackdoorBench, or a clean one of a bare state dictionary; prints its folder
     Import {
-        /// Folder with `attack_result.pt`, or a PyTorch file (`.pt`, `.pth`)
+        /// Folder with `attack_result.pt`, a PyTorch file (`.pt`, `.pth`) or a `.safetensors` file
         #[arg(value_name = "PATH")]
         path: PathBuf,
         /// Name of the dataset
@@ -103,11 +103,38 @@ enum ZooCommand {
         /// Name of the attack that the cell is filed under [default: `imported`, or `clean` without poisoned images]
         #[arg(long, value_name = "NAME")]
         attack: Option<String>,
+        /// What tensors are called here: names that begin with FROM begin with TO instead; may be repeated
+        #[arg(long, value_name = "FROM=TO")]
+        rename: Vec<String>,
+        /// A TOML file with such rules, used after those of the command line
+        #[arg(long, value_name = "FILE")]
+        rename_file: Option<PathBuf>,
+        /// Leave out tensors whose names begin so; may be repeated
+        #[arg(long, value_name = "START")]
+        ignore: Vec<String>,
+        /// JSON file for the names of all tensors: loaded, missing, unused, mismatched, ignored
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
         /// Folder for the results
         #[arg(long, value_name = "DIR", default_value = "runs")]
         out: PathBuf,
         #[command(flatten)]
         machine: MachineArgs,
+    },
+    /// Write a cell for other programs, into a folder that does not exist yet; prints its name
+    Export {
+        /// Folder or manifest of an attack's or a defense's result
+        #[arg(value_name = "CELL")]
+        cell: PathBuf,
+        /// What to write
+        #[arg(long, value_enum)]
+        format: ExportFormat,
+        /// Folder with the datasets, for the folder of an attack
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+        /// Folder to make; for BackdoorBench it belongs into `record/` there, under this name
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
     },
     /// Show what a PyTorch file holds, without running anything in it
     Scan {
@@ -115,6 +142,16 @@ enum ZooCommand {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum ExportFormat {
+    /// `attack_result.pt` with its pictures, `defense_result.pt` or `clean_model.pth`
+    Backdoorbench,
+    /// `model.pth`, which `torch.load(weights_only=True)` reads, and `model.json`
+    StateDict,
+    /// `model.safetensors` and `model.json`
+    Safetensors,
 }
 
 #[derive(Args, Debug)]
@@ -266,9 +303,23 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             data,
             arch,
             attack,
+            rename,
+            rename_file,
+            ignore,
+            report,
             out,
             machine,
         } => {
+            let mut rules = Rules {
+                ignore,
+                ..Rules::default()
+            };
+            for rule in &rename {
+                rules.add(rule)?;
+            }
+            if let Some(path) = rename_file {
+                rules.read(&path)?;
+            }
             let compute = machine.start(false)?;
             let request = ImportRequest {
                 path,
@@ -276,6 +327,8 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                 data,
                 arch,
                 attack,
+                rules,
+                report,
                 out,
             };
             let (cell, report) = zoo::import(&request, &compute)?;
@@ -283,7 +336,30 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             Log::new(false).info("imported", &text, &Value::Null)?;
             cli::print(&format!("{}\n", cell.dir.display()))
         }
-        ZooCommand::Scan { file } => cli::print(&zoo::scan(&file)?),
+        ZooCommand::Export {
+            cell,
+            format,
+            data,
+            out,
+        } => {
+            let format = match format {
+                ExportFormat::Backdoorbench => zoo::Format::BackdoorBench,
+                ExportFormat::StateDict => zoo::Format::StateDict,
+                ExportFormat::Safetensors => zoo::Format::Safetensors,
+            };
+            let exported = zoo::export(&ExportRequest {
+                cell,
+                format,
+                data,
+                out,
+            })?;
+            let log = Log::new(false);
+            for warning in &exported.warnings {
+                log.warn("exported", warning, &Value::Null)?;
+            }
+            cli::print(&format!("{}\n", exported.dir.display()))
+        }
+        ZooCommand::Scan { file } => cli::print(&bb_zoo::torch::scan(&file)?),
     }
 }
 

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use bb_core::cell::{Cell, ENV, Kind, MODEL, POISON_TEST};
 use bb_core::cli::{Coded, Failure, exit};
-use bb_core::data::{self, OpenOptions};
+use bb_core::data::{self, Dataset, OpenOptions};
 use bb_core::metrics::Scores;
 use bb_core::poison::PoisonSet;
 use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
@@ -107,34 +107,12 @@ pub fn verify(
         Kind::Attack => (cell.clone(), attack_scores(&cell)?),
         Kind::Defense => (find_attack(&cell, attack)?, defense_results(&cell)?.after),
     };
+    let dataset = open_data(&attack, data)?;
     let no_field = |field| VerifyError::NoField {
         path: attack.dir.clone(),
         field,
     };
-    let settings = &attack.manifest.settings;
-    let options = OpenOptions {
-        cache_dir: None,
-        train_limit: settings["data"]["train_limit"].as_u64().map(|n| n as usize),
-        test_limit: settings["data"]["test_limit"].as_u64().map(|n| n as usize),
-        seed: 0,
-    };
-    let id = &attack.manifest.dataset;
-    let dataset = data::open(id, data, &options)?;
-    let digest = attack
-        .manifest
-        .inputs
-        .get("dataset")
-        .ok_or_else(|| no_field("inputs.dataset"))?;
-    if dataset.digest != *digest {
-        let (id, expected, found) = (id.clone(), digest.clone(), dataset.digest);
-        return Err(VerifyError::OtherDataset {
-            id,
-            expected,
-            found,
-        }
-        .into());
-    }
-    let model = &settings["model"];
+    let model = &attack.manifest.settings["model"];
     let name = model["arch"]
         .as_str()
         .ok_or_else(|| no_field("settings.model.arch"))?;
@@ -149,6 +127,37 @@ pub fn verify(
     let found = eval::scores(&mut net, &dataset.test, &poisoned, &dataset.spec);
     net.take_failure()?;
     Ok(Verified { found, expected })
+}
+
+/// The dataset that an attack's cell was made with; `data` is the folder with the datasets.
+pub(crate) fn open_data(attack: &Cell, data: Option<&Path>) -> Result<Dataset, Failure> {
+    let settings = &attack.manifest.settings;
+    let options = OpenOptions {
+        cache_dir: None,
+        train_limit: settings["data"]["train_limit"].as_u64().map(|n| n as usize),
+        test_limit: settings["data"]["test_limit"].as_u64().map(|n| n as usize),
+        seed: 0,
+    };
+    let id = &attack.manifest.dataset;
+    let dataset = data::open(id, data, &options)?;
+    let digest = attack
+        .manifest
+        .inputs
+        .get("dataset")
+        .ok_or_else(|| VerifyError::NoField {
+            path: attack.dir.clone(),
+            field: "inputs.dataset",
+        })?;
+    if dataset.digest != *digest {
+        let (id, expected, found) = (id.clone(), digest.clone(), dataset.digest);
+        return Err(VerifyError::OtherDataset {
+            id,
+            expected,
+            found,
+        }
+        .into());
+    }
+    Ok(dataset)
 }
 
 /// The attack's cell of a defense: where the user says, where the run found it, or in the same folder of results.

@@ -7,7 +7,7 @@ use bb_core::cell::{Cell, MODEL, POISON_TEST, POISON_TRAIN};
 use bb_core::data::{self, OpenOptions};
 use bb_core::metrics::Ratio;
 use bb_core::poison::PoisonSet;
-use bb_eval::zoo::{ImportRequest, import};
+use bb_eval::zoo::{ImportRequest, Rules, import};
 use bb_nn::data::{Normaliser, plain_input};
 use bb_nn::{ArchSpec, Compute, Mode, Net, StateDict};
 
@@ -27,6 +27,8 @@ fn request(shared: &Path, path: PathBuf, out: &Path) -> ImportRequest {
         data: Some(shared.join("data")),
         arch: None,
         attack: None,
+        rules: Rules::default(),
+        report: None,
         out: out.to_owned(),
     }
 }

@@ -5,8 +5,9 @@
 //! is believed, and nothing read here chooses a path or runs code.
 //!
 //! [`index`] is the list of known checkpoints (`model_zoo/index.toml`); [`strict`] is the TOML reader it is built on,
-//! shared with the grid files of `bb-eval`; [`torch`] reads checkpoints without running anything in them.
+//! shared with the grid files of `bb-eval`; [`torch`] reads checkpoints without running anything in them, and writes them.
 pub mod index;
+mod sniff;
 pub mod strict;
 pub mod torch;
 

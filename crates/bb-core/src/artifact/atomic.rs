@@ -1,8 +1,9 @@
-//! A file appears whole or not at all, also when the power fails.
+//! A file or folder appears whole or not at all, also when the power fails.
 //!
-//! The content goes to a temporary file in the same folder, which is brought to the disk and then renamed; at last the
-//! folder is brought to the disk, because the name lives there.
+//! The content goes to a temporary one beside it, which is brought to the disk and then renamed; at last the folder that
+//! both lie in is brought to the disk, because the name lives there.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -40,19 +41,12 @@ pub struct File {
 impl File {
     /// Begins a file that is to lie at `path`; the folder must exist.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, ArtifactError> {
-        // Another file of this process may be on its way to the same name.
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
         let path = path.as_ref().to_owned();
         if path.file_name().is_none() {
             return Err(ArtifactError::NoName { path });
         }
         loop {
-            // The name does not contain that of the target, which may already be as long as the system allows.
-            let temporary = path.with_file_name(format!(
-                "{PREFIX}{}-{}",
-                std::process::id(),
-                COUNTER.fetch_add(1, Ordering::Relaxed)
-            ));
+            let temporary = temporary_beside(&path);
             match fs_err::OpenOptions::new()
                 .write(true)
                 .create_new(true)
@@ -118,7 +112,163 @@ impl Drop for File {
     }
 }
 
-/// Whether a file name is that of a file on its way to another name.
+/// A folder being written; it takes its name with [`commit`](Self::commit), and vanishes when dropped before.
+///
+/// A killed process leaves the temporary folder behind; [`is_temporary`] knows it by its name.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    temporary: PathBuf,
+    /// Folders inside, to be brought to the disk at the end.
+    inner: BTreeSet<PathBuf>,
+    committed: bool,
+}
+
+impl Folder {
+    /// Begins a folder that is to lie at `path`, where nothing may lie yet; folders above it are made.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Exists`] if something lies there, [`ArtifactError::Write`] if the system refuses.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self, ArtifactError> {
+        let path = path.as_ref().to_owned();
+        if path.file_name().is_none() {
+            return Err(ArtifactError::NoName { path });
+        }
+        refuse_existing(&path)?;
+        let failed = |source| ArtifactError::Write {
+            path: path.clone(),
+            source,
+        };
+        if let Some(parent) = path.parent().filter(|parent| *parent != Path::new("")) {
+            fs_err::create_dir_all(parent).map_err(failed)?;
+        }
+        loop {
+            let temporary = temporary_beside(&path);
+            match fs_err::create_dir(&temporary) {
+                Ok(()) => {
+                    return Ok(Self {
+                        path,
+                        temporary,
+                        inner: BTreeSet::new(),
+                        committed: false,
+                    });
+                }
+                // Left by a killed process that had the same number.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(failed(source)),
+            }
+        }
+    }
+
+    /// Begins a file at a relative path in the folder; folders on the way are made. [`Self::finish`] ends it.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Write`] if any step fails.
+    pub fn file(&mut self, name: impl AsRef<Path>) -> Result<fs_err::File, ArtifactError> {
+        let (name, folder) = (name.as_ref(), self.temporary.clone());
+        debug_assert!(name.is_relative(), "a path inside of the folder");
+        let begin = || -> io::Result<(Vec<PathBuf>, fs_err::File)> {
+            let above = name.ancestors().skip(1);
+            let above = above.filter(|part| *part != Path::new(""));
+            let inner: Vec<PathBuf> = above.map(|part| folder.join(part)).collect();
+            if let Some(deepest) = inner.first() {
+                fs_err::create_dir_all(deepest)?;
+            }
+            Ok((inner, fs_err::File::create_new(folder.join(name))?))
+        };
+        let (inner, file) = begin().map_err(|source| self.failed(name, source))?;
+        self.inner.extend(inner);
+        Ok(file)
+    }
+
+    /// Brings the content of a file to the disk.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Write`] if the system refuses.
+    pub fn finish(&self, name: impl AsRef<Path>, file: &fs_err::File) -> Result<(), ArtifactError> {
+        file.sync_all()
+            .map_err(|source| self.failed(name.as_ref(), source))
+    }
+
+    /// Writes a file at a relative path in the folder.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Write`] if any step fails.
+    pub fn write(
+        &mut self,
+        name: impl AsRef<Path>,
+        bytes: impl AsRef<[u8]>,
+    ) -> Result<(), ArtifactError> {
+        let mut file = self.file(&name)?;
+        let written = file.write_all(bytes.as_ref());
+        written.map_err(|source| self.failed(name.as_ref(), source))?;
+        self.finish(name, &file)
+    }
+
+    /// Brings the names to the disk and gives the folder its own.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Exists`] if something has come to lie there, [`ArtifactError::Write`] if any step fails.
+    pub fn commit(mut self) -> Result<(), ArtifactError> {
+        refuse_existing(&self.path)?;
+        self.try_commit()
+            .map_err(|source| self.failed(Path::new(""), source))
+    }
+
+    fn try_commit(&mut self) -> io::Result<()> {
+        // Children before their parents.
+        for folder in self.inner.iter().rev() {
+            sync(folder)?;
+        }
+        sync(&self.temporary)?;
+        fs_err::rename(&self.temporary, &self.path)?;
+        self.committed = true;
+        sync_folder_of(&self.path)
+    }
+
+    fn failed(&self, name: &Path, source: io::Error) -> ArtifactError {
+        ArtifactError::Write {
+            path: self.path.join(name),
+            source,
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if !self.committed {
+            // As for a file.
+            let _ = fs_err::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+fn refuse_existing(path: &Path) -> Result<(), ArtifactError> {
+    match fs_err::symlink_metadata(path) {
+        Ok(_) => Err(ArtifactError::Exists {
+            path: path.to_owned(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(ArtifactError::Write {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// A name in the same folder that nothing else of this process has.
+fn temporary_beside(path: &Path) -> PathBuf {
+    // Another file of this process may be on its way to the same name.
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    // The name does not contain that of the target, which may already be as long as the system allows.
+    path.with_file_name(format!(
+        "{PREFIX}{}-{}",
+        std::process::id(),
+        COUNTER.fetch_add(1, Ordering::Relaxed)
+    ))
+}
+
+/// Whether a file name is that of a file or folder on its way to another name.
 pub fn is_temporary(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
 }

@@ -31,6 +31,12 @@ pub enum ArtifactError {
         /// What the system said.
         source: io::Error,
     },
+    /// Something lies where a new folder is to be.
+    #[error("`{}` exists already", path.display())]
+    Exists {
+        /// The path.
+        path: PathBuf,
+    },
     /// The path ends in no file name.
     #[error("`{}` does not name a file", path.display())]
     NoName {
@@ -49,8 +55,15 @@ impl Coded for ArtifactError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Write { source, .. } | Self::Read { source, .. } => source.exit_code(),
-            Self::NoName { .. } => exit::USAGE,
+            Self::NoName { .. } | Self::Exists { .. } => exit::USAGE,
             Self::Tensors { .. } => exit::BUG,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Exists { .. } => Some("name a folder that does not exist yet".to_owned()),
+            _ => None,
         }
     }
 }

@@ -70,6 +70,10 @@ impl Record {
 
 /// Most classes of a dataset.
 const MOST_CLASSES: usize = 10_000;
+/// Most tensors of a state dictionary; a large network has a few thousand.
+const MOST_TENSORS: usize = 20_000;
+/// Most entries of a dictionary that is looked through for every image: it may be one and the same for all of them.
+const MOST_FIELDS: usize = 16;
 
 /// A dictionary with what is known of its place.
 struct Table<'a> {
@@ -259,6 +263,9 @@ fn record(
     };
     let field = entries.path(&index.to_string());
     let entry = Table::new(checkpoint, &field, value)?;
+    if entry.entries.len() > MOST_FIELDS {
+        return Err(checkpoint.wrong(&field, value, "a dictionary of at most 16 entries"));
+    }
     let expected = "[attacked label, true label]";
     let info = entry.get("other_info", expected)?;
     let labels = match checkpoint.pickle().sequence(info) {
@@ -304,6 +311,14 @@ pub fn state(
     value: &Value,
 ) -> Result<Vec<NamedTensor>, TorchError> {
     let table = Table::new(checkpoint, field, value)?;
+    if table.entries.len() > MOST_TENSORS {
+        return Err(TorchError::Field {
+            path: checkpoint.path().to_owned(),
+            field: field.to_owned(),
+            found: format!("a dictionary of {}", table.entries.len()),
+            expected: "at most 20000 tensors",
+        });
+    }
     let mut tensors = Vec::with_capacity(table.entries.len());
     for (key, value) in table.entries {
         let Value::Text(name) = key else {

@@ -3,6 +3,7 @@
 use super::pickle::{
     Element, Limits, Object, Pickle, PickleError, Storage, Tensor, Value, elements,
 };
+use crate::sniff;
 use bb_core::cli::{Coded, exit};
 use fs_err::File;
 use half::{bf16, f16};
@@ -106,6 +107,10 @@ impl Checkpoint {
             path: path.to_owned(),
             reason,
         };
+        // A pipe would keep whoever opens it waiting.
+        if !fs_err::metadata(path)?.is_file() {
+            return Err(format("it is no regular file".to_owned()));
+        }
         let mut file = File::open(path)?;
         let len = file.metadata()?.len();
         if len > LARGEST_FILE {
@@ -113,15 +118,16 @@ impl Checkpoint {
                 "it has {len} bytes, expected at most {LARGEST_FILE}"
             )));
         }
-        let mut head = [0; 64];
-        let found = read_up_to(&mut file, &mut head)?;
+        let mut head = [0; sniff::HEAD];
+        let found = sniff::read_up_to(&mut file, &mut head)?;
         let head = &head[..found];
         let (pickle, source) = if head.starts_with(b"PK\x03\x04") {
             open_zip(path, file, len)?
         } else if head.starts_with(&[0x80, 0x02, 0x8a, 0x0a]) {
             open_legacy(path, file, len)?
         } else {
-            return Err(format(describe(head)));
+            let other = "it is neither a zip archive nor PyTorch's older format";
+            return Err(format(sniff::instead(head).unwrap_or(other).to_owned()));
         };
         Ok(Self {
             path: path.to_owned(),
@@ -222,31 +228,6 @@ impl Checkpoint {
                 Ok(bytes)
             }
         }
-    }
-}
-
-fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut found = 0;
-    while found < buffer.len() {
-        match file.read(&mut buffer[found..])? {
-            0 => break,
-            n => found += n,
-        }
-    }
-    Ok(found)
-}
-
-/// What a file that is no checkpoint begins with.
-fn describe(head: &[u8]) -> String {
-    let text = String::from_utf8_lossy(head).trim_start().to_lowercase();
-    if head.is_empty() {
-        "it is empty".to_owned()
-    } else if text.starts_with("version https://git-lfs") {
-        "it is a Git LFS pointer; fetch the file itself with `git lfs pull`".to_owned()
-    } else if text.starts_with("<!doctype") || text.starts_with("<html") {
-        "it is a web page, perhaps an error of the server it was downloaded from".to_owned()
-    } else {
-        "it is neither a zip archive nor PyTorch's older format".to_owned()
     }
 }
 
@@ -431,7 +412,10 @@ fn open_legacy(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source)
         let Some(end) = end.filter(|end| *end <= len) else {
             return Err(format("it is cut off inside of a storage"));
         };
-        storages.insert(name.to_string(), (at, count as usize));
+        let twice = storages.insert(name.to_string(), (at, count as usize));
+        if twice.is_some() {
+            return Err(format("a storage is listed twice"));
+        }
         at = end;
     }
     if at != len {

@@ -1,11 +1,16 @@
-//! PyTorch's checkpoint files, read as data.
+//! PyTorch's checkpoint files, read as data, and written.
 //!
 //! [`pickle`] builds inert values from the opcodes, [`mod@file`] finds pickle and storages in the two file formats and
-//! gives tensors, [`attack`] knows what BackdoorBench puts into `attack_result.pt`.
+//! gives tensors, [`attack`] knows what BackdoorBench puts into `attack_result.pt`, [`write`] writes the zip format,
+//! [`mod@scan`] shows what is inside.
 
 pub mod attack;
 pub mod file;
 pub mod pickle;
+pub mod scan;
+pub mod write;
 
-pub use attack::{AttackResult, DatasetState, Record};
+pub use attack::{AttackResult, DatasetState, NamedTensor, Record};
 pub use file::{Checkpoint, TensorData, TorchError};
+pub use scan::scan;
+pub use write::Item;

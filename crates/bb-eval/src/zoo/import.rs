@@ -4,29 +4,27 @@
 //! defense works; so does a bare state dictionary, as the cell of a network without a backdoor.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use bb_attack::picture::{Picture, PictureError};
-use bb_core::artifact::{sha256_file, sha256_hex};
+use bb_attack::picture::Picture;
+use bb_core::artifact::{atomic, sha256_file, sha256_hex};
 use bb_core::cell::{self, Cell, CellSpec, ENV, Kind, MODEL, Opened, POISON_TEST, POISON_TRAIN};
-use bb_core::cli::{Coded, Failure, exit};
+use bb_core::cli::Failure;
 use bb_core::data::{self, Dataset, Images, OpenOptions, Split};
 use bb_core::events::env_facts;
 use bb_core::poison::PoisonSet;
 use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
-use bb_zoo::torch::pickle::{Object, Value};
-use bb_zoo::torch::{AttackResult, Checkpoint, DatasetState, TensorData, attack};
-use candle_core::{Device, Tensor};
+use bb_zoo::torch::pickle::Value;
+use bb_zoo::torch::{AttackResult, Checkpoint, DatasetState, NamedTensor, attack};
 use serde_json::json;
 
-/// Name of BackdoorBench's checkpoint in its folder.
-pub const ATTACK_RESULT: &str = "attack_result.pt";
+use super::{ATTACK_RESULT, Report, Rules, ZooError, tensors};
 
 /// What is to be imported.
 #[derive(Clone, Debug)]
 pub struct ImportRequest {
-    /// A folder with `attack_result.pt`, that file, or a file with a state dictionary.
+    /// A folder with `attack_result.pt`, that file, or a file with a state dictionary (PyTorch's, or safetensors).
     pub path: PathBuf,
     /// Name of the dataset.
     pub dataset: String,
@@ -36,135 +34,30 @@ pub struct ImportRequest {
     pub arch: Option<String>,
     /// Name of the attack that the cell is filed under.
     pub attack: Option<String>,
+    /// How its tensors are renamed, if they have other names than the architecture's.
+    pub rules: Rules,
+    /// A JSON file for the five lists of [`Report`], written also when the tensors do not fit.
+    pub report: Option<PathBuf>,
     /// Folder for the results.
     pub out: PathBuf,
 }
 
-/// Why a model cannot be imported.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ZooError {
-    /// The checkpoint is of another dataset.
-    #[error("`{}` is a model for `{found}`, expected `{expected}`", path.display())]
-    Dataset {
-        /// The checkpoint.
-        path: PathBuf,
-        /// What it says.
-        found: String,
-        /// What was asked for.
-        expected: String,
-    },
-    /// The checkpoint's numbers do not fit the dataset.
-    #[error("`{}`: `{field}` is {found}, the dataset has {expected}", path.display())]
-    Fit {
-        /// The checkpoint.
-        path: PathBuf,
-        /// The field.
-        field: String,
-        /// What it says.
-        found: String,
-        /// What the dataset has.
-        expected: String,
-    },
-    /// The architecture of a bare state dictionary is not known.
-    #[error("`{}` does not say what network it belongs to", path.display())]
-    NoArch {
-        /// The file.
-        path: PathBuf,
-    },
-    /// No architecture of that name.
-    #[error("`{}` is a `{found}`, expected one of {known}", path.display())]
-    Arch {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        found: String,
-        /// The known names.
-        known: String,
-    },
-    /// The tensors are not those of the architecture.
-    #[error("the tensors of `{}` are not those of {arch}: {report}", path.display())]
-    Tensors {
-        /// The file.
-        path: PathBuf,
-        /// The architecture.
-        arch: String,
-        /// What differs.
-        report: String,
-    },
-    /// A picture is missing or has other sizes.
-    #[error(transparent)]
-    Picture(#[from] PictureError),
-}
-
-impl Coded for ZooError {
-    fn exit_code(&self) -> u8 {
-        match self {
-            Self::NoArch { .. } => exit::USAGE,
-            _ => exit::INPUT,
-        }
-    }
-
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::NoArch { .. } => Some("name it with `--arch`".to_owned()),
-            Self::Dataset { found, .. } => Some(format!("import it with `--dataset {found}`")),
-            _ => None,
-        }
-    }
-}
-
-/// How the tensors of a file meet those of an architecture, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Taken over.
-    pub loaded: Vec<String>,
-    /// The architecture has them, the file does not.
-    pub missing: Vec<String>,
-    /// The file has them, the architecture does not.
-    pub unused: Vec<String>,
-    /// Both have them, with these sizes in file and architecture.
-    pub mismatched: Vec<String>,
-    /// Not needed and not there: counters of batches.
-    pub ignored: Vec<String>,
-}
-
-impl Report {
-    fn is_clean(&self) -> bool {
-        self.missing.is_empty() && self.unused.is_empty() && self.mismatched.is_empty()
-    }
-}
-
-impl std::fmt::Display for Report {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} loaded", self.loaded.len())?;
-        for (word, names) in [
-            ("missing", &self.missing),
-            ("unused", &self.unused),
-            ("of another shape", &self.mismatched),
-            ("ignored", &self.ignored),
-        ] {
-            if let Some(first) = names.first() {
-                write!(f, ", {} {word} (`{}`", names.len(), first.escape_debug())?;
-                f.write_str(if names.len() > 1 { ", ...)" } else { ")" })?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// A network and poisoned sets, from whatever kind of file.
-struct Found {
+pub(super) struct Found {
     file: PathBuf,
+    format: &'static str,
     model_name: Option<String>,
     classes: Option<usize>,
-    state: Vec<attack::NamedTensor>,
+    pub(super) state: Vec<NamedTensor>,
     sets: Option<AttackResult>,
 }
 
 /// Makes a cell of a published model; one that was made before is verified and returned.
 pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Report), Failure> {
-    let found = read(&request.path)?;
+    let mut found = read(&request.path)?;
+    let tensors = std::mem::take(&mut found.state);
+    let (kept, ignored) = request.rules.apply(&found.file, tensors)?;
+    found.state = kept;
     let dataset_named = found.sets.as_ref().map(|sets| &sets.dataset);
     if let Some(named) = dataset_named.filter(|named| **named != request.dataset) {
         return Err(ZooError::Dataset {
@@ -176,7 +69,19 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
     }
     let (dataset, limits) = open_data(request, &found)?;
     let spec = arch(request, &found, dataset.spec.classes)?;
-    let (state, report) = match_tensors(&found, &spec)?;
+    let (state, mut report) = tensors::matched(&found.state, &spec)?;
+    report.ignored.splice(..0, ignored);
+    if let Some(path) = &request.report {
+        atomic::write(path, format!("{:#}\n", report.to_json()))?;
+    }
+    if !report.is_clean() {
+        return Err(ZooError::Tensors {
+            path: found.file,
+            arch: spec.label(),
+            report: report.to_string(),
+        }
+        .into());
+    }
     let net = Net::from_state(&spec, &state)?;
     let (train, test) = sets(&found, &dataset)?;
     train.check(dataset.train.len(), dataset.spec.classes)?;
@@ -189,13 +94,22 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         "clean"
     };
     let method = request.attack.as_deref().unwrap_or(default);
+    let mut imported = json!({ "format": found.format, "model_name": found.model_name });
+    // Only where there are some, so that the name of a cell does not depend on what was not asked for.
+    let Rules { rename, ignore } = &request.rules;
+    if !rename.is_empty() {
+        imported["rename"] = json!(rename);
+    }
+    if !ignore.is_empty() {
+        imported["ignore"] = json!(ignore);
+    }
     let cell = CellSpec {
         kind: Kind::Attack,
         method: method.to_owned(),
         dataset: request.dataset.clone(),
         arch: spec.label(),
         settings: json!({
-            "imported": { "format": "pytorch", "model_name": found.model_name },
+            "imported": imported,
             "data": {
                 "dataset": request.dataset, "train_limit": limits.0, "test_limit": limits.1,
             },
@@ -214,13 +128,6 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         Opened::Complete(cell) => return Ok((*cell, report)),
         Opened::Work(work) => work,
     };
-    let mut net = net.on(compute)?;
-    let scores = eval::scores(&mut net, &dataset.test, &test, &dataset.spec);
-    net.take_failure()?;
-    let mut facts = env_facts();
-    facts["device"] = json!(compute.name());
-    facts["imported_from"] = json!(std::path::absolute(&found.file)?);
-    work.write(ENV, facts.to_string().as_bytes())?;
     let metadata = [
         ("arch", spec.name().to_owned()),
         ("width", spec.width().to_string()),
@@ -229,7 +136,16 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         ("method", method.to_owned()),
     ];
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
-    work.write(MODEL, &state.to_bytes(&metadata)?)?;
+    // Before anything is measured, because NaN is refused here.
+    let model = state.to_bytes(&metadata)?;
+    let mut net = net.on(compute)?;
+    let scores = eval::scores(&mut net, &dataset.test, &test, &dataset.spec);
+    net.take_failure()?;
+    let mut facts = env_facts();
+    facts["device"] = json!(compute.name());
+    facts["imported_from"] = json!(std::path::absolute(&found.file)?);
+    work.write(ENV, facts.to_string().as_bytes())?;
+    work.write(MODEL, &model)?;
     work.write(POISON_TRAIN, &train_bytes)?;
     work.write(POISON_TEST, &test_bytes)?;
     let some = |ratio| (!test.is_empty()).then_some(ratio);
@@ -245,12 +161,16 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
     Ok((cell, report))
 }
 
-fn read(path: &Path) -> Result<Found, Failure> {
+/// Reads whatever kind of checkpoint it is, by its first bytes.
+pub(super) fn read(path: &Path) -> Result<Found, Failure> {
     let file = if path.is_dir() {
         path.join(ATTACK_RESULT)
     } else {
         path.to_owned()
     };
+    if is_safetensors(&file)? {
+        return read_safetensors(file);
+    }
     let checkpoint = Checkpoint::open(&file)?;
     let entries = checkpoint.pickle().dict(&checkpoint.pickle().root);
     let find = |name: &str| {
@@ -261,6 +181,7 @@ fn read(path: &Path) -> Result<Found, Failure> {
         let mut sets = AttackResult::of(&checkpoint)?;
         return Ok(Found {
             file,
+            format: PYTORCH,
             model_name: Some(sets.model_name.clone()),
             classes: Some(sets.classes),
             state: std::mem::take(&mut sets.state),
@@ -284,6 +205,37 @@ fn read(path: &Path) -> Result<Found, Failure> {
         model_name: text(find("model_name")),
         classes: number(find("num_classes")),
         state: attack::state(&checkpoint, field, model)?,
+        sets: None,
+        format: PYTORCH,
+        file,
+    })
+}
+
+/// The word in a cell's settings for PyTorch's two formats.
+const PYTORCH: &str = "pytorch";
+
+/// Whether a file begins as safetensors do: with the length of a header, and its brace.
+fn is_safetensors(file: &Path) -> std::io::Result<bool> {
+    let mut head = Vec::new();
+    fs_err::File::open(file)?.take(9).read_to_end(&mut head)?;
+    Ok(head.get(8) == Some(&b'{') && !head.starts_with(b"PK"))
+}
+
+/// A network as safetensors; a file of ours names its architecture.
+fn read_safetensors(file: PathBuf) -> Result<Found, Failure> {
+    let bytes = fs_err::read(&file)?;
+    let metadata = StateDict::metadata(&bytes, &file)?;
+    let mut state = tensors::named(&StateDict::from_bytes(&bytes, &file)?)?;
+    for tensor in &mut state {
+        if let Some(name) = tensor.name.strip_prefix("module.") {
+            tensor.name = name.to_owned();
+        }
+    }
+    Ok(Found {
+        format: "safetensors",
+        model_name: metadata.get("arch").cloned(),
+        classes: metadata.get("classes").and_then(|n| n.parse().ok()),
+        state,
         sets: None,
         file,
     })
@@ -355,61 +307,11 @@ fn arch(request: &ImportRequest, found: &Found, classes: usize) -> Result<ArchSp
         }
         .into());
     }
-    let first = found.state.iter().find(|tensor| tensor.shape.len() == 4);
-    let width = first.map_or(0, |tensor| tensor.shape[0]);
-    Ok(ArchSpec::new(
+    Ok(tensors::spec(
         name,
-        width,
         found.classes.unwrap_or(classes),
+        &found.state,
     )?)
-}
-
-/// The file's tensors as a state of the architecture.
-fn match_tensors(found: &Found, spec: &ArchSpec) -> Result<(StateDict, Report), Failure> {
-    let blank = Net::new(spec, 0).state()?;
-    let mut state = StateDict::new();
-    let mut report = Report::default();
-    for (name, expected) in blank.iter() {
-        let Some(tensor) = found.state.iter().find(|tensor| tensor.name == name) else {
-            if name.ends_with("num_batches_tracked") {
-                report.ignored.push(name.to_owned());
-                state.insert(name, expected.clone());
-            } else {
-                report.missing.push(name.to_owned());
-            }
-            continue;
-        };
-        if tensor.shape != expected.dims() {
-            report.mismatched.push(format!(
-                "{name} {:?} for {:?}",
-                tensor.shape,
-                expected.dims()
-            ));
-            continue;
-        }
-        let shape = tensor.shape.as_slice();
-        let values = match &tensor.data {
-            TensorData::Float(values) => Tensor::from_slice(values, shape, &Device::Cpu),
-            TensorData::Int(values) => Tensor::from_slice(values, shape, &Device::Cpu),
-        };
-        state.insert(name, values.map_err(bb_nn::NnError::from)?);
-        report.loaded.push(name.to_owned());
-    }
-    report.unused = found
-        .state
-        .iter()
-        .filter(|tensor| blank.get(&tensor.name).is_none())
-        .map(|tensor| tensor.name.clone())
-        .collect();
-    if report.is_clean() {
-        return Ok((state, report));
-    }
-    Err(ZooError::Tensors {
-        path: found.file.clone(),
-        arch: spec.label(),
-        report: report.to_string(),
-    }
-    .into())
 }
 
 /// The poisoned training and test images.
@@ -426,6 +328,16 @@ fn sets(found: &Found, dataset: &Dataset) -> Result<(PoisonSet, PoisonSet), Fail
         None => empty(&dataset.train)?,
     };
     let test = poison_set(found, "bd_test", &sets.test, &dataset.test)?;
+    // The attack success rate is defined over the other classes; the benchmark leaves these images out, too.
+    let mut labels = test.labels.iter().zip(&test.original_labels);
+    if let Some(row) = labels.position(|(attacked, is)| attacked == is) {
+        return Err(ZooError::Target {
+            path: found.file.clone(),
+            index: test.indices[row],
+            label: test.labels[row],
+        }
+        .into());
+    }
     Ok((train, test))
 }
 
@@ -450,16 +362,7 @@ fn poison_set(
             .into());
         }
         let path = folder.join(record.file());
-        let picture = Picture::read(&path).map_err(ZooError::from)?;
-        if (picture.height(), picture.width()) != (height, width) {
-            return Err(ZooError::Fit {
-                field: "size".to_owned(),
-                found: format!("{} x {}", picture.height(), picture.width()),
-                expected: format!("{height} x {width}"),
-                path,
-            }
-            .into());
-        }
+        let picture = Picture::read_sized(&path, height, width).map_err(ZooError::from)?;
         pixels.extend_from_slice(picture.pixels());
     }
     let records = &state.records;
@@ -469,58 +372,4 @@ fn poison_set(
         records.iter().map(|r| r.label).collect(),
         records.iter().map(|r| r.original).collect(),
     )?)
-}
-
-/// What is inside a checkpoint, in lines for people; nothing in it is run.
-pub fn scan(path: &Path) -> Result<String, Failure> {
-    let checkpoint = Checkpoint::open(path)?;
-    let mut text = String::new();
-    describe(&checkpoint, &checkpoint.pickle().root, "", 0, &mut text);
-    Ok(text)
-}
-
-/// Deepest level and most entries of a level that [`scan`] shows.
-const LEVELS: usize = 4;
-const ENTRIES: usize = 200;
-
-fn describe(checkpoint: &Checkpoint, value: &Value, name: &str, level: usize, text: &mut String) {
-    let pickle = checkpoint.pickle();
-    let indent = "  ".repeat(level);
-    let what = match (value, pickle.object(value)) {
-        (Value::Text(text), _) => format!("{:?}", text.chars().take(80).collect::<String>()),
-        (Value::Int(n), _) => n.to_string(),
-        (Value::Float(x), _) => x.to_string(),
-        (Value::Bool(b), _) => b.to_string(),
-        (_, Some(Object::Tensor(tensor))) => {
-            format!("tensor {:?} {:?}", tensor.storage.element, tensor.shape)
-        }
-        (_, Some(Object::Array(Some(array)))) => {
-            format!("array {:?} {:?}", array.element, array.shape)
-        }
-        (_, Some(Object::Dict(entries))) => format!("dictionary of {}", entries.len()),
-        (_, Some(Object::List(items) | Object::Tuple(items))) => {
-            format!("{} of {}", pickle.kind(value), items.len())
-        }
-        _ => pickle.kind(value).to_owned(),
-    };
-    let name = name.escape_debug();
-    let separator = if level == 0 { "" } else { ": " };
-    // Writing to a string cannot fail.
-    let _ = writeln!(text, "{indent}{name}{separator}{what}");
-    if level >= LEVELS {
-        return;
-    }
-    if let Some(entries) = pickle.dict(value) {
-        for (key, value) in entries.iter().take(ENTRIES) {
-            let name = match key {
-                Value::Text(text) => text.to_string(),
-                Value::Int(n) => n.to_string(),
-                other => pickle.kind(other).to_owned(),
-            };
-            describe(checkpoint, value, &name, level + 1, text);
-        }
-        if entries.len() > ENTRIES {
-            let _ = writeln!(text, "{indent}  and {} more", entries.len() - ENTRIES);
-        }
-    }
 }

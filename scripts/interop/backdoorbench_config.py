@@ -1,0 +1,238 @@
+"""Turn BackdoorBench's YAML settings into ours.
+
+    python scripts/interop/backdoorbench_config.py attack config/attack/prototype/cifar10.yaml config/attack/badnet/default.yaml
+    python scripts/interop/backdoorbench_config.py defense fp config/defense/fp/cifar10.yaml
+
+Of several files the later one wins, as in the benchmark, where the attack's own file comes behind that of the training.
+The method of an attack is read from its key `attack` (`clean` without one); a defense has to be named.
+Standard output is a settings file for `-c`. What our programs take on the command line, and every key without a
+counterpart, is listed as a comment in it and on standard error, so nothing is dropped unseen.
+
+Needs PyYAML.
+"""
+
+import argparse
+import sys
+
+import yaml
+
+ATTACKS = {
+    "badnet": "badnets",
+    "blended": "blended",
+    "lowFrequency": "lf",
+    "lf": "lf",
+    "sig": "sig",
+    "SSBA": "ssba",
+    "ssba": "ssba",
+    "trojannn": "trojan",
+    "wanet": "wanet",
+    "inputaware": "inputaware",
+}
+DEFENSES = ("ft", "fp", "clp")
+
+TRAINING = {
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "lr": "train.lr",
+    "sgd_momentum": "train.momentum",
+    "wd": "train.weight_decay",
+}
+POISON = {"attack_target": "target", "pratio": "ratio"}
+LABEL = {"attack_label_trans": "label"}
+FINETUNING = {
+    "epochs": "finetune.epochs",
+    "batch_size": "finetune.batch_size",
+    "lr": "finetune.lr",
+    "sgd_momentum": "finetune.momentum",
+    "wd": "finetune.weight_decay",
+    "ratio": "clean.ratio",
+    "index": "clean.index_file",
+}
+# The key in the benchmark's file, and the setting here.
+KEYS = {
+    "clean": TRAINING,
+    "badnets": TRAINING | POISON | LABEL | {"patch_mask_path": "trigger.file"},
+    "blended": TRAINING
+    | POISON
+    | LABEL
+    | {
+        "attack_trigger_img_path": "trigger.file",
+        "attack_train_blended_alpha": "trigger.alpha_train",
+        "attack_test_blended_alpha": "trigger.alpha_test",
+    },
+    "lf": TRAINING | POISON | LABEL | {"lowFrequencyPatternPath": "trigger.file"},
+    "sig": TRAINING | POISON | {"sig_delta": "trigger.delta", "sig_f": "trigger.frequency"},
+    "ssba": TRAINING
+    | POISON
+    | LABEL
+    | {
+        "attack_train_replace_imgs_path": "trigger.train_file",
+        "attack_test_replace_imgs_path": "trigger.test_file",
+    },
+    "trojan": TRAINING
+    | POISON
+    | LABEL
+    | {
+        "num_neuron": "trigger.neurons",
+        "neuron_target_values": "trigger.target_value",
+        "mask_update_iters": "trigger.iterations",
+        "mask_path": "trigger.mask",
+    },
+    "wanet": TRAINING
+    | POISON
+    | LABEL
+    | {
+        "cross_ratio": "cross",
+        "s": "trigger.s",
+        "k": "trigger.k",
+        "grid_rescale": "trigger.grid_rescale",
+    },
+    "inputaware": TRAINING
+    | POISON
+    | LABEL
+    | {
+        # The attack ignores the training file's rate.
+        "lr": None,
+        "lr_C": "train.lr",
+        "lr_G": "generator.lr",
+        "lr_M": "mask.lr",
+        "schedulerM_milestones": "mask.milestones",
+        "lambda_div": "lambda_div",
+        "lambda_norm": "mask.lambda_norm",
+        "mask_density": "mask.density",
+        "clean_train_epochs": "mask.clean_train_epochs",
+    },
+    "ft": FINETUNING,
+    "fp": FINETUNING | {"acc_ratio": "prune.tolerance", "once_prune_ratio": "prune.step"},
+    "clp": {"u": "u"},
+}
+# Settings that go with a path: with the key they are set as well.
+ALONG = {"lf": {"trigger.source": "file"}, "ssba": {"trigger.source": "file"}}
+FLOATS = {"ratio", "lr", "cross", "lambda_div", "u", "grid_rescale", "s", "lambda_norm", "delta", "frequency"}
+OPTIONS = {"dataset": "--dataset", "model": "--arch", "random_seed": "--seed", "dataset_path": "--data"}
+# A defense takes these from the cell that it repairs.
+FROM_CELL = {"dataset", "model"}
+LABELS = {"all2one", "all2all"}
+
+
+def schedule(method, settings, section):
+    """The learning-rate schedule as our settings, and the keys it was read from."""
+    kind = settings.get("lr_scheduler")
+    if method == "inputaware":
+        used = {"schedulerC_milestones", "schedulerC_lambda"} & settings.keys()
+        if "schedulerC_milestones" not in settings:
+            return {}, used
+        kind, milestones = "MultiStepLR", settings["schedulerC_milestones"]
+        gamma = settings.get("schedulerC_lambda", 0.1)
+    else:
+        used = {"lr_scheduler"}
+        milestones, gamma = settings.get("steplr_milestones"), settings.get("steplr_gamma", 0.1)
+    if kind == "CosineAnnealingLR":
+        values = {"kind": "cosine", "t_max": settings.get("epochs", 100)}
+    elif kind == "MultiStepLR" and milestones and section == "train":
+        used |= {"steplr_milestones", "steplr_gamma"} & settings.keys()
+        values = {"kind": "multistep", "milestones": milestones, "gamma": gamma}
+    elif kind == "ReduceLROnPlateau":
+        values = {"kind": "plateau"}
+    else:
+        return {}, set()
+    return {f"{section}.schedule.{key}": value for key, value in values.items()}, used
+
+
+def convert(method, settings):
+    """Our settings by dotted name, options, and (key, value, why) of what is left."""
+    known, ours, options, left = KEYS[method], {}, [], []
+    used = set()
+    if method != "clp":
+        section = "finetune" if method in DEFENSES else "train"
+        ours, used = schedule(method, settings, section)
+    for key, value in settings.items():
+        name = known.get(key)
+        if key in used:
+            continue
+        if key == "attack":
+            continue
+        if method in DEFENSES and key in FROM_CELL:
+            left.append((key, value, "that of the cell"))
+        elif key in OPTIONS:
+            options.append(f"{OPTIONS[key]} {value}")
+        elif name is None:
+            left.append((key, value, "no counterpart"))
+        elif value is None:
+            left.append((key, value, "it has no value"))
+        elif name == "label" and value not in LABELS:
+            left.append((key, value, "no such rule here"))
+        else:
+            wanted = float if name.split(".")[-1] in FLOATS else None
+            ours[name] = wanted(value) if wanted and not isinstance(value, str) else value
+            if name in ("trigger.file", "trigger.train_file", "trigger.test_file"):
+                ours.update(ALONG.get(method, {}))
+    return ours, options, left
+
+
+def literal(value):
+    """A TOML value."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        text = repr(value)
+        return text if any(c in text for c in ".en") else f"{text}.0"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(literal, value))}]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def toml(ours):
+    """The settings as tables, those without a dot first."""
+    tables = {}
+    for name, value in ours.items():
+        *table, key = name.split(".")
+        tables.setdefault(".".join(table), []).append(f"{key} = {literal(value)}")
+    lines = []
+    for table in sorted(tables):
+        lines += [f"\n[{table}]"] if table else []
+        lines += tables[table]
+    return "\n".join(lines).strip()
+
+
+def main():
+    """Read, convert, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    attack = kinds.add_parser("attack")
+    attack.add_argument("files", nargs="+")
+    defense = kinds.add_parser("defense")
+    defense.add_argument("method", choices=DEFENSES)
+    defense.add_argument("files", nargs="+")
+    args = parser.parse_args()
+
+    settings = {}
+    for path in args.files:
+        with open(path, encoding="utf-8") as file:
+            read = yaml.safe_load(file)
+        if not isinstance(read, dict):
+            sys.exit(f"error: `{path}` is no table of settings")
+        settings |= read
+    if args.kind == "defense":
+        method = args.method
+    else:
+        named = settings.get("attack")
+        if named is not None and named not in ATTACKS:
+            sys.exit(f"error: there is no counterpart of the attack `{named}`, expected one of {', '.join(ATTACKS)}")
+        method = ATTACKS.get(named, "clean")
+
+    ours, options, left = convert(method, settings)
+    program = "bb-defense" if args.kind == "defense" else "bb-attack"
+    print(f"# {method}: from BackdoorBench's {', '.join(args.files)}")
+    print(f"# {program} {method} -c THIS_FILE" + "".join(f" {option}" for option in options))
+    for key, value, why in left:
+        print(f"# not converted: {key} = {value} ({why})")
+        print(f"not converted: {key} = {value} ({why})", file=sys.stderr)
+    print(toml(ours))
+
+
+if __name__ == "__main__":
+    main()
