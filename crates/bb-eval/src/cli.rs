@@ -15,6 +15,7 @@ use crate::grid::Grid;
 use crate::plan;
 use crate::prepare::{Places, Prepared};
 use crate::table::{self, Layout, Table};
+use crate::zoo::published::{self, CheckRequest, GetRequest};
 use crate::zoo::{self, ExportRequest, ImportRequest, Rules};
 use crate::{collect, run, verify};
 
@@ -135,6 +136,52 @@ enum ZooCommand {
         /// Folder to make; for BackdoorBench it belongs into `record/` there, under this name
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+    },
+    /// List the published models
+    List {
+        /// The index
+        #[arg(long, value_name = "FILE", default_value = published::INDEX)]
+        index: PathBuf,
+    },
+    /// Fetch a published model; prints its folder
+    ///
+    /// A broken download is continued. The file appears when its size and its SHA-256 are those of the index.
+    Get {
+        /// Name of the model, see `bb-eval zoo list`
+        #[arg(value_name = "ID")]
+        id: String,
+        /// The index
+        #[arg(long, value_name = "FILE", default_value = published::INDEX)]
+        index: PathBuf,
+        /// Path or address of the checkpoint, instead of those in the index
+        #[arg(long, value_name = "SOURCE")]
+        from: Option<String>,
+        /// Folder for fetched models
+        #[arg(long, value_name = "DIR", default_value = published::DIR)]
+        dir: PathBuf,
+        /// No progress
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Measure a published model again; prints one line of JSON, and fails if the index says something else
+    Verify {
+        /// Name of the model, see `bb-eval zoo list`
+        #[arg(value_name = "ID")]
+        id: String,
+        /// The index
+        #[arg(long, value_name = "FILE", default_value = published::INDEX)]
+        index: PathBuf,
+        /// Folder for fetched models
+        #[arg(long, value_name = "DIR", default_value = published::DIR)]
+        dir: PathBuf,
+        /// Folder with the datasets
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+        /// All test images, not the first 200
+        #[arg(long)]
+        full: bool,
+        #[command(flatten)]
+        machine: MachineArgs,
     },
     /// Show what a PyTorch file holds, without running anything in it
     Scan {
@@ -358,6 +405,49 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                 log.warn("exported", warning, &Value::Null)?;
             }
             cli::print(&format!("{}\n", exported.dir.display()))
+        }
+        ZooCommand::List { index } => cli::print(&published::list(&index)?),
+        ZooCommand::Get {
+            id,
+            index,
+            from,
+            dir,
+            quiet,
+        } => {
+            let request = GetRequest {
+                id,
+                index,
+                from,
+                dir,
+                quiet,
+            };
+            cli::print(&format!("{}\n", published::get(&request)?.display()))
+        }
+        ZooCommand::Verify {
+            id,
+            index,
+            dir,
+            data,
+            full,
+            machine,
+        } => {
+            let compute = machine.start(false)?;
+            let request = CheckRequest {
+                id,
+                index,
+                dir,
+                data,
+                full,
+            };
+            let checked = published::check(&request, &compute)?;
+            cli::print(&checked.to_json())?;
+            if checked.agrees() {
+                return Ok(());
+            }
+            Err(Failure::check(format!(
+                "`{}` does not score what its index says",
+                checked.id
+            )))
         }
         ZooCommand::Scan { file } => cli::print(&bb_zoo::torch::scan(&file)?),
     }

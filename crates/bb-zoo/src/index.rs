@@ -16,9 +16,15 @@
 //! bytes = 123456                      # exact size of the file
 //! sha256 = "…"                        # 64 lower-case hex digits
 //! licence = "MIT OR Apache-2.0"       # SPDX expression
-//! expected = { acc = 0.93, asr = 0.99 }   # fractions from 0 to 1
+//! expected = { acc = 0.93, asr = 0.99 }   # fractions from 0 to 1, of all test images
 //! mirrors = ["https://…"]             # tried in this order; may be empty for a file that is not published
+//! path = "badnets.safetensors"        # may be left out: a file of this name beside the index
+//! poison = { seed = 0, set = [] }     # may be left out: how the poisoned test images are made
 //! ```
+//!
+//! `poison` is either a recipe, the seed of the attack and settings on top of the dataset's committed recipe, or a file
+//! of its own (`poison_test.safetensors` of a cell) with `bytes`, `sha256`, `mirrors` and `path` as above.
+//! An entry without it cannot have its ASR measured again.
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -89,6 +95,33 @@ pub struct Expected {
     pub asr: f64,
 }
 
+/// A file that is known by its content, wherever it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Size in bytes.
+    pub bytes: u64,
+    /// SHA-256, 64 lower-case hex digits.
+    pub sha256: String,
+    /// Addresses to download it from, the first one first.
+    pub mirrors: Vec<String>,
+    /// Its name beside the index, if it lies there.
+    pub path: Option<String>,
+}
+
+/// Where poisoned test images come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Poison {
+    /// The attack makes them again.
+    Recipe {
+        /// Its seed.
+        seed: u64,
+        /// Settings over the committed recipe of the dataset, `key=value`.
+        set: Vec<String>,
+    },
+    /// They are published, as `poison_test.safetensors` of a cell.
+    File(Listed),
+}
+
 /// One checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
@@ -104,16 +137,14 @@ pub struct Entry {
     pub attack: String,
     /// Where it comes from, in words.
     pub source: String,
-    /// Size of the file in bytes.
-    pub bytes: u64,
-    /// SHA-256 of the file, 64 lower-case hex digits.
-    pub sha256: String,
+    /// The file.
+    pub file: Listed,
     /// SPDX expression of the licence.
     pub licence: String,
     /// What it should score.
     pub expected: Expected,
-    /// Addresses to download it from, the first one first.
-    pub mirrors: Vec<String>,
+    /// The poisoned test images, if anybody else can have them.
+    pub poison: Option<Poison>,
 }
 
 /// A checked index.
@@ -213,18 +244,69 @@ fn is_address(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
+const NAME: &str = "1 to 64 of `a-z`, `0-9`, `.`, `_`, `-`, beginning with a letter or digit";
+
+/// Size, hash and places of a file.
+fn listed(t: &Table<'_>) -> Result<Listed, StrictError> {
+    let bytes = need(t, "bytes", "an integer", Table::int)?
+        .check(
+            |v| u64::try_from(*v).is_ok_and(|v| (1..=MAX_CHECKPOINT_BYTES).contains(&v)),
+            format_args!("a size from 1 to {MAX_CHECKPOINT_BYTES} bytes"),
+        )?
+        .value;
+    let sha256 = need(t, "sha256", "a string", Table::str)?
+        .check(
+            |v| {
+                v.len() == 64
+                    && v.bytes()
+                        .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            },
+            "64 lower-case hex digits",
+        )?
+        .value;
+    let mirrors = t
+        .strs("mirrors")?
+        .ok_or_else(|| t.missing("mirrors", "an array of strings"))?
+        .into_iter()
+        .map(|f| Ok(f.check(|v| is_address(v), "an `https://` address")?.value))
+        .collect::<Result<_, StrictError>>()?;
+    let path = t.str("path")?.map(|f| f.check(|v| is_name(v), NAME));
+    Ok(Listed {
+        bytes: u64::try_from(bytes).expect("checked to be positive"),
+        sha256,
+        mirrors,
+        path: path.transpose()?.map(|f| f.value),
+    })
+}
+
+fn poison(t: &Table<'_>) -> Result<Poison, StrictError> {
+    if !t.keys().iter().any(|key| key == "seed" || key == "set") {
+        t.only(&["bytes", "sha256", "mirrors", "path"])?;
+        return Ok(Poison::File(listed(t)?));
+    }
+    t.only(&["seed", "set"])?;
+    let seed = need(t, "seed", "an integer", Table::int)?
+        .check(|v| u32::try_from(*v).is_ok(), "an integer of 32 bits")?
+        .value;
+    let set = t
+        .strs("set")?
+        .ok_or_else(|| t.missing("set", "an array of strings"))?
+        .into_iter()
+        .map(|f| Ok(f.check(|v| is_words(v), "`key=value`")?.value))
+        .collect::<Result<_, StrictError>>()?;
+    Ok(Poison::Recipe {
+        seed: u64::try_from(seed).expect("checked to be positive"),
+        set,
+    })
+}
+
 fn entry<'a>(t: &Table<'a>) -> Result<(Field<'a, String>, Entry), IndexError> {
     t.only(&[
         "id", "arch", "width", "dataset", "attack", "source", "bytes", "sha256", "licence",
-        "expected", "mirrors",
+        "expected", "mirrors", "path", "poison",
     ])?;
     let text = |name: &str| need(t, name, "a string", Table::str);
-    let name = |name: &str| {
-        text(name)?.check(
-            |v| is_name(v),
-            "1 to 64 of `a-z`, `0-9`, `.`, `_`, `-`, beginning with a letter or digit",
-        )
-    };
+    let name = |name: &str| text(name)?.check(|v| is_name(v), NAME);
     let words = |name: &str| text(name)?.check(|v| is_words(v), "one line of 1 to 1000 characters");
 
     let id = name("id")?;
@@ -238,22 +320,7 @@ fn entry<'a>(t: &Table<'a>) -> Result<(Field<'a, String>, Entry), IndexError> {
     }
     let attack = name("attack")?.value;
     let source = words("source")?.value;
-    let bytes = need(t, "bytes", "an integer", Table::int)?
-        .check(
-            |v| u64::try_from(*v).is_ok_and(|v| (1..=MAX_CHECKPOINT_BYTES).contains(&v)),
-            format_args!("a size from 1 to {MAX_CHECKPOINT_BYTES} bytes"),
-        )?
-        .value;
-    let sha256 = text("sha256")?
-        .check(
-            |v| {
-                v.len() == 64
-                    && v.bytes()
-                        .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-            },
-            "64 lower-case hex digits",
-        )?
-        .value;
+    let file = listed(t)?;
     let licence = words("licence")?.value;
     let expected = t
         .table("expected")?
@@ -268,12 +335,7 @@ fn entry<'a>(t: &Table<'a>) -> Result<(Field<'a, String>, Entry), IndexError> {
         acc: fraction("acc")?,
         asr: fraction("asr")?,
     };
-    let mirrors = t
-        .strs("mirrors")?
-        .ok_or_else(|| t.missing("mirrors", "an array of strings"))?
-        .into_iter()
-        .map(|f| Ok(f.check(|v| is_address(v), "an `https://` address")?.value))
-        .collect::<Result<_, StrictError>>()?;
+    let poison = t.table("poison")?.map(|table| poison(&table)).transpose()?;
     let entry = Entry {
         id: id.value.clone(),
         arch,
@@ -281,11 +343,10 @@ fn entry<'a>(t: &Table<'a>) -> Result<(Field<'a, String>, Entry), IndexError> {
         dataset: dataset.value,
         attack,
         source,
-        bytes: u64::try_from(bytes).expect("checked to be positive"),
-        sha256,
+        file,
         licence,
         expected,
-        mirrors,
+        poison,
     };
     Ok((id, entry))
 }

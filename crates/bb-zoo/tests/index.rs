@@ -1,5 +1,6 @@
 //! The zoo's index: the committed file reads, and every way to get an entry wrong has one clear error.
 use bb_core::cli::Coded;
+use bb_zoo::index::{Listed, Poison};
 use bb_zoo::{Index, IndexError};
 use proptest::prelude::*;
 
@@ -59,7 +60,7 @@ fn a_good_entry_is_listed_and_found() {
     assert_eq!(index.list().len(), 1);
     let entry = index.find("badnets-cifar10-w16").expect("it is there");
     assert_eq!(
-        (entry.width, entry.bytes, entry.sha256.as_str()),
+        (entry.width, entry.file.bytes, entry.file.sha256.as_str()),
         (16, 2_809_344, HASH)
     );
     assert_eq!((entry.expected.acc, entry.expected.asr), (0.8123, 0.95));
@@ -125,6 +126,56 @@ fn each_mistake_names_line_field_and_remedy() {
         dataset.starts_with("`entry[0].dataset` is `cifar11`, expected a known dataset"),
         "{dataset}"
     );
+}
+
+#[test]
+fn a_poison_set_is_a_recipe_or_a_file() {
+    let parse = |more: &[(&'static str, &str)]| {
+        let mut fields = fields();
+        fields.extend(more.iter().map(|&(key, value)| (key, value.to_owned())));
+        Index::parse("index.toml", &index(&fields)).map(|index| index.list()[0].clone())
+    };
+    let entry = parse(&[]).expect("both may be left out");
+    assert_eq!((entry.file.path, entry.poison), (None, None));
+    let entry = parse(&[
+        ("path", "\"a.safetensors\""),
+        ("poison", "{ seed = 7, set = [\"trigger.margin=4\"] }"),
+    ])
+    .expect("a recipe");
+    assert_eq!(entry.file.path.as_deref(), Some("a.safetensors"));
+    let expected = Poison::Recipe {
+        seed: 7,
+        set: vec!["trigger.margin=4".to_owned()],
+    };
+    assert_eq!(entry.poison, Some(expected));
+    let file = format!("{{ bytes = 5, sha256 = \"{HASH}\", mirrors = [], path = \"p\" }}");
+    let entry = parse(&[("poison", &file)]).expect("a file");
+    assert!(matches!(
+        entry.poison,
+        Some(Poison::File(Listed { bytes: 5, .. }))
+    ));
+    for (key, value, expected) in [
+        (
+            "path",
+            "\"../a\"",
+            "`entry[0].path` is `../a`, expected 1 to 64 of",
+        ),
+        ("poison", "{}", "`entry[0].poison.bytes` is missing"),
+        ("poison", "{ seed = 0 }", "`entry[0].poison.set` is missing"),
+        (
+            "poison",
+            "{ seed = -1, set = [] }",
+            "`entry[0].poison.seed` is `-1`, expected an integer of 32 bits",
+        ),
+        (
+            "poison",
+            "{ seed = 0, set = [], bytes = 1 }",
+            "unknown key `entry[0].poison.bytes`",
+        ),
+    ] {
+        let error = parse(&[(key, value)]).expect_err(expected).to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! - [`import()`] makes a cell of a folder that BackdoorBench left (`attack_result.pt` and the pictures beside it), on
 //!   which every defense works, or of a bare state dictionary, as the cell of a network without a backdoor.
 //! - [`export()`] makes such a folder of a cell, or a state dictionary in PyTorch's format or as safetensors.
+//! - [`published`] lists, fetches and measures the models of an index.
 //!
 //! How tensors meet the names of an architecture is in [`tensors`].
 
@@ -13,6 +14,7 @@ use bb_core::cli::{Coded, exit};
 
 pub mod export;
 pub mod import;
+pub mod published;
 pub mod tensors;
 
 pub use export::{ExportRequest, Exported, Format, export};
