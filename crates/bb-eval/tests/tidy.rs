@@ -157,6 +157,63 @@ fn only_the_engine_has_unsafe_code_and_the_cache_one_mapping() {
     }
 }
 
+/// Words by which the code of a method would reach what no defense may see, or files that nobody looks for there.
+const FORBIDDEN: [&str; 9] = [
+    "PoisonSet",
+    "POISON_TEST",
+    "bb_core::cell",
+    "data::open",
+    "dataset.test",
+    "harness::",
+    "into_host",
+    "fs_err",
+    "grant(",
+];
+
+/// The code of a source file without comments and tests.
+fn code(text: &str) -> String {
+    let code = text
+        .lines()
+        .take_while(|line| !line.starts_with("#[cfg(test)]"));
+    code.filter(|line| !line.trim_start().starts_with("//"))
+        .fold(String::new(), |code, line| code + line + "\n")
+}
+
+#[test]
+fn no_method_reaches_for_poisoned_images_the_test_set_or_the_harness() {
+    let mut methods = 0;
+    let mut harness = String::new();
+    for (path, text) in sources("rs", "crates") {
+        let shown = path.display().to_string().replace('\\', "/");
+        let Some((_, place)) = shown.split_once("/crates/bb-defense") else {
+            continue;
+        };
+        // A folder of bb-defense is a method, and so is a crate beside it but for its `main`.
+        let inner = place.strip_prefix("/src/");
+        let method = match inner {
+            Some(inner) => inner.contains('/'),
+            None => {
+                place.starts_with('-') && place.contains("/src/") && !place.ends_with("/main.rs")
+            }
+        };
+        if !method {
+            if ["harness.rs", "context.rs", "lib.rs"].contains(&inner.unwrap_or_default()) {
+                harness += &code(&text);
+            }
+            continue;
+        }
+        methods += usize::from(place.ends_with("/mod.rs") || place.ends_with("/lib.rs"));
+        for word in FORBIDDEN {
+            assert!(!code(&text).contains(word), "{shown} has `{word}`");
+        }
+    }
+    assert!(methods > 6, "only {methods} methods were read");
+    // A word that nothing is called by any more would forbid nothing.
+    for word in FORBIDDEN {
+        assert!(harness.contains(word), "nothing is called `{word}`");
+    }
+}
+
 #[test]
 fn configs_say_what_they_are_and_how_to_run_them() {
     for (path, text) in sources("toml", "configs") {
