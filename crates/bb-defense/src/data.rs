@@ -18,6 +18,25 @@ use serde::{Deserialize, Serialize};
 use crate::error::DefenseError;
 
 /// Data that the harness can hand to a method.
+///
+/// The types that implement it are those of this module. No other crate can add one that holds more:
+///
+/// ```compile_fail,E0277
+/// use bb_core::data::{Dataset, Split};
+/// use bb_core::method::Needs;
+/// use bb_defense::DefenseError;
+/// use bb_defense::data::{FromNeeds, Granted};
+///
+/// struct TestImages(Split);
+///
+/// impl FromNeeds for TestImages {
+///     const NEEDS: Needs = Needs::CleanFraction;
+///     type Budget = ();
+///     fn grant(dataset: &Dataset, _: &()) -> Result<(Self, Option<Granted>), DefenseError> {
+///         Ok((Self(dataset.test.clone()), None))
+///     }
+/// }
+/// ```
 pub trait FromNeeds: sealed::Sealed + Sized {
     /// What [`MethodInfo`](bb_core::method::MethodInfo) must say of a method with this data.
     const NEEDS: Needs;

@@ -37,6 +37,26 @@ use crate::recipes::RecipeFile;
 ///     suspect.clean().len()
 /// }
 /// ```
+///
+/// A measurement on the test set gives nothing back that could be acted on, and what measures cannot be reached:
+///
+/// ```compile_fail,E0308
+/// use bb_core::metrics::Scores;
+/// use bb_defense::context::{At, Ctx};
+/// use bb_nn::Net;
+///
+/// fn score(ctx: &mut Ctx<'_>, net: &mut Net) -> Scores {
+///     ctx.probe(At::stage("finetune"), net)
+/// }
+/// ```
+///
+/// ```compile_fail,E0616
+/// use bb_defense::context::Ctx;
+///
+/// fn harness(ctx: &Ctx<'_>) -> bool {
+///     ctx.host.is_some()
+/// }
+/// ```
 pub trait Defense: Sync + 'static {
     /// Name, paper, needs and documentation. `needs` must be [`FromNeeds::NEEDS`] of [`Data`](Self::Data), or the
     /// method does not compile into a registry.

@@ -1,13 +1,13 @@
 //! The list of defenses. A new defense is a folder and one line here; one of another crate comes in a slice beside it.
 
-use bb_core::method::{UnknownMethod, find_by_id};
+use bb_core::method::{Needs, UnknownMethod, check_headings, find_by_id};
 
 use crate::anp::Anp;
 use crate::clp::Clp;
 use crate::fp::Fp;
 use crate::ft::Ft;
 use crate::ibau::Ibau;
-use crate::method::AnyDefense;
+use crate::method::{AnyDefense, Given};
 use crate::nad::Nad;
 use crate::nc::Nc;
 use crate::otbr::Otbr;
@@ -33,11 +33,49 @@ pub fn find(
     find_by_id("defense", name, &all(extra), |defense| defense.info()).copied()
 }
 
+/// What a defense lacks to be one of a list, in words; nothing if all is well. For the test of a defense's crate.
+///
+/// Its name is one that paths and commands can have, its head comment has the headings of
+/// [`HEADINGS`](bb_core::method::HEADINGS) and names every setting as `` `key` (default) ``, its defaults and its recipes
+/// are valid, and it needs something.
+pub fn faults(defense: &dyn AnyDefense) -> Vec<String> {
+    let info = defense.info();
+    let mut faults = Vec::new();
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if !info.id.starts_with(|c: char| c.is_ascii_lowercase()) || !info.id.chars().all(plain) {
+        faults.push(format!(
+            "the name `{}` is not of lower-case letters, digits and `-`",
+            info.id
+        ));
+    }
+    if info.needs == Needs::Nothing {
+        faults.push("it needs nothing, as only an attack can".to_owned());
+    }
+    for heading in check_headings(info.docs) {
+        faults.push(format!("the head comment has nothing under `## {heading}`"));
+    }
+    // No dataset has an empty name, so these are the defaults of the code.
+    match defense.resolve("", &Given::default()) {
+        Ok(ready) => {
+            for (key, ..) in ready.origins() {
+                if !info.docs.contains(&format!("`{key}` (")) {
+                    faults.push(format!("the head comment does not name `{key}`"));
+                }
+            }
+        }
+        Err(error) => faults.push(format!("the default settings are refused: {error}")),
+    }
+    for recipe in defense.recipes() {
+        if let Err(error) = defense.resolve(recipe.dataset, &Given::default()) {
+            faults.push(format!("`{}` is refused: {error}", recipe.path));
+        }
+    }
+    faults
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::method::Given;
-    use bb_core::method::{Needs, check_headings};
     use std::collections::BTreeSet;
 
     const DATASETS: [&str; 5] = ["cifar10", "cifar100", "gtsrb", "tiny", "synthetic"];
@@ -60,19 +98,71 @@ mod tests {
     }
 
     #[test]
-    fn every_head_comment_has_the_headings_and_names_every_setting() {
+    fn every_defense_has_its_headings_settings_and_recipes_in_order() {
         for defense in DEFENSES {
-            let info = defense.info();
-            assert_eq!(check_headings(info.docs), Vec::<&str>::new(), "{}", info.id);
-            assert_ne!(info.needs, Needs::Nothing, "{}", info.id);
-            let ready = defense
-                .resolve("folder", &Given::default())
-                .expect("valid defaults");
-            for (key, ..) in ready.origins() {
-                let named = info.docs.contains(&format!("`{key}` ("));
-                assert!(named, "{}: setting `{key}` is not documented", info.id);
+            let id = defense.info().id;
+            assert_eq!(faults(*defense), Vec::<String>::new(), "{id}");
+        }
+    }
+
+    #[test]
+    fn every_fault_is_named() {
+        #[derive(serde::Serialize, serde::Deserialize)]
+        struct Config {
+            ratio: f64,
+            named: bool,
+        }
+        impl Default for Config {
+            fn default() -> Self {
+                Self {
+                    ratio: 0.5,
+                    named: true,
+                }
             }
         }
+        impl bb_core::settings::Validate for Config {
+            fn validate(&self) -> Result<(), bb_core::settings::SettingsError> {
+                crate::settings::share("ratio", self.ratio)
+            }
+        }
+        struct Faulty;
+        impl crate::method::Defense for Faulty {
+            const INFO: bb_core::method::MethodInfo = bb_core::method::MethodInfo {
+                id: "Not plain",
+                title: "",
+                paper: "",
+                needs: Needs::DataFree,
+                status: bb_core::method::Status::Experimental,
+                summary: "",
+                docs: "//! ## Settings\n//! - `named` (true): no more.\n",
+            };
+            const RECIPES: &'static [crate::recipes::RecipeFile] = &[crate::recipes::RecipeFile {
+                dataset: "cifar10",
+                path: "wrong.toml",
+                text: "ratio = 2.0",
+            }];
+            type Data = crate::data::NoImages;
+            type Config = Config;
+            fn repair(
+                _: &bb_core::settings::Valid<Config>,
+                suspect: crate::method::Suspect<'_, crate::data::NoImages>,
+                _: &mut crate::context::Ctx<'_>,
+            ) -> Result<crate::method::Repaired, crate::DefenseError> {
+                Ok(crate::method::Repaired::single(suspect.state().clone()))
+            }
+        }
+        let found = faults(&Faulty).join("\n");
+        for expected in [
+            "the name `Not plain` is not",
+            "nothing under `## What it does`",
+            "nothing under `## References`",
+            "the head comment does not name `ratio`",
+            "`wrong.toml` is refused: setting `ratio` is `2`",
+        ] {
+            assert!(found.contains(expected), "{found}");
+        }
+        assert!(!found.contains("`## Settings`"), "{found}");
+        assert!(!found.contains("`named`"), "{found}");
     }
 
     #[test]

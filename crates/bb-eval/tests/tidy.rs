@@ -34,22 +34,59 @@ fn sources(ending: &str, below: &str) -> Vec<(PathBuf, String)> {
         .collect()
 }
 
-/// The workspace crates that a crate depends on outside its tests.
-fn edges(name: &str) -> Vec<String> {
+/// Tables of a manifest that name dependencies, with those of single targets.
+fn dependency_tables(manifest: &toml_edit::DocumentMut) -> Vec<(String, Vec<String>)> {
+    let names = |table: &dyn toml_edit::TableLike| -> Vec<String> {
+        table.iter().map(|(name, _)| name.to_owned()).collect()
+    };
+    let kinds = ["dependencies", "dev-dependencies", "build-dependencies"];
+    let mut found = Vec::new();
+    let mut collect = |tables: &dyn toml_edit::TableLike| {
+        for kind in kinds {
+            if let Some(table) = tables.get(kind).and_then(|item| item.as_table_like()) {
+                found.push((kind.to_owned(), names(table)));
+            }
+        }
+    };
+    collect(manifest.as_table());
+    let targets = manifest.get("target").and_then(|item| item.as_table_like());
+    for (_, target) in targets.into_iter().flat_map(|targets| targets.iter()) {
+        collect(target.as_table_like().expect("a table of a target"));
+    }
+    found
+}
+
+/// The workspace crates that a crate depends on; `tests` says whether those of its tests count.
+fn edges(name: &str, tests: bool) -> Vec<String> {
     let path = root().join("crates").join(name).join("Cargo.toml");
     let text = fs_err::read_to_string(path).expect("a manifest");
     let manifest: toml_edit::DocumentMut = text.parse().expect("TOML");
-    let table = manifest["dependencies"].as_table().expect("dependencies");
-    table
-        .iter()
-        .map(|(k, _)| k.to_owned())
-        .filter(|k| k.starts_with("bb-"))
+    dependency_tables(&manifest)
+        .into_iter()
+        .filter(|(kind, _)| tests || kind != "dev-dependencies")
+        .flat_map(|(_, names)| names)
+        .filter(|name| name.starts_with("bb-"))
         .collect()
 }
 
+/// The crates of the workspace, by name.
+fn crates() -> Vec<String> {
+    let mut names: Vec<String> = fs_err::read_dir(root().join("crates"))
+        .expect("the folder of the crates")
+        .map(|entry| entry.expect("a directory entry"))
+        .filter(|entry| entry.path().join("Cargo.toml").is_file())
+        .map(|entry| entry.file_name().into_string().expect("a plain name"))
+        .collect();
+    names.sort();
+    names
+}
+
+/// What a crate that brings a defense of its own is called, whatever follows.
+const OUTSIDE: &str = "bb-defense-";
+
 #[test]
 fn crates_import_only_what_the_architecture_allows() {
-    let allowed: [(&str, &[&str]); 6] = [
+    let inner: [(&str, &[&str]); 6] = [
         ("bb-core", &[]),
         ("bb-nn", &["bb-core"]),
         ("bb-zoo", &["bb-core"]),
@@ -60,14 +97,48 @@ fn crates_import_only_what_the_architecture_allows() {
             &["bb-attack", "bb-core", "bb-defense", "bb-nn", "bb-zoo"],
         ),
     ];
-    for (name, allowed) in allowed {
-        for edge in edges(name) {
+    let outer: &[&str] = &["bb-core", "bb-defense", "bb-eval", "bb-nn"];
+    let names = crates();
+    assert!(
+        names.len() > inner.len(),
+        "the example is missing: {names:?}"
+    );
+    for name in &names {
+        let known = inner.iter().find(|(own, _)| own == name);
+        let allowed = match known {
+            Some((_, allowed)) => allowed,
+            None if name.starts_with(OUTSIDE) => outer,
+            None => panic!("{name} has no place in the architecture"),
+        };
+        for edge in edges(name, false) {
             assert!(
                 allowed.contains(&edge.as_str()),
                 "{name} must not depend on {edge}"
             );
         }
     }
+}
+
+#[test]
+fn nothing_depends_on_a_crate_that_brings_a_defense() {
+    let names = crates();
+    assert!(names.iter().any(|name| name.starts_with(OUTSIDE)));
+    for name in &names {
+        for edge in edges(name, true) {
+            assert!(
+                !edge.starts_with(OUTSIDE),
+                "{name} depends on {edge}, not even tests may"
+            );
+        }
+    }
+    // The list that the other manifests take their paths from has none of them either.
+    let text = fs_err::read_to_string(root().join("Cargo.toml")).expect("a manifest");
+    let manifest: toml_edit::DocumentMut = text.parse().expect("TOML");
+    let shared = manifest["workspace"]["dependencies"]
+        .as_table()
+        .expect("a table");
+    assert!(shared.contains_key("bb-defense"));
+    assert!(!shared.iter().any(|(name, _)| name.starts_with(OUTSIDE)));
 }
 
 #[test]
@@ -83,6 +154,63 @@ fn only_the_engine_has_unsafe_code_and_the_cache_one_mapping() {
             blocks <= limit,
             "{shown} has {blocks} unsafe blocks, {limit} allowed"
         );
+    }
+}
+
+/// Words by which the code of a method would reach what no defense may see, or files that nobody looks for there.
+const FORBIDDEN: [&str; 9] = [
+    "PoisonSet",
+    "POISON_TEST",
+    "bb_core::cell",
+    "data::open",
+    "dataset.test",
+    "harness::",
+    "into_host",
+    "fs_err",
+    "grant(",
+];
+
+/// The code of a source file without comments and tests.
+fn code(text: &str) -> String {
+    let code = text
+        .lines()
+        .take_while(|line| !line.starts_with("#[cfg(test)]"));
+    code.filter(|line| !line.trim_start().starts_with("//"))
+        .fold(String::new(), |code, line| code + line + "\n")
+}
+
+#[test]
+fn no_method_reaches_for_poisoned_images_the_test_set_or_the_harness() {
+    let mut methods = 0;
+    let mut harness = String::new();
+    for (path, text) in sources("rs", "crates") {
+        let shown = path.display().to_string().replace('\\', "/");
+        let Some((_, place)) = shown.split_once("/crates/bb-defense") else {
+            continue;
+        };
+        // A folder of bb-defense is a method, and so is a crate beside it but for its `main`.
+        let inner = place.strip_prefix("/src/");
+        let method = match inner {
+            Some(inner) => inner.contains('/'),
+            None => {
+                place.starts_with('-') && place.contains("/src/") && !place.ends_with("/main.rs")
+            }
+        };
+        if !method {
+            if ["harness.rs", "context.rs", "lib.rs"].contains(&inner.unwrap_or_default()) {
+                harness += &code(&text);
+            }
+            continue;
+        }
+        methods += usize::from(place.ends_with("/mod.rs") || place.ends_with("/lib.rs"));
+        for word in FORBIDDEN {
+            assert!(!code(&text).contains(word), "{shown} has `{word}`");
+        }
+    }
+    assert!(methods > 6, "only {methods} methods were read");
+    // A word that nothing is called by any more would forbid nothing.
+    for word in FORBIDDEN {
+        assert!(harness.contains(word), "nothing is called `{word}`");
     }
 }
 

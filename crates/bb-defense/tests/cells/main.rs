@@ -3,6 +3,7 @@
 //! The attack's cell is made here by hand, small: an untrained network of width 4, and a white patch.
 
 mod methods;
+mod promises;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -6,10 +6,10 @@ use bb_defense::nc::Nc;
 use bb_defense::registry::DEFENSES;
 
 /// Settings under which a method takes a second or so, and ones with which it makes several models.
-struct Quick {
-    id: &'static str,
-    set: &'static [&'static str],
-    more: &'static [&'static str],
+pub(super) struct Quick {
+    pub(super) id: &'static str,
+    pub(super) set: &'static [&'static str],
+    pub(super) more: &'static [&'static str],
     /// A setting out of range, and its name.
     wrong: &'static [(&'static str, &'static str)],
     /// Settings that must change the result.
@@ -442,7 +442,7 @@ const FINETUNE_CHANGES: &[&str] = &[
     "clean.seed=1",
 ];
 
-fn quick_of(defense: &dyn AnyDefense) -> &'static Quick {
+pub(super) fn quick_of(defense: &dyn AnyDefense) -> &'static Quick {
     let id = defense.info().id;
     let found = METHODS.iter().find(|quick| quick.id == id);
     found.unwrap_or_else(|| panic!("`{id}` has no quick settings in this test"))
