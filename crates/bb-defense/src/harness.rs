@@ -109,7 +109,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     } = open_suspect(&req.model)?;
     let ready = req.defense.resolve(&attack.manifest.dataset, &req.given)?;
     req.compute.supports(req.precision)?;
-    let (dataset, poisoned) = open_data(req, &attack)?;
+    let (dataset, poisoned) = open_data(&attack, req.data.as_deref(), req.cache.as_deref())?;
     let arch = ArchSpec::new(&arch, width, dataset.spec.classes)?;
     let state = StateDict::load(&attack.file(MODEL))?;
     let suspect = Net::from_state(&arch, &state)?;
@@ -225,8 +225,18 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     Ok(work.finish(json!(results))?)
 }
 
-/// The dataset that the attack used and the poisoned test images made from it.
-fn open_data(req: &DefenseRequest, attack: &Cell) -> Result<(Dataset, PoisonSet), DefenseError> {
+/// The dataset that an attack used and the poisoned test images made from it, which fit each other.
+///
+/// `data` is the folder with the datasets and `cache` that of decoded images. This is for those who measure: no defense
+/// has a cell to call it with.
+///
+/// # Errors
+/// [`DefenseError::OtherDataset`], [`DefenseError::OtherTestSet`] and [`DefenseError::ImageSize`] if they do not fit.
+pub fn open_data(
+    attack: &Cell,
+    data: Option<&Path>,
+    cache: Option<&Path>,
+) -> Result<(Dataset, PoisonSet), DefenseError> {
     let manifest = &attack.manifest;
     let no_field = |field| DefenseError::NoField {
         path: attack.dir.clone(),
@@ -245,13 +255,13 @@ fn open_data(req: &DefenseRequest, attack: &Cell) -> Result<(Dataset, PoisonSet)
             .ok_or_else(|| no_field(field)),
     };
     let options = OpenOptions {
-        cache_dir: req.cache.clone(),
+        cache_dir: cache.map(Path::to_owned),
         train_limit: limit("train_limit", "settings.data.train_limit")?,
         test_limit: limit("test_limit", "settings.data.test_limit")?,
         // The synthetic data are the same in every run, as those of any other dataset are.
         seed: 0,
     };
-    let dataset = data::open(&manifest.dataset, req.data.as_deref(), &options)?;
+    let dataset = data::open(&manifest.dataset, data, &options)?;
     if dataset.digest != *expected {
         return Err(DefenseError::OtherDataset {
             id: manifest.dataset.clone(),

@@ -294,6 +294,25 @@ pub trait Armed {
     ) -> Result<Repaired, DefenseError>;
 }
 
+/// The settings of a defense: its defaults, the committed recipe of `dataset` (if there is one) and what the user gave,
+/// merged and checked.
+pub fn settings<D: Defense>(
+    dataset: &str,
+    given: &Given,
+) -> Result<Resolved<Valid<D::Config>>, DefenseError> {
+    let mut layers = Layers::new(&D::Config::default());
+    if let Some(recipe) = D::RECIPES.iter().find(|recipe| recipe.dataset == dataset) {
+        layers = layers.toml_text(recipe.path, recipe.text)?;
+    }
+    for path in &given.files {
+        layers = layers.file(path)?;
+    }
+    for assignment in &given.set {
+        layers = layers.set(assignment)?;
+    }
+    Ok(layers.resolve::<D::Config>()?.valid()?)
+}
+
 impl<D: Defense> AnyDefense for D {
     fn info(&self) -> &'static MethodInfo {
         const {
@@ -310,19 +329,7 @@ impl<D: Defense> AnyDefense for D {
     }
 
     fn resolve(&self, dataset: &str, given: &Given) -> Result<Box<dyn Ready>, DefenseError> {
-        let mut layers = Layers::new(&D::Config::default());
-        if let Some(recipe) = D::RECIPES.iter().find(|recipe| recipe.dataset == dataset) {
-            layers = layers.toml_text(recipe.path, recipe.text)?;
-        }
-        for path in &given.files {
-            layers = layers.file(path)?;
-        }
-        for assignment in &given.set {
-            layers = layers.set(assignment)?;
-        }
-        Ok(Box::new(Checked::<D>(
-            layers.resolve::<D::Config>()?.valid()?,
-        )))
+        Ok(Box::new(Checked::<D>(settings::<D>(dataset, given)?)))
     }
 }
 

@@ -11,6 +11,7 @@ use bb_nn::Compute;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use crate::analyze::{self, command::AnalyzeCommand};
 use crate::grid::Grid;
 use crate::plan;
 use crate::prepare::{Places, Prepared};
@@ -82,6 +83,9 @@ enum Command {
     /// Models that others published
     #[command(subcommand)]
     Zoo(ZooCommand),
+    /// Look into a backdoored model, knowing its trigger: tables, a figure, and one line of JSON
+    #[command(subcommand)]
+    Analyze(AnalyzeCommand),
 }
 
 #[derive(Subcommand, Debug)]
@@ -128,7 +132,7 @@ struct PlaceArgs {
 }
 
 #[derive(Args, Debug)]
-struct MachineArgs {
+pub(crate) struct MachineArgs {
     /// Where to compute: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     device: Device,
@@ -138,7 +142,8 @@ struct MachineArgs {
 }
 
 impl MachineArgs {
-    fn start(&self, quiet: bool) -> Result<Compute, Failure> {
+    /// Opens the device, says which if there was a choice, and starts the threads.
+    pub(crate) fn start(&self, quiet: bool) -> Result<Compute, Failure> {
         let compute = Compute::open(self.device)?;
         if let Some(text) = compute.choice(self.device) {
             Log::new(quiet).info("device", &text, &Value::Null)?;
@@ -255,6 +260,7 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             )))
         }
         Command::Zoo(command) => execute_zoo(command),
+        Command::Analyze(command) => analyze::command::execute(command),
     }
 }
 

@@ -8,7 +8,9 @@
 //!   [`run`] does it.
 //! - [`collect`] reads complete cells, [`table`] compares them, [`paper`] has the published numbers.
 //! - [`verify`] measures the model of a cell again; [`zoo`] makes cells of models that others published.
+//! - [`analyze`] looks into backdoored models, for studies and not for repairs.
 //! - [`cli`] is the program around it; a crate with a defense of its own calls [`main_with`].
+pub mod analyze;
 pub mod cli;
 pub mod collect;
 pub mod grid;

@@ -68,7 +68,8 @@ pub struct DropoutStream {
     pub step: u64,
 }
 
-pub(crate) const EPS: f32 = 1e-5;
+/// Added to the variance by every batch normalisation, as in PyTorch.
+pub const EPS: f32 = 1e-5;
 
 /// Sizes of an activation, `[n, h, w, c]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -541,7 +542,10 @@ impl Net {
         }
     }
 
-    /// [`Net::forward`], and the activations called `names` (such as `layer4` or `avgpool`; unknown names are left out).
+    /// [`Net::forward`], and the activations called `names` (unknown names are left out).
+    ///
+    /// The stages have names (`layer4`, `avgpool`), and so has what a convolution gives to a batch normalisation right
+    /// behind it (`layer4.1.conv1`).
     pub fn forward_with(
         &mut self,
         input: &Input,

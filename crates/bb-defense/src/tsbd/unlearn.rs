@@ -51,6 +51,19 @@ pub struct Course {
     pub dropout: u64,
 }
 
+/// An epoch of unlearning that has ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Epoch {
+    /// Its number, counted from 0.
+    pub number: usize,
+    /// Mean of the steps' losses, each before its step.
+    pub train_loss: f64,
+    /// Images that were right before the step they were part of.
+    pub train_acc: Ratio,
+    /// Images that are right now, in eval mode.
+    pub accuracy: Ratio,
+}
+
 /// Unlearns a copy of the suspect model until it has forgotten the clean images.
 ///
 /// The unlearned model itself is dropped, with its running statistics: only the weight change is used.
@@ -58,6 +71,16 @@ pub fn run(
     cfg: &TsbdConfig,
     suspect: &Suspect<'_, CleanImages>,
     ctx: &mut Ctx<'_>,
+) -> Result<Unlearned, DefenseError> {
+    watched(cfg, suspect, ctx, &mut |_, _| Ok(()))
+}
+
+/// [`run`], showing `watch` the network after each epoch. A run that resumes shows only the epochs that were left.
+pub fn watched(
+    cfg: &TsbdConfig,
+    suspect: &Suspect<'_, CleanImages>,
+    ctx: &mut Ctx<'_>,
+    watch: &mut dyn FnMut(&Epoch, &mut Net) -> Result<(), DefenseError>,
 ) -> Result<Unlearned, DefenseError> {
     let unlearn = &cfg.unlearn;
     let mut net = suspect.net()?;
@@ -156,14 +179,24 @@ pub fn run(
         course.reached = hits as f64 / images as f64 <= unlearn.stop_accuracy;
         course.constant = unlearn.stop_constant && predicted.len() == 1;
         course.dropout = net.dropout().step;
+        let ended = Epoch {
+            number: epoch,
+            train_loss: loss_sum / f64::from(steps as u32),
+            train_acc: Ratio {
+                hits: correct,
+                total: images,
+            },
+            accuracy,
+        };
         let row = json!({
-            "train_loss": loss_sum / f64::from(steps as u32),
-            "train_acc": Ratio { hits: correct, total: images }.value(),
+            "train_loss": ended.train_loss,
+            "train_acc": ended.train_acc.value(),
             "clean_acc": accuracy.value(),
         });
         progress.note(&format!("epoch {epoch}, {hits} of {images} right"));
         ctx.record(At::stage(STAGE).epoch(epoch), &row)?;
         ctx.save(STAGE, &training_state(&net, &sgd)?, &course)?;
+        watch(&ended, &mut net)?;
     }
     drop(progress);
     let percent = course.accuracy.and_then(Ratio::percent).unwrap_or(100.0);

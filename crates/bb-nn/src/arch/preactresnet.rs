@@ -42,6 +42,7 @@ fn block(g: &mut Graph, x: Value, name: &str, cin: usize, cout: usize, stride: u
         x
     };
     let h = g.conv(a, None, conv1, 3, stride, 1);
+    g.name(&format!("{name}.conv1"), h);
     let h = g.norm_relu(h, bn2);
     g.conv(h, Some(skip), conv2, 3, 1, 1)
 }

@@ -52,9 +52,11 @@ fn block(g: &mut Graph, x: Value, name: &str, cin: usize, cout: usize, stride: u
         ..ConvLayer::three(cin, cout, stride)
     };
     let h = g.conv_layer(x, &format!("{name}.conv1"), three(cin, stride));
+    g.name(&format!("{name}.conv1"), h);
     let bn1 = g.norm(&format!("{name}.bn1"), cout);
     let h = g.norm_relu(h, bn1);
     let h = g.conv_layer(h, &format!("{name}.conv2"), three(cout, 1));
+    g.name(&format!("{name}.conv2"), h);
     let bn2 = g.norm(&format!("{name}.bn2"), cout);
     let h = g.batch_norm(h, bn2, false);
     let skip = if stride != 1 || cin != cout {

@@ -23,6 +23,7 @@ pub(super) fn vgg19_bn(width: usize, classes: usize) -> Graph {
         for _ in 0..convolutions {
             let conv = ConvLayer::three(channels, factor * width, 1);
             x = g.conv_layer(x, &format!("features.{layer}"), conv);
+            g.name(&format!("features.{layer}"), x);
             let norm = g.norm(&format!("features.{}", layer + 1), factor * width);
             x = g.norm_relu(x, norm);
             channels = factor * width;
