@@ -297,7 +297,9 @@ fn an_unknown_feature_names_the_known_ones() {
     assert!(matches!(error, NnError::UnknownFeature { .. }));
     assert_eq!(
         error.to_string(),
-        "unknown feature `layer4`, expected one of features.6, features.13, features.26, features.39, features.52, \
+        "unknown feature `layer4`, expected one of features.0, features.3, features.6, features.7, features.10, \
+         features.13, features.14, features.17, features.20, features.23, features.26, features.27, features.30, \
+         features.33, features.36, features.39, features.40, features.43, features.46, features.49, features.52, \
          features, avgpool, classifier.2, classifier.5, penultimate, output"
     );
 }
