@@ -278,7 +278,9 @@ mod tests {
                         .map(|_| 2.0 * rng::unit_f32(&mut stream) - 1.0)
                         .collect();
                     let scale = length(&dr) / length(&random);
-                    random.iter_mut().for_each(|r| *r *= scale);
+                    for r in &mut random {
+                        *r *= scale;
+                    }
                     assert_ne!(network.class(&plus(&image, &random)), target);
                 }
             }
