@@ -34,6 +34,7 @@ fn committed_grids_are_valid() {
         names,
         [
             "attacks-cifar10-small",
+            "ci-attacks",
             "ci-cifar10",
             "cifar10-small",
             "defenses-cifar10-small",
