@@ -369,3 +369,31 @@ fn weights_that_are_no_numbers_are_refused_before_anything_is_measured() {
         }
     }
 }
+
+#[test]
+fn a_repaired_model_is_exported_as_the_result_of_a_defense() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let attacked = cell(folder.path(), "badnets");
+    let repaired = bb_defense::run(&bb_defense::DefenseRequest {
+        defense: bb_defense::registry::find("clp", &[]).expect("it is registered"),
+        model: attacked.dir.clone(),
+        data: None,
+        given: bb_defense::method::Given::default(),
+        precision: Precision::F32,
+        compute: Compute::Cpu,
+        seed: 0,
+        out: folder.path().to_owned(),
+        cache: None,
+        quiet: true,
+    })
+    .expect("a small run");
+    let out = folder.path().join("clp");
+    export(&request(&repaired, Format::BackdoorBench, out.clone())).expect("a cell");
+    let mut request = import_of(out.join("defense_result.pt"), folder.path());
+    request.attack = None;
+    // The file names its network, as the benchmark's does.
+    let (back, report) = import(&request, &Compute::Cpu).expect("our own file");
+    assert_eq!(report.to_string(), "102 loaded");
+    assert_eq!(bits(&back.file(MODEL)), bits(&repaired.file(MODEL)));
+    assert_eq!(back.manifest.method, "clean");
+}

@@ -48,29 +48,11 @@ fn reader() {
     };
     let wall = begun.elapsed();
     // Where the system does not say, the memory is not checked, and time is that of the clock.
-    let time = processor_time().unwrap_or(wall).as_millis();
-    let (said, peak) = (said.escape_debug(), peak().unwrap_or(0));
+    let usage = bb_core::events::usage();
+    let time = usage.map_or(wall, |usage| usage.processor).as_millis();
+    let peak = usage.map_or(0, |usage| usage.peak_kib);
+    let said = said.escape_debug();
     println!("\n#{time}#{peak}#{said}#");
-}
-
-/// Time that this process has computed; on Linux.
-fn processor_time() -> Option<Duration> {
-    let stat = fs_err::read_to_string("/proc/self/stat").ok()?;
-    // The name of the program, which may hold anything, ends with the last bracket.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split(' ').skip(11);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    // In hundredths of a second: of the program, and of the system for it.
-    Some(Duration::from_millis(10 * (ticks()? + ticks()?)))
-}
-
-/// Most memory that this process has had, in KiB; on Linux.
-fn peak() -> Option<u64> {
-    let status = fs_err::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
 /// Reads a file in another process and checks time and memory; gives what was said.

@@ -1,7 +1,7 @@
 //! Facts about the machine and the moment. They go to `env.json`, and never to where results are compared.
 
 use std::sync::OnceLock;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -61,6 +61,38 @@ fn cpu_features() -> Vec<&'static str> {
         .collect()
 }
 
+/// What this process has used so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Time of the processor, of the program and of the system for it, in steps of 10 ms.
+    pub processor: Duration,
+    /// Most memory that it has had at a time, in KiB.
+    pub peak_kib: u64,
+}
+
+/// What this process has used so far; nothing where the system does not say, which only Linux does.
+pub fn usage() -> Option<Usage> {
+    let stat = fs_err::read_to_string("/proc/self/stat").ok()?;
+    let status = fs_err::read_to_string("/proc/self/status").ok()?;
+    usage_of(&stat, &status)
+}
+
+fn usage_of(stat: &str, status: &str) -> Option<Usage> {
+    // The name of the program, which may hold anything, ends with the last bracket.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ').skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    // Linux counts in hundredths of a second for programs, whatever it does itself.
+    let processor = Duration::from_millis(10 * ticks()?.checked_add(ticks()?)?);
+    let mut lines = status.lines();
+    let peak = lines.find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let peak_kib = peak.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(Usage {
+        processor,
+        peak_kib,
+    })
+}
+
 /// The time in UTC, to the second: `2026-01-31T12:00:00Z`. Times before 1970 count as its beginning.
 pub fn rfc3339(time: SystemTime) -> String {
     let seconds = time
@@ -105,6 +137,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn usage_is_read_behind_the_name_of_the_program() {
+        let stat = "42 (a) b) R 1 2 3 4 5 6 7 8 9 10 123 45 0 0";
+        let status = "Name:\ta\nVmPeak:\t  99 kB\nVmHWM:\t    1234 kB\n";
+        let expected = Usage {
+            processor: Duration::from_millis(1680),
+            peak_kib: 1234,
+        };
+        assert_eq!(usage_of(stat, status), Some(expected));
+        assert_eq!(usage_of("42 (a) R 1", status), None);
+        assert_eq!(usage_of(stat, "Name:\ta\n"), None);
+    }
 
     #[test]
     fn known_moments_are_written_as_rfc_3339() {

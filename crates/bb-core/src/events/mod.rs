@@ -8,6 +8,6 @@ mod facts;
 mod log;
 mod progress;
 
-pub use facts::{env_facts, rfc3339, started};
+pub use facts::{Usage, env_facts, rfc3339, started, usage};
 pub use log::{JsonLines, Log};
 pub use progress::Progress;

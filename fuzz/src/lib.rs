@@ -1,0 +1,151 @@
+//! Broken files for everything that reads files of strangers.
+//!
+//! The decision this crate embodies: it runs on the stable toolchain, with the workspace, in its tests. It has no coverage
+//! feedback; instead the inputs are near to what the readers accept, whole files with a few changes, and programs of
+//! opcodes that mostly fit together ([`program`]).
+//!
+//! Input `n` of a target follows from the target's name, the seed and `n` alone.
+
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use bb_core::events::usage;
+use rand::Rng as _;
+use rand_chacha::ChaCha8Rng;
+
+mod mutate;
+pub mod program;
+mod targets;
+
+pub use targets::TARGETS;
+
+/// Most time of the processor that one input may take.
+pub const MOST_TIME: Duration = Duration::from_secs(1);
+/// Most memory of the process, in KiB; the readers promise 256 MiB for one hostile file.
+pub const MOST_MEMORY: u64 = 512 << 10;
+
+/// A reader, and whole files for it.
+pub struct Target {
+    /// Its name.
+    pub name: &'static str,
+    /// Files that it accepts.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// A new input, where changing a seed is not enough.
+    pub make: Option<fn(&mut ChaCha8Rng) -> Vec<u8>>,
+    /// Reads an input, in whatever way; true if it was accepted.
+    pub read: fn(&[u8], &std::path::Path) -> bool,
+}
+
+/// How much to try.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Time for all inputs.
+    pub time: Duration,
+    /// Number of inputs.
+    pub inputs: u64,
+}
+
+/// What came out.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Inputs that were read.
+    pub inputs: u64,
+    /// Those of them that were accepted.
+    pub accepted: u64,
+    /// The longest time that one took.
+    pub slowest: Duration,
+    /// Time of all.
+    pub time: Duration,
+    /// The input that should not have done what it did.
+    pub finding: Option<Finding>,
+}
+
+/// An input that was too much for its reader.
+#[derive(Debug)]
+pub struct Finding {
+    /// What it did.
+    pub what: String,
+    /// Its number.
+    pub number: u64,
+    /// The input.
+    pub input: Vec<u8>,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} inputs in {:.0} s, {} accepted, the slowest {} ms",
+            self.inputs,
+            self.time.as_secs_f64(),
+            self.accepted,
+            self.slowest.as_millis()
+        )
+    }
+}
+
+/// Feeds a target with inputs from number `from` on, changed from its seeds and from `more`.
+///
+/// # Errors
+/// If there is no temporary folder.
+pub fn run(
+    target: &Target,
+    more: &[Vec<u8>],
+    seed: u64,
+    from: u64,
+    budget: Budget,
+) -> io::Result<Outcome> {
+    let folder = tempfile::tempdir()?;
+    let mut seeds = (target.seeds)();
+    seeds.extend_from_slice(more);
+    let begun = Instant::now();
+    let mut outcome = Outcome {
+        inputs: 0,
+        accepted: 0,
+        slowest: Duration::ZERO,
+        time: Duration::ZERO,
+        finding: None,
+    };
+    let mut number = from;
+    while outcome.inputs < budget.inputs && begun.elapsed() < budget.time {
+        let mut random = bb_core::rng::stream(seed, target.name, 0, number);
+        let input = match target.make {
+            // Half of the inputs are made, the others changed.
+            Some(make) if seeds.is_empty() || random.random_bool(0.5) => make(&mut random),
+            _ => mutate::changed(&seeds, &mut random),
+        };
+        let (one, before) = (Instant::now(), usage());
+        let read = catch_unwind(AssertUnwindSafe(|| (target.read)(&input, folder.path())));
+        // On a machine that does many things at once the clock says little.
+        let after = usage();
+        let time = match (before, after) {
+            (Some(before), Some(after)) => after.processor.saturating_sub(before.processor),
+            _ => one.elapsed(),
+        };
+        let memory = after.map_or(0, |usage| usage.peak_kib);
+        outcome.inputs += 1;
+        outcome.slowest = outcome.slowest.max(time);
+        let what = match read {
+            Err(_) => Some("a panic".to_owned()),
+            Ok(_) if time > MOST_TIME => Some(format!("{} ms", time.as_millis())),
+            Ok(_) if memory > MOST_MEMORY => Some(format!("{memory} KiB")),
+            Ok(accepted) => {
+                outcome.accepted += u64::from(accepted);
+                None
+            }
+        };
+        if let Some(what) = what {
+            outcome.finding = Some(Finding {
+                what,
+                number,
+                input,
+            });
+            break;
+        }
+        number += 1;
+    }
+    outcome.time = begun.elapsed();
+    Ok(outcome)
+}
