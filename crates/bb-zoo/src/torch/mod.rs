@@ -1,7 +1,7 @@
 //! PyTorch's checkpoint files, read as data, and written.
 //!
 //! [`pickle`] builds inert values from the opcodes, [`mod@file`] finds pickle and storages in the two file formats and
-//! gives tensors, [`attack`] knows what BackdoorBench puts into `attack_result.pt`, [`write`] writes the zip format,
+//! gives tensors, [`attack`] knows what BackdoorBench puts into `attack_result.pt`, [`mod@write`] writes the zip format,
 //! [`mod@scan`] shows what is inside.
 
 pub mod attack;
