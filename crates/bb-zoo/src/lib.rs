@@ -4,8 +4,9 @@
 //! Everything is read by a strict reader that names the line and the field it refuses, every size is capped before it
 //! is believed, and nothing read here chooses a path or runs code.
 //!
-//! [`index`] is the list of known checkpoints (`model_zoo/index.toml`), [`mod@fetch`] brings one here; [`strict`] is the TOML reader it is built on,
-//! shared with the grid files of `bb-eval`; [`torch`] reads checkpoints without running anything in them, and writes them.
+//! [`index`] is the list of known checkpoints (`model_zoo/index.toml`), [`mod@fetch`] brings one here; [`strict`] is the
+//! TOML reader the index is built on, shared with the grid files of `bb-eval`; [`torch`] reads checkpoints without
+//! running anything in them, and writes them.
 pub mod fetch;
 pub mod index;
 mod sniff;

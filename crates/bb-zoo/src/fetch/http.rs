@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ureq::Agent;
 use ureq::http::HeaderMap;
+use ureq::tls::{RootCerts, TlsConfig};
 
 use super::{Fault, Part};
 
@@ -17,6 +18,12 @@ impl Part<'_> {
         let agent: Agent = Agent::config_builder()
             // A redirection must not lose what protects the reader's privacy; the content is protected by its hash.
             .https_only(address.starts_with("https://"))
+            // Behind a proxy that opens connections, only the system knows whom to trust.
+            .tls_config(
+                TlsConfig::builder()
+                    .root_certs(RootCerts::PlatformVerifier)
+                    .build(),
+            )
             .http_status_as_error(false)
             .user_agent(concat!("bb-zoo/", env!("CARGO_PKG_VERSION")))
             // A compressed body has another length.
