@@ -10,6 +10,7 @@
 //   elementwise    one-dimensional, 256 threads, any grid (the loops stride by the grid)
 //   per channel    one-dimensional, at least c threads
 //   column sums    block (32, 8), grid (parts, ceil(c / 32))
+//   joined sums    block (32, 32), grid ceil(c / 32)
 //   products       block (16, 16), grid (ceil(columns / 16), ceil(rows / 16)) of the result
 //   block sums     256 threads
 //   rows           block sums, one block per row

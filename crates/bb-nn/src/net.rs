@@ -470,7 +470,7 @@ impl Net {
             cuda::Batch::Resident(split, range),
             Mode::Train,
             |_| (),
-            |pass, job| pass.gradients(job, grads, false).map(|_| ()),
+            |pass, job| pass.gradients(job, grads, false),
         );
     }
 
@@ -480,6 +480,12 @@ impl Net {
         self.take_failure()?;
         let pass = self.cuda.as_mut().expect("its images are on the GPU");
         Ok(pass.take_tally()?)
+    }
+
+    /// See [`cuda::Pass::is_recorded`].
+    #[cfg(all(test, feature = "cuda"))]
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.cuda.as_ref().is_some_and(cuda::Pass::is_recorded)
     }
 
     fn count_batch(&mut self) {
@@ -692,6 +698,13 @@ impl Net {
         mut grads: Option<&mut Flat>,
         mut input_gradient: Option<&mut [f32]>,
     ) -> Loss {
+        #[cfg(feature = "cuda")]
+        let classes = self.spec.outputs();
+        #[cfg(feature = "cuda")]
+        assert!(
+            labels.iter().all(|l| (*l as usize) < classes),
+            "labels below {classes}"
+        );
         #[cfg(feature = "cuda")]
         if let Some(loss) = self.on_device(
             cuda::Batch::Host(input, labels),

@@ -464,6 +464,52 @@ fn pytorchs_numbers() {
     tiny::check(&device);
 }
 
+/// A pass is recorded when it is asked for the second time; that must not be seen, whatever happens in between.
+#[test]
+fn a_recorded_pass_is_the_pass_call_by_call() {
+    let Some((device, _alone)) = device() else {
+        return;
+    };
+    for precision in [Precision::F32, Precision::Bf16] {
+        let (net, input, labels) = case(6);
+        let mut net = net.on(&device).unwrap().with_precision(precision).unwrap();
+        let mut sgd = Sgd::new(net.params(), 0.9, 5e-4, false);
+        let mut grads = net.zeros();
+        for step in 0..12 {
+            // A copy has recorded nothing yet.
+            let (mut fresh, mut expected) = (net.clone(), net.zeros());
+            let count = if step == 7 { 4 } else { 6 };
+            let batch = Input {
+                n: count,
+                data: random(count * 16 * 16 * 3, step),
+                ..input
+            };
+            let labels = &labels[..count];
+            let mode = if step == 5 { Mode::Eval } else { Mode::Train };
+            if step % 2 == 0 {
+                let loss = fresh.loss_grad(&batch, labels, mode, &mut expected);
+                assert_eq!(net.loss_grad(&batch, labels, mode, &mut grads), loss);
+            } else {
+                let want = fresh.loss_grad_input(&batch, labels, mode, &mut expected);
+                let found = net.loss_grad_input(&batch, labels, mode, &mut grads);
+                assert_eq!(found, want, "{precision}, step {step}");
+            }
+            net.take_failure().expect("no failure");
+            assert_eq!(grads.data(), expected.data(), "{precision}, step {step}");
+            assert_eq!(net.buffers().data(), fresh.buffers().data());
+            sgd.step(net.params_mut(), &grads, 0.01);
+            if step == 8 {
+                // On the host, from where it must come back.
+                net.params_mut().data_mut()[0] += 0.5;
+            }
+            if step == 9 {
+                // Takes and gives buffers of all sizes.
+                net.forward(&batch, Mode::Eval);
+            }
+        }
+    }
+}
+
 /// What a step costs, as the difference of two trainings: at most 250 launches, and nothing that stops the device.
 #[test]
 fn a_training_step_keeps_its_launch_budget() {

@@ -233,11 +233,43 @@ bool overlap(const Operand &a, const Operand &b)
     return begin(a) < end(b) && begin(b) < end(a);
 }
 
-// The checks of all three convolutions; clobbers the workspace and counts.
-Status begin(
+// What is left of a convolution's arguments once they are checked. A graph keeps it.
+struct Work {
+    Array x;
+    Filter w;
+    Array y;
+    Convolution conv;
+    void *workspace;
+    std::size_t needed;
+    float alpha, beta;
+
+    // Clobbers the workspace and counts.
+    void begin() const
+    {
+        if (needed) std::memset(workspace, 0xFF, needed);
+        emulator_count_convolution();
+    }
+};
+
+// Does the work, or adds it to the graph that is being recorded.
+template <typename F> Status perform(F work)
+{
+    if (!emulator_recording()) {
+        work();
+        return SUCCESS;
+    }
+    emulator_record([work] {
+        work();
+        return int(SUCCESS);
+    });
+    return SUCCESS;
+}
+
+// The checks of all three convolutions.
+Status prepare(
     const Kind &kind, const void *handle, const Array *x, const Filter *w, const Array *y, const Convolution *conv,
     int algorithm, const Operand &first, const Operand &second, const Operand &result, void *workspace,
-    std::size_t bytes, const void *alpha, const void *beta)
+    std::size_t bytes, const void *alpha, const void *beta, Work *work)
 {
     if (const Status status = check(handle, x, w, y, conv)) return status;
     NEED(alpha && beta && first.data && second.data && result.data, NULL_POINTER, "null pointer");
@@ -251,8 +283,7 @@ Status begin(
     const std::size_t needed = workspace_bytes(*w, algorithm);
     NEED(bytes >= needed, SIZE_INSUFFICIENT, "workspace of %zu bytes, needs %zu", bytes, needed);
     NEED(!needed || emulator_contains(workspace, bytes), BAD_PARAM, "the workspace is not in device memory");
-    if (needed) std::memset(workspace, 0xFF, needed);
-    emulator_count_convolution();
+    *work = {*x, *w, *y, *conv, workspace, needed, *(const float *)alpha, *(const float *)beta};
     return SUCCESS;
 }
 
@@ -303,9 +334,8 @@ Doubles values(const Array &array, const void *data)
 }
 
 // result = alpha * sums + beta * result; with beta = 0 the result is not read.
-void blend(const Array &array, const Doubles &sums, const void *alpha, const void *beta, void *result)
+void blend(const Array &array, const Doubles &sums, float a, float b, void *result)
 {
-    const float a = *(const float *)alpha, b = *(const float *)beta;
     for (int n = 0; n < array.size[0]; n++)
         for (int c = 0; c < array.size[1]; c++)
             for (int h = 0; h < array.size[2]; h++)
@@ -500,32 +530,38 @@ int cudnnConvolutionForward(
     Handle *handle, const void *alpha, Array *x_array, const void *x, Filter *w_array, const void *w,
     Convolution *conv, int algorithm, void *workspace, std::size_t bytes, const void *beta, Array *y_array, void *y)
 {
-    if (const Status status = begin(FORWARD, handle, x_array, w_array, y_array, conv, algorithm, {x_array, x},
-                                    {w_array, w}, {y_array, y}, workspace, bytes, alpha, beta))
+    Work work;
+    if (const Status status = prepare(FORWARD, handle, x_array, w_array, y_array, conv, algorithm, {x_array, x},
+                                      {w_array, w}, {y_array, y}, workspace, bytes, alpha, beta, &work))
         return status;
-    const Doubles xs = values(*x_array, x), ws = values(*w_array, w);
-    Doubles sums(y_array->extent());
-    for_products(*x_array, *w_array, *y_array, *conv, [&](std::size_t xi, std::size_t wi, std::size_t yi) {
-        sums[yi] += xs[xi] * ws[wi];
+    return perform([=] {
+        work.begin();
+        const Doubles xs = values(work.x, x), ws = values(work.w, w);
+        Doubles sums(work.y.extent());
+        for_products(work.x, work.w, work.y, work.conv, [&](std::size_t xi, std::size_t wi, std::size_t yi) {
+            sums[yi] += xs[xi] * ws[wi];
+        });
+        blend(work.y, sums, work.alpha, work.beta, y);
     });
-    blend(*y_array, sums, alpha, beta, y);
-    return SUCCESS;
 }
 
 int cudnnConvolutionBackwardData(
     Handle *handle, const void *alpha, Filter *w_array, const void *w, Array *dy_array, const void *dy,
     Convolution *conv, int algorithm, void *workspace, std::size_t bytes, const void *beta, Array *dx_array, void *dx)
 {
-    if (const Status status = begin(DATA, handle, dx_array, w_array, dy_array, conv, algorithm, {w_array, w},
-                                    {dy_array, dy}, {dx_array, dx}, workspace, bytes, alpha, beta))
+    Work work;
+    if (const Status status = prepare(DATA, handle, dx_array, w_array, dy_array, conv, algorithm, {w_array, w},
+                                      {dy_array, dy}, {dx_array, dx}, workspace, bytes, alpha, beta, &work))
         return status;
-    const Doubles ws = values(*w_array, w), dys = values(*dy_array, dy);
-    Doubles sums(dx_array->extent());
-    for_products(*dx_array, *w_array, *dy_array, *conv, [&](std::size_t xi, std::size_t wi, std::size_t yi) {
-        sums[xi] += dys[yi] * ws[wi];
+    return perform([=] {
+        work.begin();
+        const Doubles ws = values(work.w, w), dys = values(work.y, dy);
+        Doubles sums(work.x.extent());
+        for_products(work.x, work.w, work.y, work.conv, [&](std::size_t xi, std::size_t wi, std::size_t yi) {
+            sums[xi] += dys[yi] * ws[wi];
+        });
+        blend(work.x, sums, work.alpha, work.beta, dx);
     });
-    blend(*dx_array, sums, alpha, beta, dx);
-    return SUCCESS;
 }
 
 int cudnnConvolutionBackwardFilter(
@@ -533,16 +569,19 @@ int cudnnConvolutionBackwardFilter(
     Convolution *conv, int algorithm, void *workspace, std::size_t bytes, const void *beta, Filter *dw_array,
     void *dw)
 {
-    if (const Status status = begin(FILTER, handle, x_array, dw_array, dy_array, conv, algorithm, {x_array, x},
-                                    {dy_array, dy}, {dw_array, dw}, workspace, bytes, alpha, beta))
+    Work work;
+    if (const Status status = prepare(FILTER, handle, x_array, dw_array, dy_array, conv, algorithm, {x_array, x},
+                                      {dy_array, dy}, {dw_array, dw}, workspace, bytes, alpha, beta, &work))
         return status;
-    const Doubles xs = values(*x_array, x), dys = values(*dy_array, dy);
-    Doubles sums(dw_array->extent());
-    for_products(*x_array, *dw_array, *dy_array, *conv, [&](std::size_t xi, std::size_t wi, std::size_t yi) {
-        sums[wi] += dys[yi] * xs[xi];
+    return perform([=] {
+        work.begin();
+        const Doubles xs = values(work.x, x), dys = values(work.y, dy);
+        Doubles sums(work.w.extent());
+        for_products(work.x, work.w, work.y, work.conv, [&](std::size_t xi, std::size_t wi, std::size_t yi) {
+            sums[wi] += dys[yi] * xs[xi];
+        });
+        blend(work.w, sums, work.alpha, work.beta, dw);
     });
-    blend(*dw_array, sums, alpha, beta, dw);
-    return SUCCESS;
 }
 
 } // extern "C"

@@ -13,6 +13,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <vector>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -76,6 +77,11 @@ struct Allocation {
 constexpr std::size_t ALIGNMENT = 16;
 constexpr unsigned char GUARD = 0xA5, FRESH = 0xFF; // f32 and f64 made of FRESH are NaN
 
+// What a graph does.
+struct Graph {
+    std::vector<std::function<int()>> work;
+};
+
 // A loaded module: the text of its PTX.
 struct Module {
     std::string ptx;
@@ -89,6 +95,7 @@ struct State {
     std::map<std::uintptr_t, Allocation> memory; // by address
     std::size_t used = 0;                        // its bytes
     unsigned long long counts[COUNTERS] = {};
+    Graph *recording = nullptr; // what calls are added to instead of being done
     int context = 0, stream = 0, event = 0, pool = 0; // their addresses serve as handles
 };
 State &state = *new State; // never destroyed: calls may come while the process ends
@@ -136,6 +143,7 @@ std::size_t memory_bytes(bool *limited = nullptr)
 
 Status allocate(Address *out, std::size_t bytes)
 {
+    NEED(!state.recording, NOT_SUPPORTED, "allocation while a graph is recorded");
     NEED(out && bytes, INVALID_VALUE, "allocation of %zu bytes", bytes);
     LOCK;
     bool limited;
@@ -393,13 +401,69 @@ int cuStreamWaitEvent(void *, void *, unsigned)
 
 int cuStreamIsCapturing(void *, int *capturing)
 {
-    *capturing = 0;
+    *capturing = state.recording != nullptr;
     return SUCCESS;
+}
+
+// ---- Graphs: what is asked for while one is recorded is kept, and done when it is launched
+
+int emulator_recording(void)
+{
+    LOCK;
+    return state.recording != nullptr;
+}
+
+void emulator_record(const std::function<int()> &work)
+{
+    LOCK;
+    state.recording->work.push_back(work);
 }
 
 int cuStreamBeginCapture_v2(void *, int)
 {
-    return fail(NOT_SUPPORTED, "graphs cannot be captured");
+    NEED_CONTEXT;
+    LOCK;
+    NEED(!state.recording, INVALID_VALUE, "a graph is being recorded already");
+    state.recording = new Graph;
+    return SUCCESS;
+}
+
+int cuStreamEndCapture(void *, void **graph)
+{
+    LOCK;
+    NEED(state.recording, INVALID_VALUE, "no graph is being recorded");
+    *graph = state.recording;
+    state.recording = nullptr;
+    return SUCCESS;
+}
+
+int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags)
+{
+    NEED(graph && flags == 0, INVALID_VALUE, "cuGraphInstantiateWithFlags: graph or flags");
+    *executable = new Graph(*(const Graph *)graph);
+    return SUCCESS;
+}
+
+int cuGraphLaunch(void *executable, void *)
+{
+    NEED_CONTEXT;
+    NEED(executable, INVALID_HANDLE, "launch of no graph");
+    NEED(!emulator_recording(), NOT_SUPPORTED, "a graph is launched while another is recorded");
+    for (const auto &work : ((const Graph *)executable)->work)
+        if (const int status = work()) return status;
+    return SUCCESS;
+}
+
+int cuGraphExecDestroy(void *executable)
+{
+    delete (Graph *)executable;
+    return SUCCESS;
+}
+
+int cuGraphDestroy(void *graph)
+{
+    delete (Graph *)graph;
+    return SUCCESS;
 }
 
 int cuEventCreate(void **event, unsigned)
@@ -498,6 +562,7 @@ int cuMemcpyHtoDAsync_v2(Address to, const void *from, std::size_t bytes, void *
 {
     NEED_CONTEXT;
     LOCK;
+    NEED(!state.recording, NOT_SUPPORTED, "%s while a graph is recorded", __func__);
     NEED(contains(to, bytes), INVALID_VALUE, "copy of %zu bytes to %#llx: not in device memory", bytes, to);
     std::memcpy((void *)to, from, bytes);
     state.counts[TO_DEVICE]++;
@@ -508,6 +573,7 @@ int cuMemcpyDtoHAsync_v2(void *to, Address from, std::size_t bytes, void *)
 {
     NEED_CONTEXT;
     LOCK;
+    NEED(!state.recording, NOT_SUPPORTED, "%s while a graph is recorded", __func__);
     NEED(contains(from, bytes), INVALID_VALUE, "copy of %zu bytes from %#llx: not in device memory", bytes, from);
     std::memcpy(to, (const void *)from, bytes);
     state.counts[FROM_DEVICE]++;
@@ -521,8 +587,13 @@ int cuMemcpyDtoDAsync_v2(Address to, Address from, std::size_t bytes, void *)
     NEED(contains(to, bytes) && contains(from, bytes), INVALID_VALUE,
          "copy of %zu bytes from %#llx to %#llx: not in device memory", bytes, from, to);
     NEED(to + bytes <= from || from + bytes <= to, INVALID_VALUE, "copy of %zu bytes onto itself", bytes);
-    std::memcpy((void *)to, (const void *)from, bytes);
-    state.counts[ON_DEVICE]++;
+    const auto copy = [=] {
+        std::memcpy((void *)to, (const void *)from, bytes);
+        state.counts[ON_DEVICE]++;
+        return int(SUCCESS);
+    };
+    if (!state.recording) return copy();
+    emulator_record(copy);
     return SUCCESS;
 }
 
@@ -530,6 +601,7 @@ int cuMemsetD8Async(Address to, unsigned char value, std::size_t bytes, void *)
 {
     NEED_CONTEXT;
     LOCK;
+    NEED(!state.recording, NOT_SUPPORTED, "%s while a graph is recorded", __func__);
     NEED(contains(to, bytes), INVALID_VALUE, "memset of %zu bytes at %#llx: not in device memory", bytes, to);
     std::memset((void *)to, value, bytes);
     state.counts[MEMSETS]++;
@@ -606,11 +678,27 @@ int cuLaunchKernel(
         fail((Status)status, "kernel %s: pointer parameter", kernel.name);
         return status;
     }
-    state.counts[LAUNCHES]++;
-    Watch watch(kernel.name);
-    const bool done = emulator::run_grid(
-        kernel, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, parameters);
-    return done ? SUCCESS : LAUNCH_FAILED;
+    const auto run = [=, &kernel](void **with) {
+        LOCK;
+        state.counts[LAUNCHES]++;
+        Watch watch(kernel.name);
+        const bool done =
+            emulator::run_grid(kernel, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, with);
+        return int(done ? SUCCESS : LAUNCH_FAILED);
+    };
+    if (!state.recording) return run(parameters);
+    // The caller's parameters are gone when the graph is launched.
+    std::vector<std::vector<unsigned char>> kept;
+    for (std::size_t i = 0; i < kernel.count; i++) {
+        const unsigned char *from = (const unsigned char *)parameters[i];
+        kept.emplace_back(from, from + kernel.sizes[i]);
+    }
+    emulator_record([=] {
+        std::vector<void *> with;
+        for (const auto &parameter : kept) with.push_back((void *)parameter.data());
+        return run(with.data());
+    });
+    return SUCCESS;
 }
 
 } // extern "C"

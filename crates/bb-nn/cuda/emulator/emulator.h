@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 
 namespace emulator {
 
@@ -45,6 +46,9 @@ struct Kernel {
     void (*call)(void **parameters);
     // Checks its pointers with `check(pointer, alignment)`; gives the first status that is not 0.
     int (*check_pointers)(void **parameters, int (*check)(const void *, std::size_t));
+    // Sizes of its parameters, and how many there are.
+    const std::size_t *sizes;
+    std::size_t count;
 };
 
 // The kernel of that name, or null.
@@ -71,6 +75,10 @@ void emulator_counts(unsigned long long out[8]);
 void emulator_reverse(int reverse);
 // Counts one convolution.
 void emulator_count_convolution(void);
+// Whether calls are being recorded for a graph.
+int emulator_recording(void);
+// Adds `work` to the graph; its status is that of the launch.
+void emulator_record(const std::function<int()> &work);
 // Whether [pointer, pointer + bytes) lies in one live allocation.
 int emulator_contains(const void *pointer, std::size_t bytes);
 }

@@ -20,6 +20,8 @@ namespace {
 template <auto F> struct Unpack;
 
 template <typename... A, void (*F)(A...)> struct Unpack<F> {
+    static constexpr std::size_t count = sizeof...(A), sizes[] = {sizeof(A)...};
+
     static void call(void **parameters) { call(parameters, std::index_sequence_for<A...>()); }
 
     static int check(void **parameters, int (*check_one)(const void *, std::size_t))
@@ -49,7 +51,8 @@ private:
     }
 };
 
-#define KERNEL(name) {#name, &Unpack<&::name>::call, &Unpack<&::name>::check},
+#define KERNEL(name)                                                                                                   \
+    {#name, &Unpack<&::name>::call, &Unpack<&::name>::check, Unpack<&::name>::sizes, Unpack<&::name>::count},
 const Kernel kernels[] = {
 #include "kernel_names.inc" // made from their source by scripts/emulate_cuda.sh
 };

@@ -3,6 +3,7 @@
 
 constexpr int COLUMNS = 32;  // channels of one block of a column sum
 constexpr int LANES = 8;     // and its threads per channel
+constexpr int JOINERS = 32;  // threads per channel where the parts of a column sum are joined
 constexpr int TILE = 16;     // edge of a tile of a product
 constexpr int THREADS = 256; // threads of a block that sums as a whole
 

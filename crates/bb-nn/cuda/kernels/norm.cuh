@@ -92,28 +92,36 @@ static __device__ __forceinline__ void write_factors(
     shift[k] = beta[k] - m * s;
 }
 
-// Joins the parts of bn_partial by Chan et al.'s update and writes mean, invstd, scale and shift [c]. With `update`
-// it also moves the running mean and (unbiased) variance [c]; without, these two are not touched. Per channel.
-extern "C" __global__ void bn_factors(
+// Joins the parts of bn_partial and writes mean, invstd, scale and shift [c]. With `update` it also moves the running mean
+// and (unbiased) variance [c]; without, these two are not touched. Joined sums.
+extern "C" __global__ void __launch_bounds__(COLUMNS *JOINERS) bn_factors(
     const float *__restrict__ partial, int parts, int rows, int rows_per_part, int c,
     const float *__restrict__ gamma, const float *__restrict__ beta, float *__restrict__ running_mean,
     float *__restrict__ running_var, float momentum, float eps, int update, float *__restrict__ mean,
     float *__restrict__ invstd, float *__restrict__ scale, float *__restrict__ shift)
 {
-    const int k = (int)first_element();
-    if (k >= c) return;
-    double count = 0.0, joined_mean = 0.0, joined_m2 = 0.0;
-    for (int p = 0; p < parts; p++) {
+    const int k = blockIdx.x * COLUMNS + threadIdx.x;
+    const int first = k < c ? threadIdx.y : parts; // all threads take part in the sums
+    double sum = 0.0;
+#pragma unroll 4
+    for (int p = first; p < parts; p += JOINERS) {
         const int size = PartRows(p, rows, rows_per_part).count();
-        if (size <= 0) break;
-        const double total = count + size;
-        const double delta = partial[(long long)p * 2 * c + k] - joined_mean;
-        // The quotients do not depend on the running values, so only a few operations wait for the last part.
-        joined_mean += delta * (size / total);
-        joined_m2 += partial[((long long)p * 2 + 1) * c + k] + delta * delta * (count * size / total);
-        count = total;
+        if (size <= 0) break; // the parts behind have no rows either
+        sum += size * (double)partial[(long long)p * 2 * c + k];
     }
-    const float m = (float)joined_mean, var = (float)(joined_m2 / count);
+    const double joined_mean = joined_sum(sum) / rows;
+    // Around the mean of all rows: squares within the parts, and those of the parts' own means.
+    double squares = 0.0;
+#pragma unroll 4
+    for (int p = first; p < parts; p += JOINERS) {
+        const int size = PartRows(p, rows, rows_per_part).count();
+        if (size <= 0) break; // the parts behind have no rows either
+        const double delta = partial[(long long)p * 2 * c + k] - joined_mean;
+        squares += partial[((long long)p * 2 + 1) * c + k] + delta * delta * size;
+    }
+    const double joined_squares = joined_sum(squares);
+    if (k >= c || threadIdx.y != 0) return;
+    const float m = (float)joined_mean, var = (float)(joined_squares / rows);
     if (update) {
         // One row has no unbiased variance; the biased one (0) is used.
         const float unbiased = (float)rows / (float)((rows > 2 ? rows : 2) - 1);
@@ -238,19 +246,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) bn_gradient_partial_bf1
 }
 
 // Joins the parts of bn_gradient_partial: overwrites the gradients of beta and gamma [c], and the two terms [c] through
-// which the batch's statistics enter the input gradient (0 without `batch`). Per channel.
-extern "C" __global__ void bn_gradient_terms(
+// which the batch's statistics enter the input gradient (0 without `batch`). Joined sums.
+extern "C" __global__ void __launch_bounds__(COLUMNS *JOINERS) bn_gradient_terms(
     const float *__restrict__ partial, int parts, int rows, int c, const float *__restrict__ invstd,
     const float *__restrict__ scale, int batch, float *__restrict__ dbeta, float *__restrict__ dgamma,
     float *__restrict__ constant, float *__restrict__ slope)
 {
-    const int k = (int)first_element();
-    if (k >= c) return;
+    const int k = blockIdx.x * COLUMNS + threadIdx.x;
     double sum = 0.0, dot = 0.0;
-    for (int p = 0; p < parts; p++) {
+#pragma unroll 4
+    for (int p = k < c ? threadIdx.y : parts; p < parts; p += JOINERS) {
         sum += partial[(long long)p * 2 * c + k];
         dot += partial[((long long)p * 2 + 1) * c + k];
     }
+    sum = joined_sum(sum);
+    dot = joined_sum(dot);
+    if (k >= c || threadIdx.y != 0) return;
     const float b = (float)sum, g = (float)(dot * invstd[k]);
     dbeta[k] = b;
     dgamma[k] = g;

@@ -15,6 +15,21 @@ static __device__ float column_sum(float value)
     return sum;
 }
 
+// Sum over the JOINERS threads with one threadIdx.x of a (COLUMNS, JOINERS) block, given to each of them.
+static __device__ double joined_sum(double value)
+{
+    __shared__ double values[JOINERS][COLUMNS];
+    values[threadIdx.y][threadIdx.x] = value;
+    for (unsigned half = JOINERS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.y < half) values[threadIdx.y][threadIdx.x] += values[threadIdx.y + half][threadIdx.x];
+    }
+    __syncthreads();
+    const double sum = values[0][threadIdx.x];
+    __syncthreads(); // the array may be used again
+    return sum;
+}
+
 constexpr int WIDE = 4; // neighbouring channels that a thread of a column sum can read at a time
 
 // As `column_sum`, where each thread has the sums of the WIDE channels from `first` on, and LANES * WIDE threads, one

@@ -280,8 +280,10 @@ impl Device {
         if bytes == 0 {
             return f(std::ptr::null_mut()).on(what);
         }
-        let mut workspace = self.workspace.borrow_mut();
+        let mut scratch = self.scratch.borrow_mut();
+        let workspace = &mut scratch.workspace;
         if workspace.as_ref().is_none_or(|w| w.len() < bytes) {
+            self.refuse_while_recording()?;
             *workspace = None;
             // SAFETY: cuDNN writes its scratch memory before it reads it.
             let grown = unsafe { self.stream.alloc(bytes) };

@@ -11,6 +11,7 @@
 mod conv;
 pub(crate) mod neurons;
 mod pass;
+mod replay;
 pub(crate) mod resident;
 mod split;
 mod storage;
@@ -26,9 +27,12 @@ use crate::flat::Layout;
 use crate::kernels::conv::ConvShape;
 use crate::kernels::loss::Loss;
 use crate::kernels::precision::Precision;
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, LaunchConfig};
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, LaunchConfig,
+};
 use cudarc::nvrtc::Ptx;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -91,12 +95,21 @@ pub struct Device {
     module: Arc<CudaModule>,
     functions: RefCell<HashMap<&'static str, CudaFunction>>,
     convolutions: RefCell<HashMap<(ConvShape, Precision), Rc<conv::Plan>>>,
-    workspace: RefCell<Option<CudaSlice<u8>>>,
     /// Where the tensors of a layout begin and end.
     bounds: RefCell<HashMap<Vec<i64>, Rc<CudaSlice<i64>>>>,
-    /// Buffers to be used again, by length.
-    free: RefCell<HashMap<usize, Vec<CudaSlice<f32>>>>,
+    scratch: RefCell<Scratch>,
+    /// Whether calls are recorded instead of carried out; nothing may be allocated then.
+    recording: Cell<bool>,
     error: RefCell<Option<CudaError>>,
+}
+
+/// Memory that is used again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Buffers by length.
+    free: HashMap<usize, Vec<CudaSlice<f32>>>,
+    /// cuDNN's.
+    workspace: Option<CudaSlice<u8>>,
 }
 
 impl Device {
@@ -126,9 +139,9 @@ impl Device {
             module,
             functions: RefCell::default(),
             convolutions: RefCell::default(),
-            workspace: RefCell::default(),
             bounds: RefCell::default(),
-            free: RefCell::default(),
+            scratch: RefCell::default(),
+            recording: Cell::new(false),
             error: RefCell::default(),
         })
     }
@@ -163,18 +176,58 @@ impl Device {
 
     /// `len` floats of unspecified content.
     pub(crate) fn take(&self, len: usize) -> Result<CudaSlice<f32>> {
-        if let Some(buffer) = self.free.borrow_mut().get_mut(&len).and_then(Vec::pop) {
+        let kept = self
+            .scratch
+            .borrow_mut()
+            .free
+            .get_mut(&len)
+            .and_then(Vec::pop);
+        if let Some(buffer) = kept {
             return Ok(buffer);
         }
+        self.refuse_while_recording()?;
         // SAFETY: whoever takes a buffer writes it before anything reads it.
         let fresh = || unsafe { self.stream.alloc(len) };
         // Buffers kept for other batch sizes are the first thing to do without.
         fresh()
             .or_else(|_| {
-                self.free.borrow_mut().clear();
+                self.scratch.borrow_mut().free.clear();
                 fresh()
             })
             .map_err(|e| self.out_of_memory(4 * len, e))
+    }
+
+    /// What is allocated while calls are recorded would belong to the recording.
+    fn refuse_while_recording(&self) -> Result<()> {
+        if self.recording.get() {
+            return Err(CudaError::new("recording a pass", "a buffer is missing"));
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with `own` in the place of the device's scratch memory.
+    pub(crate) fn with_scratch<T>(&self, own: &mut Scratch, f: impl FnOnce() -> T) -> T {
+        std::mem::swap(&mut *self.scratch.borrow_mut(), own);
+        let result = f();
+        std::mem::swap(&mut *self.scratch.borrow_mut(), own);
+        result
+    }
+
+    /// Records what `f` asks for, to be launched as one graph, instead of doing it.
+    pub(crate) fn record(&self, f: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+        const WHAT: &str = "recording a pass";
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).on(WHAT)?;
+        self.recording.set(true);
+        let asked = f();
+        self.recording.set(false);
+        // A recording that is under way must be ended in any case.
+        let graph = self
+            .stream
+            .end_capture(CUgraphInstantiate_flags(0))
+            .on(WHAT);
+        asked?;
+        graph?.ok_or_else(|| CudaError::new(WHAT, "there is no graph"))
     }
 
     fn out_of_memory(&self, bytes: usize, error: impl std::fmt::Debug) -> CudaError {
@@ -190,7 +243,16 @@ impl Device {
     /// Gives a buffer back for the next [`Device::take`] of its length.
     pub(crate) fn give(&self, buffer: CudaSlice<f32>) {
         let len = buffer.len();
-        self.free.borrow_mut().entry(len).or_default().push(buffer);
+        let mut scratch = self.scratch.borrow_mut();
+        scratch.free.entry(len).or_default().push(buffer);
+    }
+
+    /// Gives all buffers of a scratch memory back.
+    pub(crate) fn give_all(&self, other: Scratch) {
+        let mut scratch = self.scratch.borrow_mut();
+        for (len, mut buffers) in other.free {
+            scratch.free.entry(len).or_default().append(&mut buffers);
+        }
     }
 
     /// Copies host floats to a buffer of their length.
@@ -251,6 +313,12 @@ impl Device {
     /// At least one thread for each of `c` channels.
     pub(crate) fn channels(c: usize) -> LaunchConfig {
         Self::grid((c.div_ceil(BLOCK as usize) as u32, 1), (BLOCK, 1))
+    }
+
+    /// Blocks that join the parts of sums over rows of `c` channels.
+    pub(crate) fn joined(c: usize) -> LaunchConfig {
+        const EDGE: u32 = 32;
+        Self::grid((c.div_ceil(EDGE as usize) as u32, 1), (EDGE, EDGE))
     }
 
     /// Blocks for a matrix product with this result.

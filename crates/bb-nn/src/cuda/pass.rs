@@ -1,5 +1,6 @@
 //! Forward and backward pass on a GPU over the same list of operations as [`crate::net`].
 
+use super::replay::{Key, Replay, Replays, State, fill_images};
 use super::split::DeviceSplit;
 use super::storage::{narrow, widen};
 use super::{Context, CudaError, Device, Result, Storage, launch, stored};
@@ -9,7 +10,7 @@ use crate::graph::{Graph, Norm, Op, Value, conv_shape};
 use crate::kernels::loss::Loss;
 use crate::kernels::precision::Precision;
 use crate::net::{Activation, EPS, Mode, Shape};
-use cudarc::driver::{CudaSlice, CudaView, DevicePtrMut};
+use cudarc::driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub(crate) struct Pass {
     narrow: Option<CudaSlice<f32>>,
     /// Sum of the batches' mean losses, images predicted right, batches.
     sums: Option<CudaSlice<f64>>,
+    replays: Replays,
 }
 
 /// An activation, `[n, h, w, c]`.
@@ -53,20 +55,25 @@ impl OnDevice {
 
     /// Its elements in `f32`.
     fn download(&self, device: &Device) -> Result<Vec<f32>> {
-        match self.storage {
-            Storage::F32 => device.download(&self.data),
-            Storage::Bf16 => {
-                let mut wide = device.take(self.shape.len())?;
-                widen(
-                    device,
-                    &self.data,
-                    &mut wide.as_view_mut(),
-                    self.shape.len(),
-                )?;
-                let values = device.download(&wide);
-                device.give(wide);
-                values
-            }
+        download(device, self.shape, self.storage, &self.data)
+    }
+}
+
+/// The elements of an activation in `f32`.
+fn download(
+    device: &Device,
+    shape: Shape,
+    storage: Storage,
+    data: &CudaSlice<f32>,
+) -> Result<Vec<f32>> {
+    match storage {
+        Storage::F32 => device.download(data),
+        Storage::Bf16 => {
+            let mut wide = device.take(shape.len())?;
+            widen(device, data, &mut wide.as_view_mut(), shape.len())?;
+            let values = device.download(&wide);
+            device.give(wide);
+            values
         }
     }
 }
@@ -161,11 +168,19 @@ impl Pass {
             precision: Precision::F32,
             narrow: None,
             sums: None,
+            replays: Replays::default(),
         }
     }
 
     pub(crate) fn device(&self) -> &Rc<Device> {
         &self.device
+    }
+
+    /// Whether the last pass with gradients was launched as one graph.
+    #[cfg(test)]
+    pub(crate) fn is_recorded(&self) -> bool {
+        let last = self.replays.last();
+        last.is_some_and(|r| matches!(r.state, State::Recorded(_)))
     }
 
     /// Logits `[n, classes]`, and the values `wanted`.
@@ -174,8 +189,29 @@ impl Pass {
         job: Job<'_>,
         wanted: &[Value],
     ) -> Result<(Vec<f32>, Vec<Activation>)> {
-        let graph = job.graph;
-        self.run_forward(job, false, wanted)?;
+        let Job {
+            graph,
+            params,
+            buffers,
+            batch,
+            mode,
+            precision,
+        } = job;
+        let device = Rc::clone(&self.device);
+        let (layout, buffer_layout) = (params.layout(), Arc::clone(buffers.layout()));
+        self.precision = precision;
+        let mut images = OnDevice::take(&device, batch.shape(), Storage::of(precision))?;
+        fill_images(&device, &batch, images.storage, &mut images.data)?;
+        params.held().read(layout, &device, |data| {
+            let params = Tensors { layout, data };
+            hold_statistics(buffers, &device, mode, |data| {
+                let buffers = Tensors {
+                    layout: &buffer_layout,
+                    data,
+                };
+                self.run_forward(graph, &params, &buffers, images, mode, false, wanted)
+            })
+        })?;
         let mut features = Vec::with_capacity(wanted.len());
         for value in wanted {
             let value = self.value(*value);
@@ -199,43 +235,127 @@ impl Pass {
         self.take_tally()?;
         let shape = job.batch.shape();
         let storage = Storage::of(job.precision);
-        let dx = self.gradients(job, grads, input_gradient.is_some())?;
-        if let (Some(out), Some(data)) = (input_gradient, dx) {
-            let dx = OnDevice {
-                shape,
-                storage,
-                data,
-            };
-            out.copy_from_slice(&dx.download(&self.device)?);
-            self.device.give(dx.data);
-        }
+        self.gradients(job, grads, input_gradient.is_some())?;
         let tally = self.take_tally()?;
+        let left = self.replays.last().and_then(|r| r.input_gradient.as_ref());
+        if let (Some(out), Some(dx)) = (input_gradient, left) {
+            out.copy_from_slice(&download(&self.device, shape, storage, dx)?);
+        }
         Ok(Loss {
             mean: tally.loss as f32,
             correct: tally.correct as usize,
         })
     }
 
-    /// Gradients of the mean cross-entropy, the input's as well if `input` asks for it; the loss goes to the tally.
-    pub(crate) fn gradients(
-        &mut self,
-        job: Job<'_>,
-        grads: &mut Flat,
-        input: bool,
-    ) -> Result<Option<CudaSlice<f32>>> {
-        let (graph, params, batch) = (job.graph, job.params, job.batch.clone());
-        self.run_forward(job, true, &[])?;
-        let gradient = self.cross_entropy(graph.values - 1, &batch)?;
+    /// Gradients of the mean cross-entropy; the loss goes to the tally, the input's gradient, if `input` asks for it, stays
+    /// with the replay.
+    pub(crate) fn gradients(&mut self, job: Job<'_>, grads: &mut Flat, input: bool) -> Result<()> {
+        let Job {
+            graph,
+            params,
+            buffers,
+            batch,
+            mode,
+            precision,
+        } = job;
         let device = Rc::clone(&self.device);
-        let layout = params.layout();
-        let dx = params.held().read(layout, &device, |data| {
-            let params = Tensors { layout, data };
-            grads.held_mut().write(layout, &device, |grads| {
-                self.run_backward(graph, &params, grads, gradient, input)
+        let (layout, buffer_layout) = (params.layout(), Arc::clone(buffers.layout()));
+        if self.sums.is_none() {
+            self.sums = Some(device.stream().alloc_zeros(3).on("making room for sums")?);
+        }
+        self.precision = precision;
+        params.held().read(layout, &device, |params| {
+            hold_statistics(buffers, &device, mode, |buffers| {
+                grads.held_mut().write(layout, &device, |grads| {
+                    let key = Key {
+                        shape: batch.shape(),
+                        mode,
+                        precision,
+                        input,
+                        vectors: [
+                            address(&device, params),
+                            address(&device, buffers),
+                            address(&device, grads),
+                            address(&device, self.sums.as_ref().expect("it was made above")),
+                        ],
+                    };
+                    let mut replay = self.replays.take(&device, key)?;
+                    replay.fill(&device, &batch)?;
+                    let tensors = (
+                        Tensors {
+                            layout,
+                            data: params,
+                        },
+                        Tensors {
+                            layout: &buffer_layout,
+                            data: buffers,
+                        },
+                    );
+                    self.replay(graph, &tensors, grads, &mut replay)?;
+                    self.replays.put(replay);
+                    Ok(())
+                })
             })
-        })?;
+        })
+    }
+
+    /// The pass of a replay whose batch is in place: call by call at first, then as a graph.
+    fn replay(
+        &mut self,
+        graph: &Graph,
+        tensors: &(Tensors<'_>, Tensors<'_>),
+        grads: &mut CudaSlice<f32>,
+        replay: &mut Replay,
+    ) -> Result<()> {
+        let device = Rc::clone(&self.device);
+        let mut scratch = std::mem::take(&mut replay.scratch);
+        let result = device.with_scratch(&mut scratch, || {
+            if matches!(replay.state, State::Ready) {
+                let recorded = device.record(|| self.call_by_call(graph, tensors, grads, replay));
+                replay.state = recorded.map_or(State::Refused, State::Recorded);
+            }
+            match &replay.state {
+                State::Recorded(recorded) => recorded.launch().on("launching a pass"),
+                State::New | State::Ready | State::Refused => {
+                    self.call_by_call(graph, tensors, grads, replay)
+                }
+            }
+        });
+        replay.scratch = scratch;
+        if matches!(replay.state, State::New) {
+            replay.state = State::Ready;
+        }
+        result
+    }
+
+    /// Forward pass, loss and backward pass.
+    fn call_by_call(
+        &mut self,
+        graph: &Graph,
+        (params, buffers): &(Tensors<'_>, Tensors<'_>),
+        grads: &mut CudaSlice<f32>,
+        replay: &mut Replay,
+    ) -> Result<()> {
+        let device = Rc::clone(&self.device);
+        if let Some(before) = replay.input_gradient.take() {
+            device.give(before);
+        }
+        let Key {
+            shape, mode, input, ..
+        } = replay.key;
+        let images = OnDevice {
+            shape,
+            storage: Storage::of(self.precision),
+            data: replay.images.take().expect("no other pass is running"),
+        };
+        let result = self
+            .run_forward(graph, params, buffers, images, mode, true, &[])
+            .and_then(|()| self.cross_entropy(graph.values - 1, &replay.labels))
+            .and_then(|gradient| self.run_backward(graph, params, grads, gradient, input));
+        replay.images = self.values[0].take().map(|images| images.data);
         self.clear();
-        Ok(dx)
+        replay.input_gradient = result?;
+        Ok(())
     }
 
     /// What the passes with a gradient have summed up since the last question.
@@ -312,75 +432,45 @@ impl Pass {
         }
     }
 
-    fn run_forward(&mut self, job: Job<'_>, keep: bool, wanted: &[Value]) -> Result<()> {
-        let Job {
-            graph,
-            params,
-            buffers,
-            batch,
-            mode,
-            precision,
-        } = job;
-        self.precision = precision;
+    /// Computes all values from the images. Unless all are to be `keep`t, those that nothing reads any more are given back,
+    /// but for the `wanted` ones.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a pass works on, and what is left of it"
+    )]
+    fn run_forward(
+        &mut self,
+        graph: &Graph,
+        params: &Tensors<'_>,
+        buffers: &Tensors<'_>,
+        images: OnDevice,
+        mode: Mode,
+        keep: bool,
+        wanted: &[Value],
+    ) -> Result<()> {
+        let device = Rc::clone(&self.device);
         self.clear();
         self.values.resize_with(graph.values, || None);
         self.norms.resize_with(graph.norms.len(), || None);
-        let device = Rc::clone(&self.device);
-        let shape = batch.shape();
-        let storage = Storage::of(precision);
-        let mut images = OnDevice::take(&device, shape, storage)?;
-        match (&batch, storage) {
-            (Batch::Resident(split, range), _) => {
-                split.assemble(range, storage, &mut images.data)?;
+        self.values[0] = Some(images);
+        if Storage::of(self.precision) == Storage::Bf16 {
+            let data = params.data;
+            let mut all = device.take(Storage::Bf16.words(data.len()))?;
+            narrow(&device, &data.as_view(), &mut all, data.len())?;
+            self.narrow = Some(all);
+        }
+        for (i, op) in graph.ops.iter().enumerate() {
+            self.forward_op(graph, op, params, buffers, mode)?;
+            if keep {
+                continue;
             }
-            (Batch::Host(input, _), Storage::F32) => {
-                device.upload(&input.data, &mut images.data)?;
-            }
-            (Batch::Host(input, _), Storage::Bf16) => {
-                let mut wide = device.take(shape.len())?;
-                device.upload(&input.data, &mut wide)?;
-                narrow(&device, &wide.as_view(), &mut images.data, shape.len())?;
-                device.give(wide);
+            for v in op.reads() {
+                if graph.last_read[v] == i && !wanted.contains(&v) {
+                    self.release(v);
+                }
             }
         }
-        self.values[0] = Some(images);
-        let (layout, buffer_layout) = (params.layout(), Arc::clone(buffers.layout()));
-        params.held().read(layout, &device, |data| {
-            let params = Tensors { layout, data };
-            if storage == Storage::Bf16 {
-                let mut all = device.take(storage.words(data.len()))?;
-                narrow(&device, &data.as_view(), &mut all, data.len())?;
-                self.narrow = Some(all);
-            }
-            let mut step = |data: &CudaSlice<f32>| -> Result<()> {
-                let buffers = Tensors {
-                    layout: &buffer_layout,
-                    data,
-                };
-                for (i, op) in graph.ops.iter().enumerate() {
-                    self.forward_op(graph, op, &params, &buffers, mode)?;
-                    if keep {
-                        continue;
-                    }
-                    for v in op.reads() {
-                        if graph.last_read[v] == i && !wanted.contains(&v) {
-                            self.release(v);
-                        }
-                    }
-                }
-                Ok(())
-            };
-            // Running statistics go to the device to be read, and stay there only if they change.
-            if mode == Mode::Train {
-                buffers
-                    .held_mut()
-                    .write(&buffer_layout, &device, |data| step(data))
-            } else {
-                buffers
-                    .held()
-                    .read(&buffer_layout, &device, |data| step(data))
-            }
-        })
+        Ok(())
     }
 
     fn forward_op(
@@ -521,14 +611,14 @@ impl Pass {
             relu,
         };
         let (gamma, beta) = (params.tensor(at.gamma), params.tensor(at.beta));
-        let (channels, per_channel) = (int(c), Device::channels(c));
-        // The kernel changes them if it is told to `update`; then `run_forward` holds them for writing.
+        let channels = int(c);
+        // The kernel changes them if it is told to `update`; then they are held for writing.
         let (mean, var) = (buffers.tensor(at.mean), buffers.tensor(at.var));
         if !run.batch {
             launch!(
                 device,
                 "bn_eval_factors",
-                per_channel,
+                Device::channels(c),
                 &mean,
                 &var,
                 &gamma,
@@ -560,7 +650,7 @@ impl Pass {
         launch!(
             device,
             "bn_factors",
-            per_channel,
+            Device::joined(c),
             &partial,
             &count,
             &row_count,
@@ -583,29 +673,11 @@ impl Pass {
     }
 
     /// Gradient of the loss by the logits; the loss goes to the tally.
-    fn cross_entropy(&mut self, logits: Value, batch: &Batch<'_>) -> Result<CudaSlice<f32>> {
-        const WHAT: &str = "the loss";
+    fn cross_entropy(&mut self, logits: Value, labels: &CudaSlice<i32>) -> Result<CudaSlice<f32>> {
         let device = Rc::clone(&self.device);
         let Shape { n, c, .. } = self.value(logits).shape;
-        if self.sums.is_none() {
-            self.sums = Some(device.stream().alloc_zeros(3).on(WHAT)?);
-        }
         let (mut losses, mut hits) = (device.take(n)?, device.take(n)?);
         let mut gradient = device.take(n * c)?;
-        let uploaded = match batch {
-            Batch::Resident(..) => None,
-            Batch::Host(_, labels) => {
-                assert_eq!(labels.len(), n, "one label for each image");
-                assert!(labels.iter().all(|l| (*l as usize) < c), "labels below {c}");
-                let labels: Vec<i32> = labels.iter().map(|l| *l as i32).collect();
-                Some(device.stream().clone_htod(&labels).on(WHAT)?)
-            }
-        };
-        let labels = match (batch, &uploaded) {
-            (Batch::Resident(split, range), _) => split.labels(range),
-            (_, Some(labels)) => labels.slice(..),
-            (Batch::Host(..), None) => unreachable!("a host's labels were uploaded"),
-        };
         let (rows, classes) = (int(n), int(c));
         let logits = self.value(logits);
         launch!(
@@ -613,7 +685,7 @@ impl Pass {
             "cross_entropy",
             Device::elements(n),
             &logits.data,
-            &labels,
+            labels,
             &rows,
             &classes,
             &mut gradient,
@@ -833,7 +905,7 @@ impl Pass {
             launch!(
                 device,
                 "bn_gradient_terms",
-                Device::channels(c),
+                Device::joined(c),
                 &partial,
                 &count,
                 &row_count,
@@ -881,6 +953,34 @@ impl Pass {
         }
         Ok(dx)
     }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.clear();
+        let device = Rc::clone(&self.device);
+        self.replays.clear(&device);
+    }
+}
+
+/// Calls `f` with running statistics on the device, where they stay only if `mode` changes them.
+fn hold_statistics<T>(
+    buffers: &mut Flat,
+    device: &Rc<Device>,
+    mode: Mode,
+    f: impl FnOnce(&CudaSlice<f32>) -> Result<T>,
+) -> Result<T> {
+    let layout = Arc::clone(buffers.layout());
+    if mode == Mode::Train {
+        buffers.held_mut().write(&layout, device, |data| f(data))
+    } else {
+        buffers.held().read(&layout, device, f)
+    }
+}
+
+/// Where a buffer begins.
+fn address<T>(device: &Device, buffer: &impl DevicePtr<T>) -> u64 {
+    buffer.device_ptr(device.stream()).0
 }
 
 /// Whether this module computes an operation; networks with others are refused before any pass.

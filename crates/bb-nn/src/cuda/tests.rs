@@ -2,8 +2,11 @@
 
 use super::storage::{narrow, widen};
 use super::{Device, Result, Storage, device_count};
+use crate::data::Input;
 use crate::kernels::conv::{self, Add, ConvShape};
 use crate::kernels::precision::Precision;
+use crate::net::{Mode, Net};
+use crate::{ArchSpec, Compute};
 use cudarc::driver::CudaSlice;
 use std::rc::Rc;
 
@@ -159,4 +162,34 @@ fn memory_that_is_not_there_is_refused_and_the_rest_goes_on() {
     let mut small = device.take(3).expect("a little is there");
     device.upload(&[1.0, 2.0, 3.0], &mut small).expect("a copy");
     assert_eq!(device.download(&small).expect("a copy"), [1.0, 2.0, 3.0]);
+}
+
+/// Otherwise passes would be right and slow, and nothing would tell.
+#[test]
+fn a_pass_is_recorded_when_it_is_asked_for_again() {
+    let Some(device) = device() else {
+        return;
+    };
+    let spec = ArchSpec::new("preactresnet18", 4, 3).expect("a known network");
+    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
+        let net = Net::new(&spec, 0).on(&Compute::Cuda(Rc::clone(&device)));
+        let mut net = net
+            .and_then(|net| net.with_precision(precision))
+            .expect("a network of the GPU");
+        let input = Input {
+            n: 2,
+            h: 16,
+            w: 16,
+            data: values(2 * 16 * 16 * 3, 1),
+        };
+        let mut grads = net.zeros();
+        let recorded: Vec<bool> = (0..4)
+            .map(|_| {
+                net.loss_grad(&input, &[0, 2], Mode::Train, &mut grads);
+                net.is_recorded()
+            })
+            .collect();
+        net.take_failure().expect("no failure");
+        assert_eq!(recorded, [false, true, true, true], "{precision}");
+    }
 }

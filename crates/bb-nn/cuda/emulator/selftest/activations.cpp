@@ -104,7 +104,7 @@ template <typename T> void test_statistics(Columns s)
 
     for (int update = 0; update < 2; update++) {
         const Buffer<float> running_mean(old_mean), running_var(old_var), m(c), i(c), s(c), b(c);
-        launch("bn_factors", {quotient(c, 32), 1}, {32, 1}, &partial, parts, rows, rows_per_part, c, &dgamma, &dbeta,
+        launch("bn_factors", {quotient(c, 32), 1}, {32, 32}, &partial, parts, rows, rows_per_part, c, &dgamma, &dbeta,
                &running_mean, &running_var, momentum, eps, update, &m, &i, &s, &b);
         near_factors("bn_factors" + shape, factors(mean, var, eps, gamma, beta), m, i, s, b);
         if (update) {
@@ -181,7 +181,7 @@ template <typename T> void test_gradient_sums(Columns s, int relu)
     equal("bn_gradient_partial of views" + shape, of_views, partial.values());
     for (int batch = 0; batch < 2; batch++) {
         const Buffer<float> dbeta(c), dgamma(c), constant(c), slope(c);
-        launch("bn_gradient_terms", {quotient(c, 32), 1}, {32, 1}, &partial, parts, rows, c, &dinvstd, &dscale, batch,
+        launch("bn_gradient_terms", {quotient(c, 32), 1}, {32, 32}, &partial, parts, rows, c, &dinvstd, &dscale, batch,
                &dbeta, &dgamma, &constant, &slope);
         Doubles a(c), b(c);
         for (int k = 0; k < c; k++) {
