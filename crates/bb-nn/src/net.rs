@@ -470,7 +470,7 @@ impl Net {
             cuda::Batch::Resident(split, range),
             Mode::Train,
             |_| (),
-            |pass, job| pass.gradients(job, grads, false),
+            |pass, job| pass.gradients(job, Some(grads), false),
         );
     }
 
@@ -669,18 +669,13 @@ impl Net {
 
     /// Mean cross-entropy on a batch and its gradient by the normalised input alone, `[n, h, w, 3]`.
     ///
-    /// On the CPU parameters' gradients are not computed, which saves a third of a step; a GPU's pass computes them.
+    /// The parameters' gradients are not computed, which saves a third of a step.
     pub fn loss_input_gradient(
         &mut self,
         input: &Input,
         labels: &[u32],
         mode: Mode,
     ) -> (Loss, Vec<f32>) {
-        #[cfg(feature = "cuda")]
-        if self.cuda.is_some() {
-            let mut grads = self.zeros();
-            return self.loss_grad_input(input, labels, mode, &mut grads);
-        }
         let mut dx = vec![0.0; input.data.len()];
         let loss = self.loss_and_gradients(input, labels, mode, None, Some(&mut dx));
         (loss, dx)
@@ -698,9 +693,7 @@ impl Net {
         mut grads: Option<&mut Flat>,
         mut input_gradient: Option<&mut [f32]>,
     ) -> Loss {
-        #[cfg(feature = "cuda")]
         let classes = self.spec.outputs();
-        #[cfg(feature = "cuda")]
         assert!(
             labels.iter().all(|l| (*l as usize) < classes),
             "labels below {classes}"
@@ -710,19 +703,14 @@ impl Net {
             cuda::Batch::Host(input, labels),
             mode,
             |_| cuda::failed_loss(),
-            |pass, job| {
-                let grads = grads
-                    .as_deref_mut()
-                    .expect("a GPU's pass is asked for them");
-                pass.loss_grad(job, grads, input_gradient.as_deref_mut())
-            },
+            |pass, job| pass.loss_grad(job, grads.as_deref_mut(), input_gradient.as_deref_mut()),
         ) {
             return loss;
         }
         let mut tape = self.tape(input.into(), mode, Keep::Backward);
         let logits = tape.take(self.graph.values - 1).data;
         let mut gradient = self.pool.take(logits.len());
-        let loss = cross_entropy(&logits, labels, self.spec.outputs(), Some(&mut gradient));
+        let loss = cross_entropy(&logits, labels, classes, Some(&mut gradient));
         self.pool.give(logits);
         let wanted = Wanted {
             grads,

@@ -493,6 +493,11 @@ fn a_recorded_pass_is_the_pass_call_by_call() {
                 let want = fresh.loss_grad_input(&batch, labels, mode, &mut expected);
                 let found = net.loss_grad_input(&batch, labels, mode, &mut grads);
                 assert_eq!(found, want, "{precision}, step {step}");
+                if mode == Mode::Eval {
+                    // Without the parameters' gradients it is the same.
+                    let alone = net.loss_input_gradient(&batch, labels, mode);
+                    assert_eq!(alone, want, "{precision}, step {step}");
+                }
             }
             net.take_failure().expect("no failure");
             assert_eq!(grads.data(), expected.data(), "{precision}, step {step}");

@@ -6,9 +6,9 @@ use bb_core::data::DatasetSpec;
 use bb_core::precision::Precision;
 use bb_nn::data::{Input, LoaderOptions, batch_count, batches};
 use bb_nn::flat::Layout;
-use bb_nn::kernels::loss::{Loss, cross_entropy};
+use bb_nn::kernels::loss::Loss;
 use bb_nn::optim::Adam;
-use bb_nn::{Compute, Flat, Mode, Net, StateDict};
+use bb_nn::{Flat, Mode, Net, StateDict};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -126,40 +126,6 @@ impl Placed {
     }
 }
 
-/// A network that is looked at and stays as it is.
-#[derive(Debug)]
-pub struct Frozen {
-    net: Net,
-    /// On a GPU, where the gradient by the input comes with those by the parameters: a place for these.
-    unwanted: Option<Flat>,
-}
-
-impl Frozen {
-    /// The network; `compute` is where its passes run.
-    pub fn new(net: Net, compute: &Compute) -> Self {
-        let on_cpu = compute.name() == Compute::Cpu.name();
-        let unwanted = (!on_cpu).then(|| net.zeros());
-        Self { net, unwanted }
-    }
-
-    /// Mean cross-entropy on a batch in eval mode, and its gradient by the images, `[n, h, w, 3]`.
-    pub fn loss_and_slope(&mut self, input: &Input, labels: &[u32]) -> (Loss, Vec<f32>) {
-        let net = &mut self.net;
-        if let Some(unwanted) = &mut self.unwanted {
-            return net.loss_grad_input(input, labels, Mode::Eval, unwanted);
-        }
-        let classes = net.spec().outputs();
-        let tape = net.record(input, Mode::Eval);
-        let logits = &tape.output().data;
-        let mut by_logits = vec![0.0; logits.len()];
-        let loss = cross_entropy(logits, labels, classes, Some(&mut by_logits));
-        let slope = net
-            .input_gradient(tape, &[("output", &by_logits)])
-            .expect("every network has an output");
-        (loss, slope)
-    }
-}
-
 /// What a step found before it was made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Found {
@@ -221,17 +187,18 @@ impl<'a> Inverter<'a> {
 
     /// One step down the cross-entropy towards `class` of the images with the trigger, plus `cost` times the mask's
     /// norm.
-    pub fn step(&mut self, net: &mut Frozen, input: &Input, class: u32, cost: f64) -> Found {
+    pub fn step(&mut self, net: &mut Net, input: &Input, class: u32, cost: f64) -> Found {
         let found = self.slope(net, input, class, cost);
         self.adam.step(&mut self.variables, &self.grads, self.lr);
         found
     }
 
     /// The gradient of that loss by the variables, which is left in the inverter.
-    fn slope(&mut self, net: &mut Frozen, input: &Input, class: u32, cost: f64) -> Found {
+    fn slope(&mut self, net: &mut Net, input: &Input, class: u32, cost: f64) -> Found {
         let trigger = self.trigger();
         let placed = trigger.placed(self.task, self.normalise);
-        let (loss, slope) = net.loss_and_slope(&placed.stamp(input), &vec![class; input.n]);
+        let stamped = placed.stamp(input);
+        let (loss, slope) = net.loss_input_gradient(&stamped, &vec![class; input.n], Mode::Eval);
         let (mask, pattern) = (&placed.mask, &placed.pattern);
         let pixels = mask.len();
         // Sums over the images, by the mask and by the normalised image at each pixel.
@@ -310,8 +277,7 @@ pub fn all(
 ) -> Result<Vec<Inverted>, DefenseError> {
     let task = suspect.task();
     // The network is not trained but looked at, which is done in `f32`.
-    let net = suspect.net()?.with_precision(Precision::F32)?;
-    let mut net = Frozen::new(net, suspect.compute());
+    let mut net = suspect.net()?.with_precision(Precision::F32)?;
     let mut found = Vec::with_capacity(task.classes);
     for class in 0..task.classes {
         let done = format!("trigger-{class}");
@@ -347,7 +313,7 @@ pub fn all(
 fn one(
     cfg: &InvertConfig,
     suspect: &Suspect<'_, CleanImages>,
-    net: &mut Frozen,
+    net: &mut Net,
     class: usize,
     ctx: &mut Ctx<'_>,
 ) -> Result<Inverted, DefenseError> {
@@ -468,9 +434,9 @@ mod tests {
             .collect()
     }
 
-    fn frozen(arch: &str) -> Frozen {
+    fn network(arch: &str) -> Net {
         let arch = ArchSpec::new(arch, 4, 10).expect("a small network");
-        Frozen::new(Net::new(&arch, 1), &Compute::Cpu)
+        Net::new(&arch, 1)
     }
 
     fn images(task: &DatasetSpec, n: usize) -> Input {
@@ -539,7 +505,7 @@ mod tests {
     fn the_gradient_is_the_slope_of_the_loss() {
         let task = spec("cifar10").expect("a dataset");
         let input = images(task, 4);
-        let mut net = frozen("preactresnet18");
+        let mut net = network("preactresnet18");
         let cost = 1e-3;
         for normalise in [Normalisation::Channels, Normalisation::Rows] {
             let cfg = InvertConfig {
@@ -584,7 +550,7 @@ mod tests {
         let task = spec("cifar10").expect("a dataset");
         let input = images(task, 2);
         for name in bb_nn::arch::NAMES {
-            let mut net = frozen(name);
+            let mut net = network(name);
             let before = net.net.state().and_then(|s| s.to_bytes(&BTreeMap::new()));
             let mut inverter = Inverter::new(&NcConfig::default().invert, task);
             for _ in 0..2 {

@@ -3,8 +3,8 @@
 use bb_core::data::spec;
 use bb_defense::nc::config::{InvertConfig, NcConfig, Normalisation};
 use bb_defense::nc::detect::outliers;
-use bb_defense::nc::invert::{Frozen, Inverter};
-use bb_nn::{Compute, Mode};
+use bb_defense::nc::invert::Inverter;
+use bb_nn::Mode;
 
 use super::{Golden, Setting, check_close, usizes};
 
@@ -25,7 +25,7 @@ fn golden_inversion() {
         return;
     };
     let task = spec("cifar10").expect("a dataset");
-    let mut net = Frozen::new(setting.net(), &Compute::Cpu);
+    let mut net = setting.net();
     let cfg = InvertConfig {
         normalise: Normalisation::Rows,
         ..NcConfig::default().invert

@@ -229,7 +229,7 @@ impl Pass {
     pub(crate) fn loss_grad(
         &mut self,
         job: Job<'_>,
-        grads: &mut Flat,
+        grads: Option<&mut Flat>,
         input_gradient: Option<&mut [f32]>,
     ) -> Result<Loss> {
         self.take_tally()?;
@@ -247,9 +247,14 @@ impl Pass {
         })
     }
 
-    /// Gradients of the mean cross-entropy; the loss goes to the tally, the input's gradient, if `input` asks for it, stays
-    /// with the replay.
-    pub(crate) fn gradients(&mut self, job: Job<'_>, grads: &mut Flat, input: bool) -> Result<()> {
+    /// Gradients of the mean cross-entropy by the parameters, where `grads` has room for them; the loss goes to the tally,
+    /// the input's gradient, if `input` asks for it, stays with the replay.
+    pub(crate) fn gradients(
+        &mut self,
+        job: Job<'_>,
+        grads: Option<&mut Flat>,
+        input: bool,
+    ) -> Result<()> {
         let Job {
             graph,
             params,
@@ -266,7 +271,8 @@ impl Pass {
         self.precision = precision;
         params.held().read(layout, &device, |params| {
             hold_statistics(buffers, &device, mode, |buffers| {
-                grads.held_mut().write(layout, &device, |grads| {
+                let mut step = |grads: Option<&mut CudaSlice<f32>>| {
+                    let sums = self.sums.as_ref().expect("it was made above");
                     let key = Key {
                         shape: batch.shape(),
                         mode,
@@ -275,8 +281,8 @@ impl Pass {
                         vectors: [
                             address(&device, params),
                             address(&device, buffers),
-                            address(&device, grads),
-                            address(&device, self.sums.as_ref().expect("it was made above")),
+                            grads.as_deref().map_or(0, |grads| address(&device, grads)),
+                            address(&device, sums),
                         ],
                     };
                     let mut replay = self.replays.take(&device, key)?;
@@ -294,7 +300,13 @@ impl Pass {
                     self.replay(graph, &tensors, grads, &mut replay)?;
                     self.replays.put(replay);
                     Ok(())
-                })
+                };
+                match grads {
+                    None => step(None),
+                    Some(grads) => grads
+                        .held_mut()
+                        .write(layout, &device, |grads| step(Some(grads))),
+                }
             })
         })
     }
@@ -304,13 +316,14 @@ impl Pass {
         &mut self,
         graph: &Graph,
         tensors: &(Tensors<'_>, Tensors<'_>),
-        grads: &mut CudaSlice<f32>,
+        mut grads: Option<&mut CudaSlice<f32>>,
         replay: &mut Replay,
     ) -> Result<()> {
         let device = Rc::clone(&self.device);
         let mut scratch = std::mem::take(&mut replay.scratch);
         let result = device.with_scratch(&mut scratch, || {
             if matches!(replay.state, State::Ready) {
+                let grads = grads.as_deref_mut();
                 let recorded = device.record(|| self.call_by_call(graph, tensors, grads, replay));
                 replay.state = recorded.map_or(State::Refused, State::Recorded);
             }
@@ -333,7 +346,7 @@ impl Pass {
         &mut self,
         graph: &Graph,
         (params, buffers): &(Tensors<'_>, Tensors<'_>),
-        grads: &mut CudaSlice<f32>,
+        grads: Option<&mut CudaSlice<f32>>,
         replay: &mut Replay,
     ) -> Result<()> {
         let device = Rc::clone(&self.device);
@@ -707,12 +720,12 @@ impl Pass {
         Ok(gradient)
     }
 
-    /// Gradients of all parameters; the input's as well if `input` asks for it.
+    /// Gradients of all parameters, where there is room for them; the input's if `input` asks for it.
     fn run_backward(
         &mut self,
         graph: &Graph,
         params: &Tensors<'_>,
-        grads: &mut CudaSlice<f32>,
+        mut grads: Option<&mut CudaSlice<f32>>,
         gradient: CudaSlice<f32>,
         input: bool,
     ) -> Result<Option<CudaSlice<f32>>> {
@@ -732,23 +745,25 @@ impl Pass {
                 } => {
                     let value = self.value(x);
                     let sizes = LinearSizes::new(params.layout, weight, value.shape);
-                    // Registered one after the other, so that both gradients are one slice.
-                    let (w_range, b_range) = (range(weight), range(bias));
-                    assert_eq!(w_range.end, b_range.start, "the bias follows its weight");
-                    let mut both = grads.slice_mut(w_range.start..b_range.end);
-                    let (mut dw, mut db) = both.split_at_mut(w_range.len());
-                    launch!(
-                        device,
-                        "linear_weight_gradient",
-                        Device::product(sizes.out, value.shape.len() / value.shape.n),
-                        &value.data,
-                        &dy,
-                        &sizes.rows,
-                        &sizes.inputs,
-                        &sizes.outputs,
-                        &mut dw,
-                        &mut db,
-                    );
+                    if let Some(grads) = grads.as_deref_mut() {
+                        // Registered one after the other, so that both gradients are one slice.
+                        let (w_range, b_range) = (range(weight), range(bias));
+                        assert_eq!(w_range.end, b_range.start, "the bias follows its weight");
+                        let mut both = grads.slice_mut(w_range.start..b_range.end);
+                        let (mut dw, mut db) = both.split_at_mut(w_range.len());
+                        launch!(
+                            device,
+                            "linear_weight_gradient",
+                            Device::product(sizes.out, value.shape.len() / value.shape.n),
+                            &value.data,
+                            &dy,
+                            &sizes.rows,
+                            &sizes.inputs,
+                            &sizes.outputs,
+                            &mut dw,
+                            &mut db,
+                        );
+                    }
                     let mut dx = device.take(value.shape.len())?;
                     let w = params.tensor(weight);
                     launch!(
@@ -787,6 +802,7 @@ impl Pass {
                     let before = gradients[x].take();
                     let at = graph.norms[norm];
                     let ranges = (range(at.gamma), range(at.beta));
+                    let grads = grads.as_deref_mut();
                     gradients[x] = Some(self.norm_gradient(x, norm, ranges, dy, before, grads)?);
                     self.release_norm(norm);
                 }
@@ -803,17 +819,19 @@ impl Pass {
                     let conv = conv_shape(params.layout, value.shape, weight, k, stride, pad);
                     let key = (&conv, self.precision);
                     let (range, storage) = (range(weight), value.storage);
-                    let mut dw = grads.slice_mut(range.clone());
-                    if storage == Storage::F32 && is_aligned(&range, storage) {
-                        device.conv_weight_gradient(key, &value.data, &dy, &mut dw)?;
-                    } else {
-                        let mut own = device.take(storage.words(range.len()))?;
-                        device.conv_weight_gradient(key, &value.data, &dy, &mut own)?;
-                        match storage {
-                            Storage::F32 => copy(&device, &own.as_view(), &mut dw)?,
-                            Storage::Bf16 => widen(&device, &own, &mut dw, range.len())?,
+                    if let Some(grads) = grads.as_deref_mut() {
+                        let mut dw = grads.slice_mut(range.clone());
+                        if storage == Storage::F32 && is_aligned(&range, storage) {
+                            device.conv_weight_gradient(key, &value.data, &dy, &mut dw)?;
+                        } else {
+                            let mut own = device.take(storage.words(range.len()))?;
+                            device.conv_weight_gradient(key, &value.data, &dy, &mut own)?;
+                            match storage {
+                                Storage::F32 => copy(&device, &own.as_view(), &mut dw)?,
+                                Storage::Bf16 => widen(&device, &own, &mut dw, range.len())?,
+                            }
+                            device.give(own);
                         }
-                        device.give(own);
                     }
                     if x != 0 || input {
                         let add = gradients[x].is_some();
@@ -860,7 +878,8 @@ impl Pass {
         Ok(())
     }
 
-    /// Gradient by the input of a batch normalisation, added to `before`; its parameters' gradients go to `grads`.
+    /// Gradient by the input of a batch normalisation, added to `before`; its parameters' gradients go to `grads`, if there
+    /// is room for them.
     fn norm_gradient(
         &self,
         x: Value,
@@ -868,7 +887,7 @@ impl Pass {
         (gamma, beta): (Range<usize>, Range<usize>),
         dy: CudaSlice<f32>,
         before: Option<CudaSlice<f32>>,
-        grads: &mut CudaSlice<f32>,
+        grads: Option<&mut CudaSlice<f32>>,
     ) -> Result<CudaSlice<f32>> {
         let device = &self.device;
         let run = self.norms[norm]
@@ -897,10 +916,15 @@ impl Pass {
             &mut partial,
         );
         let (mut constant, mut slope) = (device.take(c)?, device.take(c)?);
+        // The kernel writes both gradients in any case.
+        let mut unwanted = device.take(2 * c)?;
         let batch = i32::from(run.batch);
         {
             assert_eq!(gamma.end, beta.start, "beta follows gamma");
-            let mut both = grads.slice_mut(gamma.start..beta.end);
+            let mut both = match grads {
+                Some(grads) => grads.slice_mut(gamma.start..beta.end),
+                None => unwanted.slice_mut(..),
+            };
             let (mut dgamma, mut dbeta) = both.split_at_mut(gamma.len());
             launch!(
                 device,
@@ -948,7 +972,7 @@ impl Pass {
             }
             None => dy,
         };
-        for buffer in [partial, constant, slope] {
+        for buffer in [partial, constant, slope, unwanted] {
             device.give(buffer);
         }
         Ok(dx)

@@ -4,6 +4,7 @@ use super::{Context, Device, Result, launch};
 use crate::flat::{Layout, Order};
 use crate::kernels::vector::AdamStep;
 use cudarc::driver::CudaSlice;
+use rayon::prelude::*;
 use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 
@@ -125,25 +126,39 @@ impl Drop for Held {
 fn reordered(layout: &Layout, data: &[f32], to_device: bool) -> Vec<f32> {
     let mut out = data.to_vec();
     for entry in layout.entries() {
-        let (Order::Hwio, &[co, ci, kh, kw]) = (entry.order, entry.shape.as_slice()) else {
+        let (Order::Hwio, &[outputs, ..]) = (entry.order, entry.shape.as_slice()) else {
             continue;
         };
-        let (src, dst) = (&data[entry.range.clone()], &mut out[entry.range.clone()]);
-        for tap in 0..kh * kw {
-            for i in 0..ci {
-                for o in 0..co {
-                    let hwio = (tap * ci + i) * co + o;
-                    let ohwi = (o * kh * kw + tap) * ci + i;
-                    if to_device {
-                        dst[ohwi] = src[hwio];
-                    } else {
-                        dst[hwio] = src[ohwi];
+        // The host's `[taps * in, out]` and the device's `[out, taps * in]`.
+        let inputs = entry.range.len() / outputs;
+        let rows = if to_device { inputs } else { outputs };
+        transpose(
+            &data[entry.range.clone()],
+            rows,
+            &mut out[entry.range.clone()],
+        );
+    }
+    out
+}
+
+/// `to[j, i] = from[i, j]`, where `from` has `rows` rows.
+fn transpose(from: &[f32], rows: usize, to: &mut [f32]) {
+    /// Edge of the tiles, so that a tile's cache lines are used up while they are there.
+    const TILE: usize = 16;
+    let columns = from.len() / rows;
+    to.par_chunks_mut(TILE * rows)
+        .enumerate()
+        .for_each(|(tile, to)| {
+            let first = tile * TILE;
+            for start in (0..rows).step_by(TILE) {
+                for (j, line) in to.chunks_exact_mut(rows).enumerate() {
+                    let end = (start + TILE).min(rows);
+                    for (i, value) in (start..end).zip(&mut line[start..end]) {
+                        *value = from[i * columns + first + j];
                     }
                 }
             }
-        }
-    }
-    out
+        });
 }
 
 /// `y += a * x`.
@@ -441,4 +456,25 @@ pub(crate) fn sgd(
             })
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::transpose;
+
+    #[test]
+    fn a_matrix_is_transposed_and_back() {
+        for (rows, columns) in [(1, 1), (27, 16), (16, 33), (100, 7)] {
+            let matrix: Vec<f32> = (0..rows * columns).map(|v| v as f32).collect();
+            let (mut turned, mut back) = (vec![-1.0; matrix.len()], vec![-1.0; matrix.len()]);
+            transpose(&matrix, rows, &mut turned);
+            for i in 0..rows {
+                for j in 0..columns {
+                    assert_eq!(turned[j * rows + i], matrix[i * columns + j]);
+                }
+            }
+            transpose(&turned, columns, &mut back);
+            assert_eq!(back, matrix);
+        }
+    }
 }
