@@ -367,7 +367,7 @@ fn one(
             ctx.check()?;
             let found = inverter.step(net, &batch.input, target, cost);
             if !found.loss.mean.is_finite() {
-                net.net.take_failure()?;
+                net.take_failure()?;
                 return Err(DefenseError::Diverged {
                     stage: format!("{STAGE} class {class}"),
                     epoch,
@@ -380,7 +380,7 @@ fn one(
             norm += found.norm;
             progress.add(batch.labels.len() as u64);
         }
-        net.net.take_failure()?;
+        net.take_failure()?;
         let (success, norm) = (success / count, norm / count);
         let verdict = course.search.epoch(cfg, success, norm);
         if verdict.keep {
