@@ -73,41 +73,57 @@ field() { sed -n "s/.*\"$1\": *\"\{0,1\}\([^,\"}]*\).*/\1/p"; }
 report=docs/benchmarks/gpu.md
 device=$("$programs/bench" --device cuda:0 --width 16 --batch 8 --steps 1 --warmup 1 --repeats 1 | field device)
 driver=$(command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1 || echo unknown)
+# Lines `WHO MODE PRECISION BATCH RATE` of one round, PyTorch in one process for all of a mode's rows.
+batches=(128 512)
+precisions=(f32 tf32 bf16)
+round() {
+  local mode precision batch
+  for mode in train eval; do
+    for precision in "${precisions[@]}"; do
+      for batch in "${batches[@]}"; do
+        "$programs/bench" --mode "$mode" --width "$width" --batch "$batch" --precision "$precision" --steps 30 \
+          --repeats 1 --warmup 5 --device cuda:0 | rows ours
+      done
+    done
+    [ -n "$torch" ] || continue
+    "$python" scripts/torch_bench.py --mode "$mode" --width "$width" --batch "${batches[@]}" \
+      --precision "${precisions[@]}" --steps 30 --repeats 1 --warmup 10 --device cuda --channels-last | rows torch
+  done
+}
+rows() {
+  sed -n "s/.*\"batch\": *\([0-9]*\).*/\1 &/p" | while read -r batch line; do
+    echo "$1 $(field mode <<<"$line") $(field precision <<<"$line") $batch $(field img_per_s_median <<<"$line")"
+  done
+}
+median() { sort -g | awk '{v[NR]=$1} END {print NR ? v[int((NR+1)/2)] : ""}'; }
+of() { awk -v who="$1" -v m="$2" -v p="$3" -v b="$4" '$1==who && $2==m && $3==p && $4==b {print $5}' "$results" | median; }
 {
   echo "# Speed on a GPU"
   echo
   echo "\`scripts/gpu_check.sh\`, $(date +%F), commit \`$(git rev-parse --short HEAD 2>/dev/null || echo unknown)\`."
-  echo "$device, driver $driver. PreActResNet18, width 64, images per second."
-  echo "Ours includes copying the 8-bit images to the GPU and assembling batches there (evaluation chooses its own batch);"
-  echo "PyTorch in channels_last, eager and compiled, has its random batch on the GPU from the start."
+  echo "$device, driver $driver. PreActResNet18, images per second."
+  echo "Ours: the second epoch of a training, batches assembled from 8-bit images on the GPU (evaluation copies them there"
+  echo "and chooses its own batch); PyTorch: channels_last, a random batch on the GPU from the start."
   echo "\`f32\` is without TF32 on both sides, \`tf32\` with it in convolutions, \`bf16\` is autocast in PyTorch."
   echo "Three interleaved rounds, medians."
-  echo
-  echo "| | ours | PyTorch | PyTorch, compiled | ratio to its faster one |"
-  echo "|---|---|---|---|---|"
-} >"$table"
-median() { sort -g | awk '{v[NR]=$1} END {print NR ? v[int((NR+1)/2)] : ""}'; }
-for mode in train eval; do
-  for precision in f32 tf32 bf16; do
-    for batch in 128 512; do
-      : >"$results"
-      for _ in 1 2 3; do
-        common=(--mode "$mode" --width 64 --batch "$batch" --precision "$precision" --steps 40 --repeats 1 --warmup 5)
-        echo "ours $("$programs/bench" "${common[@]}" --device cuda:0 | field img_per_s_median)" >>"$results"
-        if [ -n "$torch" ]; then
-          echo "eager $("$python" scripts/torch_bench.py "${common[@]}" --device cuda --channels-last | field img_per_s_median)" >>"$results"
-          compiled=$("$python" scripts/torch_bench.py "${common[@]}" --device cuda --channels-last --compile 2>/dev/null | field img_per_s_median || true)
-          echo "compiled ${compiled:-0}" >>"$results"
-        fi
+  for width in 64 16; do
+    : >"$results"
+    for _ in 1 2 3; do round >>"$results"; done
+    echo
+    echo "| width $width | ours | PyTorch | ratio |"
+    echo "|---|---|---|---|"
+    for mode in train eval; do
+      for precision in "${precisions[@]}"; do
+        for batch in "${batches[@]}"; do
+          ours=$(of ours "$mode" "$precision" "$batch")
+          theirs=$(of torch "$mode" "$precision" "$batch")
+          ratio=$(awk -v o="$ours" -v t="${theirs:-0}" 'BEGIN {if (t > 0) printf "%.2f", o / t; else print "-"}')
+          echo "| $mode, batch $batch, $precision | $ours | ${theirs:--} | $ratio |"
+        done
       done
-      ours=$(awk '$1=="ours"{print $2}' "$results" | median)
-      eager=$(awk '$1=="eager"{print $2}' "$results" | median)
-      compiled=$(awk '$1=="compiled"{print $2}' "$results" | median)
-      ratio=$(awk -v o="$ours" -v e="${eager:-0}" -v c="${compiled:-0}" 'BEGIN {m = e > c ? e : c; if (m > 0) printf "%.2f", o / m; else print "-"}')
-      echo "| $mode, batch $batch, $precision | $ours | ${eager:--} | ${compiled:--} | $ratio |" >>"$table"
     done
   done
-done
+} >"$table"
 cp "$table" "$report"
 echo
 cat "$report"

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Speed of PyTorch on the network that `cargo run --release -p bb-nn --example bench` times; prints one JSON line.
+"""Speed of PyTorch on the network that `cargo run --release -p bb-nn --example bench` times; prints a JSON line for each
+batch size and precision.
 
 A pre-activation ResNet-18 for 32x32 images with random data in memory.
 train: forward, cross-entropy, backward, SGD (momentum 0.9, weight decay 5e-4); eval: a forward pass in eval mode.
@@ -45,9 +46,9 @@ def network(width, classes):
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--width", type=int, default=64)
-    p.add_argument("--batch", type=int, default=128)
+    p.add_argument("--batch", type=int, nargs="+", default=[128])
     p.add_argument("--mode", choices=["train", "eval"], default="train")
-    p.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32")
+    p.add_argument("--precision", choices=["f32", "tf32", "bf16"], nargs="+", default=["f32"])
     p.add_argument("--channels-last", action="store_true")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--compile", action="store_true", help="torch.compile")
@@ -57,16 +58,22 @@ def main():
     p.add_argument("--threads", type=int, default=2)
     o = p.parse_args()
     torch.set_num_threads(o.threads)
+    for precision in o.precision:
+        for batch in o.batch:
+            measure(o, precision, batch)
+
+
+def measure(o, precision, batch):
     torch.manual_seed(0)
-    net, x, y = network(o.width, 10), torch.randn(o.batch, 3, 32, 32), torch.randint(0, 10, (o.batch,))
+    net, x, y = network(o.width, 10), torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
     net, x, y = net.to(o.device), x.to(o.device), y.to(o.device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = o.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     if o.channels_last:
         net, x = net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     if o.compile:
         net = torch.compile(net)
     opt = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    cast = lambda: torch.autocast(o.device, dtype=torch.bfloat16, enabled=o.precision == "bf16")
+    cast = lambda: torch.autocast(o.device, dtype=torch.bfloat16, enabled=precision == "bf16")
     net.train(o.mode == "train")
 
     def step():
@@ -88,11 +95,11 @@ def main():
         for _ in range(o.steps):
             last = step()
         float(last)  # a GPU is waited for once, not after each step
-        rates.append(o.batch * o.steps / (time.perf_counter() - start))
-    print(json.dumps({"torch": torch.__version__, "mode": o.mode, "width": o.width, "batch": o.batch,
-                      "precision": o.precision, "channels_last": o.channels_last,
+        rates.append(batch * o.steps / (time.perf_counter() - start))
+    print(json.dumps({"torch": torch.__version__, "mode": o.mode, "width": o.width, "batch": batch,
+                      "precision": precision, "channels_last": o.channels_last,
                       "img_per_s_median": round(statistics.median(rates), 2),
-                      "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
+                      "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}), flush=True)
 
 
 if __name__ == "__main__":
