@@ -551,14 +551,14 @@ mod tests {
         let input = images(task, 2);
         for name in bb_nn::arch::NAMES {
             let mut net = network(name);
-            let before = net.net.state().and_then(|s| s.to_bytes(&BTreeMap::new()));
+            let before = net.state().and_then(|s| s.to_bytes(&BTreeMap::new()));
             let mut inverter = Inverter::new(&NcConfig::default().invert, task);
             for _ in 0..2 {
                 let found = inverter.step(&mut net, &input, 3, 1e-3);
                 assert!(found.loss.mean.is_finite(), "{name}");
             }
             assert!(inverter.gradient().norm_l2() > 0.0, "{name}");
-            let after = net.net.state().and_then(|s| s.to_bytes(&BTreeMap::new()));
+            let after = net.state().and_then(|s| s.to_bytes(&BTreeMap::new()));
             assert_eq!(before.expect("finite"), after.expect("finite"), "{name}");
         }
     }
