@@ -28,7 +28,7 @@ ATTACKS = {
     "wanet": "wanet",
     "inputaware": "inputaware",
 }
-DEFENSES = ("ft", "fp", "clp")
+DEFENSES = ("ft", "fp", "nad", "nc", "anp", "clp", "ibau", "rnp")
 
 TRAINING = {
     "epochs": "train.epochs",
@@ -39,16 +39,15 @@ TRAINING = {
 }
 POISON = {"attack_target": "target", "pratio": "ratio"}
 LABEL = {"attack_label_trans": "label"}
-FINETUNING = {
+CLEAN = {"ratio": "clean.ratio", "index": "clean.index_file"}
+FINETUNING = CLEAN | {
     "epochs": "finetune.epochs",
     "batch_size": "finetune.batch_size",
     "lr": "finetune.lr",
     "sgd_momentum": "finetune.momentum",
     "wd": "finetune.weight_decay",
-    "ratio": "clean.ratio",
-    "index": "clean.index_file",
 }
-# The key in the benchmark's file, and the setting here.
+# The key in the benchmark's file, and the setting here, or several settings that it stands for.
 KEYS = {
     "clean": TRAINING,
     "badnets": TRAINING | POISON | LABEL | {"patch_mask_path": "trigger.file"},
@@ -104,11 +103,76 @@ KEYS = {
     },
     "ft": FINETUNING,
     "fp": FINETUNING | {"acc_ratio": "prune.tolerance", "once_prune_ratio": "prune.step"},
+    # The teacher and the student share these.
+    "nad": CLEAN
+    | {
+        "te_epochs": ("finetune.epochs", "distill.epochs"),
+        "batch_size": ("finetune.batch_size", "distill.batch_size"),
+        "lr": ("finetune.lr", "distill.lr"),
+        "sgd_momentum": ("finetune.momentum", "distill.momentum"),
+        "wd": ("finetune.weight_decay", "distill.weight_decay"),
+        "beta1": "distill.beta1",
+        "beta2": "distill.beta2",
+        "beta3": "distill.beta3",
+        "p": "distill.power",
+    },
+    "nc": FINETUNING
+    | {
+        "batch_size": ("finetune.batch_size", "invert.batch_size"),
+        "nc_epoch": "invert.max_epochs",
+        "mask_lr": "invert.lr",
+        "init_cost": "invert.cost",
+        "cost_multiplier": "invert.cost_factor",
+        "atk_succ_threshold": "invert.success",
+        "patience": "invert.patience",
+        "early_stop": "invert.early_stop",
+        "early_stop_threshold": "invert.stop_ratio",
+        "early_stop_patience": "invert.stop_patience",
+        "unlearning_ratio": "unlearn.share",
+    },
+    "anp": CLEAN
+    | {
+        "batch_size": "mask.batch_size",
+        "lr": "mask.lr",
+        "nb_iter": "mask.iterations",
+        "anp_eps": "mask.eps",
+        "anp_steps": "mask.steps",
+        "anp_alpha": "mask.alpha",
+        "acc_ratio": "prune.tolerance",
+    },
     "clp": {"u": "u"},
+    "ibau": CLEAN
+    | {
+        "batch_size": ("perturb.batch_size", "unlearn.batch_size"),
+        "lr": "unlearn.lr",
+        "n_rounds": "rounds",
+        "K": "hypergradient.terms",
+    },
+    "rnp": CLEAN
+    | {
+        "batch_size": ("unlearn.batch_size", "recover.batch_size"),
+        "unlearning_lr": "unlearn.lr",
+        "unlearning_epochs": "unlearn.max_epochs",
+        "schedule": "unlearn.milestones",
+        "clean_threshold": "unlearn.stop_accuracy",
+        "recovering_lr": "recover.lr",
+        "recovering_epochs": "recover.epochs",
+        "alpha": "recover.alpha",
+        "pruning_number": "prune.threshold",
+        "acc_ratio": "prune.tolerance",
+    },
 }
+# Defenses whose training is the benchmark's own, with its schedule.
+FINE_TUNED = ("ft", "fp", "nad", "nc")
+# Percentages there, shares here.
+PERCENT = {"atk_succ_threshold"}
 # Settings that go with a path: with the key they are set as well.
 ALONG = {"lf": {"trigger.source": "file"}, "ssba": {"trigger.source": "file"}}
-FLOATS = {"ratio", "lr", "cross", "lambda_div", "u", "grid_rescale", "s", "lambda_norm", "delta", "frequency"}
+FLOATS = {
+    *("ratio", "lr", "cross", "lambda_div", "u", "grid_rescale", "s", "lambda_norm", "delta", "frequency"),
+    *("momentum", "weight_decay", "beta1", "beta2", "beta3", "power", "cost", "cost_factor", "stop_ratio", "share"),
+    *("eps", "alpha", "tolerance", "threshold", "stop_accuracy"),
+}
 OPTIONS = {"dataset": "--dataset", "model": "--arch", "random_seed": "--seed", "dataset_path": "--data"}
 # A defense takes these from the cell that it repairs.
 FROM_CELL = {"dataset", "model"}
@@ -143,7 +207,7 @@ def convert(method, settings):
     """Our settings by dotted name, options, and (key, value, why) of what is left."""
     known, ours, options, left = KEYS[method], {}, [], []
     used = set()
-    if method != "clp":
+    if method in FINE_TUNED or method not in DEFENSES:
         section = "finetune" if method in DEFENSES else "train"
         ours, used = schedule(method, settings, section)
     for key, value in settings.items():
@@ -162,12 +226,20 @@ def convert(method, settings):
             left.append((key, value, "it has no value"))
         elif name == "label" and value not in LABELS:
             left.append((key, value, "no such rule here"))
+        elif isinstance(name, tuple):
+            ours.update({each: typed(each, value) for each in name})
         else:
-            wanted = float if name.split(".")[-1] in FLOATS else None
-            ours[name] = wanted(value) if wanted and not isinstance(value, str) else value
+            if key in PERCENT:
+                value /= 100
+            ours[name] = typed(name, value)
             if name in ("trigger.file", "trigger.train_file", "trigger.test_file"):
                 ours.update(ALONG.get(method, {}))
     return ours, options, left
+
+
+def typed(name, value):
+    """The value as the setting wants it: some whole numbers are floats here."""
+    return float(value) if name.split(".")[-1] in FLOATS and not isinstance(value, str) else value
 
 
 def literal(value):
