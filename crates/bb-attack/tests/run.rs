@@ -240,7 +240,8 @@ fn wanet_warps_and_tells_backdoored_images_from_noisy_ones() {
     let dataset = data();
     let check = |set: &[&str], attacked: &dyn Fn(u32) -> u32, changed: usize| {
         let out = folder();
-        let set: Vec<&str> = set.iter().copied().chain(["train.epochs=0"]).collect();
+        let usual = ["train.epochs=0", "ratio=0.1", "cross=2"];
+        let set: Vec<&str> = set.iter().copied().chain(usual).collect();
         let cell = run(&request("wanet", out.path(), &set)).expect("a run");
         let load = |name| PoisonSet::load(cell.file(name)).expect("images");
         let (train, cross) = (load(POISON_TRAIN), load("cross_train.safetensors"));
@@ -633,7 +634,7 @@ fn what_cannot_be_run_is_one_clear_error() {
         &["mask.counted=true"],
         "`mask.clean_train_epochs` is `2`, expected fewer than `train.epochs`",
     );
-    usage("wanet", &["ratio=0.4"], "`cross` is `2");
+    usage("wanet", &["ratio=0.4", "cross=2"], "`cross` is `2");
     usage("wanet", &["cross=-1"], "`cross` is `-1");
     usage("wanet", &["target=10"], "`target` is 10");
     usage("wanet", &["trigger.k=1"], "`trigger.k` is `1`");

@@ -129,7 +129,7 @@ impl Default for OtbrConfig {
             },
             select: SelectConfig {
                 images: 256,
-                agreement: 0.9,
+                agreement: 0.98,
             },
         }
     }
