@@ -102,7 +102,7 @@ pub struct FusionConfig {
 pub struct SelectConfig {
     /// Random images that the models are compared on, at least 1.
     pub images: usize,
-    /// Agreement with the suspect model that a choice must have, 0 to 1.
+    /// Share of the smallest ratio's agreement with the suspect model that a choice must keep, 0 to 1.
     pub agreement: f64,
 }
 

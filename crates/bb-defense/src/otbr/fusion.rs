@@ -90,14 +90,15 @@ impl Map {
     }
 }
 
-/// The data-free choice among ascending ratios: the last one up to which every agreement is at least `least`; the first
-/// one if none is.
+/// The data-free choice among ascending ratios: the last one up to which every agreement is at least the share `least` of
+/// the first one's; the first one if that is not positive.
 ///
 /// # Panics
 /// If there is no ratio.
 pub fn choose(agreements: &[f64], least: f64) -> usize {
-    assert!(!agreements.is_empty(), "at least one ratio");
-    let good = agreements.iter().take_while(|&&a| a >= least).count();
+    let first = *agreements.first().expect("at least one ratio");
+    let enough = |&&agreement: &&f64| first > 0.0 && agreement >= least * first;
+    let good = agreements.iter().take_while(enough).count();
     good.saturating_sub(1)
 }
 
@@ -200,7 +201,16 @@ mod tests {
     fn the_choice_ends_at_the_first_ratio_that_says_something_else() {
         assert_eq!(choose(&[0.99, 0.95, 0.7, 0.96], 0.9), 1);
         assert_eq!(choose(&[0.99, 0.95], 0.9), 1);
-        assert_eq!(choose(&[0.5, 0.95], 0.9), 0, "none is good enough");
+        assert_eq!(
+            choose(&[0.5, 0.46, 0.44], 0.9),
+            1,
+            "the first one measures the network"
+        );
+        assert_eq!(
+            choose(&[-0.5, 0.95], 0.9),
+            0,
+            "there is nothing to compare with"
+        );
     }
 
     #[test]

@@ -26,7 +26,8 @@
 //! - The defender's choice, made without data -> [`fusion::choose`]. The repaired models and the suspect one are given
 //!   the same `select.images` random images, others than the unlearning saw, and the logits of each are compared with
 //!   the suspect's by their correlation over the classes, which the loss of scale that fusion brings does not touch.
-//!   The choice is the largest ratio up to which this agreement is at least `select.agreement`. Repairing weakens more
+//!   The choice is the largest ratio up to which this agreement is at least the share `select.agreement` of the smallest
+//!   ratio's, which hardly repairs and so tells how much noise says about this network at all. Repairing weakens more
 //!   neurons the larger the ratio is, and what it costs is that the network computes something else; on inputs without
 //!   a trigger it should not, and noise is all of these a defender without data has.
 //! - `oracle`: the ratio with the best DER on the test set, found by the harness alone. It says what the method could
@@ -73,8 +74,8 @@
 //! - `fusion.cost` ("unaligned"): `"unaligned"` or `"aligned"`, see above.
 //! - `fusion.floor` (0.000001): least mass of a neuron in a layer where some NWC is 0.
 //! - `select.images` (256): random images on which the models of a sweep are compared.
-//! - `select.agreement` (0.98): agreement with the suspect model that the choice must have. Set by three CIFAR-10 models
-//!   of width 16 (`docs/benchmarks/defenses-cifar10-small.md`); beyond it the agreement no longer falls with the accuracy.
+//! - `select.agreement` (0.98): share of the smallest ratio's agreement that the choice must keep. Set by four CIFAR-10
+//!   models of width 16 (`docs/benchmarks/defenses-cifar10-small.md`).
 //!
 //! ## Cost
 //! 20 steps of 256 images, and for each ratio one transport problem a layer, of 512 by 512 neurons at most, each well

@@ -567,7 +567,7 @@ fn a_data_free_sweep_has_a_choice_and_an_oracle() {
         let agreement = candidate.notes["agreement"].as_f64().expect("a number");
         assert!((-1.0..=1.0).contains(&agreement));
     }
-    // Nothing agrees fully, so the first ratio remains.
+    // The second ratio agrees less, so the first one remains.
     let none = results(&repair(&[sweep[0], sweep[1], "select.agreement=1"]));
     assert_eq!(none.chosen, "gamma=0.1");
     // The chosen model is that of a run with this ratio alone.
