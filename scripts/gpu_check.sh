@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must hold on a GPU, as a table of passes and failures, then speeds; writes docs/benchmarks/gpu.md.
+# Everything that must hold on a GPU, as a table of passes and failures, then speeds; writes docs/benchmarks/gpu-speed.md.
 #   scripts/gpu_check.sh --build FOLDER   builds the programs it needs into FOLDER (needs cargo, no GPU)
 #   scripts/gpu_check.sh [FOLDER]         runs them (needs a driver >= 580 and cuDNN 9; no cargo where FOLDER is given)
 # The golden tests run where BB_SHARED names their folder. PyTorch is timed in the same run where
@@ -70,7 +70,7 @@ check golden
 [ "$failed" = 0 ] || exit 1
 
 field() { sed -n "s/.*\"$1\": *\"\{0,1\}\([^,\"}]*\).*/\1/p"; }
-report=docs/benchmarks/gpu.md
+report=docs/benchmarks/gpu-speed.md
 device=$("$programs/bench" --device cuda:0 --width 16 --batch 8 --steps 1 --warmup 1 --repeats 1 | field device)
 driver=$(command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1 || echo unknown)
 # Lines `WHO MODE PRECISION BATCH RATE` of one round, PyTorch in one process for all of a mode's rows.
