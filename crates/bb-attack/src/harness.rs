@@ -250,6 +250,8 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn train(self, work: Work) -> Result<Cell, AttackError> {
+        // The attack's own networks, of trigger, encoder or mask, are part of its time.
+        let started = Instant::now();
         let dir = work.dir().to_owned();
         let log = Log::open(&dir.join(LOG), self.request.quiet).map_err(AttackError::log(&dir))?;
         work.write(CONFIG, self.ready.to_toml().as_bytes())?;
@@ -313,7 +315,6 @@ impl Run<'_> {
         let mut net = Net::new(self.arch, self.request.seed)
             .on(&self.request.compute)?
             .with_precision(self.request.precision)?;
-        let started = Instant::now();
         let (row, measured) = {
             let mut loop_part = LoopPart::new(self, &work, &log, &sets.test, hook.as_deref_mut())?;
             self.fit(&mut net, &split, &work, &mut loop_part)?;

@@ -20,6 +20,7 @@ use bb_core::metrics::{self, Metric, Ratio, Scores, Summary};
 
 use crate::paper::{Facts, Paper, Printed};
 pub use sheet::Layout;
+use sheet::duration;
 
 /// The metrics of a table, in the order of its columns.
 pub const COLUMNS: [&str; 4] = ["acc", "asr", "ra", "der"];
@@ -484,8 +485,18 @@ fn notes(blocks: &[Block]) -> Vec<String> {
             clean.join(", ")
         ));
     }
+    let timed: Vec<f64> = blocks
+        .iter()
+        .filter(|b| !b.average)
+        .flat_map(|b| &b.rows)
+        .flat_map(|r| &r.cells)
+        .filter_map(|c| c.seconds)
+        .collect();
     if rows().any(|r| r.role == Role::Undefended && r.seconds.is_some()) {
-        notes.push("time: training of the attacked model in the rows without defense, the repair in the others".into());
+        notes.push(format!(
+            "time: the attack in the rows without defense, the repair in the others; {} together",
+            duration(timed.iter().sum())
+        ));
     }
     notes
 }
