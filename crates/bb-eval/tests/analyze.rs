@@ -45,6 +45,10 @@ method = \"otbr\"
 [[defense]]
 method = \"clp\"
 set = { pairing = \"main-branch\" }
+
+[[defense]]
+method = \"anp\"
+set = { sweep = false, probe_every = 0, clean.ratio = 0.2, mask = { iterations = 8, round = 4, batch_size = 20, lr = 0.3 } }
 ";
 
 /// The settings of the grid's TSBD.
@@ -618,7 +622,10 @@ fn near(name: &str, found: &[f64], own: &[f64]) {
 fn tac_and_scores_are_those_of_a_network_written_out() {
     let place = Place::new(GRID);
     let attack = place.cell("runs", "badnets", None);
-    let found = place.analyze("tac", &attack, &["--out", "tac"]);
+    let repair = |method: &str| place.cell("runs", method, Some(&attack));
+    let anp = repair("anp");
+    let masks = ["--masks", anp.dir.to_str().expect("a plain path")];
+    let found = place.analyze("tac", &attack, &[&masks[..], &["--out", "tac"]].concat());
     assert_eq!(
         (&found["conv"], &found["norm"]),
         (&"layer4.1.conv1".into(), &"layer4.1.bn2".into())
@@ -649,7 +656,7 @@ fn tac_and_scores_are_those_of_a_network_written_out() {
     near("tac_norm", &column("tac_norm"), &scaled);
 
     // NWC is TSBD's and CLP's bound that of its cell, for these channels.
-    let tsbd = file(&place.cell("runs", "tsbd", Some(&attack)), "nwc.csv");
+    let tsbd = file(&repair("tsbd"), "nwc.csv");
     let of_layer = |table: &BTreeMap<String, Vec<String>>, layer: &str, value: &str| -> Vec<f64> {
         let own = table[layer].iter().zip(numbers(&table[value]));
         own.filter(|(name, _)| {
@@ -663,8 +670,16 @@ fn tac_and_scores_are_those_of_a_network_written_out() {
         single(column("nwc")),
         single(of_layer(&tsbd, "layer", "nwc"))
     );
-    let clp = file(&place.cell("runs", "clp", Some(&attack)), "lipschitz.csv");
+    let clp = file(&repair("clp"), "lipschitz.csv");
     assert_eq!(column("clp"), of_layer(&clp, "norm", "bound"));
+    let learned = of_layer(&file(&anp, "masks.csv"), "norm", "mask");
+    assert!(
+        learned
+            .iter()
+            .any(|mask| mask.total_cmp(&learned[0]).is_ne()),
+        "{learned:?}"
+    );
+    assert_eq!(column("anp"), learned);
 
     // FP's score over the first fifth of the training images by the benchmark's draw, with its own crops.
     let mut generator = bb_core::rng::python::Random::new(0);
@@ -711,7 +726,7 @@ fn tac_and_scores_are_those_of_a_network_written_out() {
         let count = (32.0 * share) as usize;
         let method = row["method"];
         let both = first(truth, false, count)
-            .intersection(&first(method, method == "fp", count))
+            .intersection(&first(method, ["fp", "anp"].contains(&method), count))
             .count();
         assert_eq!(row["channels"], count.to_string());
         assert_eq!(row["found"], both.to_string(), "{truth} {method} {share}");
@@ -720,15 +735,54 @@ fn tac_and_scores_are_those_of_a_network_written_out() {
     }
     assert_eq!(
         coverage["tac"].len(),
-        2 * 3 * 20,
+        2 * 4 * 20,
         "a twentieth of 32 is one"
     );
     is_a_figure(
         &place.read("tac/coverage.svg"),
-        &["layer4.1.bn2", "NWC", "CLP", "FP", "by chance"],
+        &["layer4.1.bn2", "NWC", "CLP", "FP", "ANP", "by chance"],
     );
-    place.analyze("tac", &attack, &["--out", "again", "--threads", "1"]);
+    let again = [&masks[..], &["--out", "again", "--threads", "1"]].concat();
+    place.analyze("tac", &attack, &again);
     assert_eq!(place.digests("again"), place.digests("tac"));
+
+    // A repair without masks, the attack itself, and the repair of another model.
+    let other = place.cell("runs", "clean", None);
+    for (of, masks, expected) in [
+        (
+            &attack,
+            &repair("tsbd"),
+            "has no `masks.csv`, expected one by a method that learns masks",
+        ),
+        (
+            &attack,
+            &attack,
+            "repaired no model, expected the model of digest ",
+        ),
+        (
+            &attack,
+            &place.cell("runs", "anp", Some(&other)),
+            "repaired the model of digest ",
+        ),
+    ] {
+        let path = |cell: &Cell| cell.dir.to_str().expect("a plain path").to_owned();
+        let words = [
+            "analyze",
+            "tac",
+            &path(of),
+            "--masks",
+            &path(masks),
+            "--out",
+            "x",
+        ];
+        let output = place.output(&words);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(
+            said.contains(expected) && !place.path("x").exists(),
+            "{said}"
+        );
+    }
 }
 
 #[test]

@@ -38,6 +38,10 @@ pub(crate) enum AnalyzeCommand {
     Tac {
         #[command(flatten)]
         common: CommonArgs,
+        /// Folder or manifest of a repair of this model that learned masks (ANP, RNP), to be compared as well; may be
+        /// repeated
+        #[arg(long, value_name = "CELL")]
+        masks: Vec<PathBuf>,
     },
 }
 
@@ -102,7 +106,9 @@ pub(crate) fn execute(command: AnalyzeCommand) -> Result<(), Failure> {
         AnalyzeCommand::Unlearning { common, on } => {
             run(&common.start()?, |study| unlearning::run(study, &on))
         }
-        AnalyzeCommand::Tac { common } => run(&common.start()?, tac::run),
+        AnalyzeCommand::Tac { common, masks } => {
+            run(&common.start()?, |study| tac::run(study, &masks))
+        }
     }?;
     cli::print(&line)
 }

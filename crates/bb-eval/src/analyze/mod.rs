@@ -10,10 +10,11 @@
 //! - [`tac`]: what a trigger changes in each channel, and how many of these channels each method ranks first.
 //!
 //! The unlearning is TSBD's, with its settings: the recipe of the cell's dataset, then those of the user.
-//! [`subject`] opens cells, [`statistics`] has the correlations, [`svg`] draws, and [`output`] writes.
+//! [`subject`] opens cells, [`masks`] reads what repairs learned, [`statistics`] has the correlations, [`svg`] draws, and [`output`] writes.
 
 pub mod activeness;
 pub(crate) mod command;
+pub mod masks;
 pub mod nwc;
 pub mod output;
 pub mod statistics;
@@ -99,6 +100,34 @@ pub enum AnalyzeError {
         /// Name of the convolution.
         layer: String,
     },
+    /// A cell that repaired another model, or none.
+    #[error(
+        "`{}` repaired {}, expected the model of digest {expected}",
+        path.display(),
+        found.as_ref().map_or("no model".to_owned(), |found| format!("the model of digest {found}"))
+    )]
+    NotItsRepair {
+        /// The cell.
+        path: PathBuf,
+        /// Digest of the model that is looked at.
+        expected: String,
+        /// Digest of the model that was repaired.
+        found: Option<String>,
+    },
+    /// A cell without masks.
+    #[error("the repair of `{}` has no `{}`, expected one by a method that learns masks", path.display(), masks::FILE)]
+    NoMasks {
+        /// The cell.
+        path: PathBuf,
+    },
+    /// A table of masks that does not fit the layer.
+    #[error("`{}`: {reason}", path.display())]
+    Masks {
+        /// The table.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A figure that is infinite or not a number.
     #[error("{what} is not finite for channel {channel} of `{layer}`")]
     NotFinite {
@@ -114,9 +143,12 @@ pub enum AnalyzeError {
 impl Coded for AnalyzeError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::NotBackdoored { .. } | Self::NotClean { .. } | Self::NotAlike { .. } => {
-                exit::INPUT
-            }
+            Self::NotBackdoored { .. }
+            | Self::NotClean { .. }
+            | Self::NotAlike { .. }
+            | Self::NotItsRepair { .. }
+            | Self::NoMasks { .. }
+            | Self::Masks { .. } => exit::INPUT,
             Self::Exists { .. } | Self::NotTarget { .. } => exit::USAGE,
             Self::NotFinite { .. } => exit::NUMERICAL,
         }
@@ -129,7 +161,9 @@ impl Coded for AnalyzeError {
             Self::NotAlike { .. } => "train both with the same `--dataset`, `--arch` and `--width`",
             Self::Exists { .. } => "remove it, or give another `--out`",
             Self::NotTarget { .. } => "leave it out of `layers.exclude`",
-            Self::NotFinite { .. } => return None,
+            Self::NotItsRepair { .. } => "repair this very model with `bb-defense`",
+            Self::NoMasks { .. } => "ANP and RNP learn masks",
+            Self::Masks { .. } | Self::NotFinite { .. } => return None,
         };
         Some(hint.to_owned())
     }

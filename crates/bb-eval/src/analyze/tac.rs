@@ -10,12 +10,13 @@
 //! | NWC (TSBD, Lin et al., 2024) | weight change of clean unlearning | highest |
 //! | CLP (Zheng et al., ECCV 2022) | bound of its Lipschitz constant | highest |
 //! | FP (Liu et al., RAID 2018) | mean activation on clean images, behind the rectifier | lowest |
+//! | ANP, RNP, if given ([`super::masks`]) | the mask that the repair learned | lowest |
 //!
 //! FP itself ranks the pooled features that the classifier reads. These are other channels than the layer's, so its rule
-//! is applied to the layer's here. A method that learns a mask for the channels, as ANP and RNP do, is one more line of
-//! [`METHODS`], with the mask as score and the lowest as the most suspicious.
+//! is applied to the layer's here. Masks take a training of their own, so they are read from a finished repair.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use bb_core::cli::Failure;
 use bb_core::data::{DatasetSpec, Images};
@@ -32,6 +33,7 @@ use bb_nn::net::EPS;
 use bb_nn::{Mode, Net};
 use serde_json::json;
 
+use super::masks;
 use super::nwc::tell_unless_reached;
 use super::output::Findings;
 use super::subject::Lesson;
@@ -165,7 +167,20 @@ impl End {
     }
 }
 
-/// The methods that are compared, in the order of tables and figures.
+/// What a method thinks of each channel of a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ranking {
+    /// The method's name in tables, another one for each ranking.
+    pub id: String,
+    /// The method's name in figures.
+    pub title: String,
+    /// Which channels it finds the most suspicious.
+    pub suspicious: End,
+    /// One score a channel.
+    pub scores: Vec<f64>,
+}
+
+/// The methods that score channels here, in the order of tables and figures.
 pub static METHODS: &[Method] = &[
     Method {
         id: "nwc",
@@ -261,12 +276,16 @@ fn shares() -> impl Iterator<Item = f64> {
     (1..=20).map(|twentieth| f64::from(twentieth) / 20.0)
 }
 
-/// Scores the channels by every method and compares their rankings with the trigger-activated change.
-pub fn run(study: &Study) -> Result<Findings, Failure> {
+/// Scores the channels by every method, the masks of the repairs `repairs` included, and compares these rankings with
+/// the trigger-activated change.
+pub fn run(study: &Study, repairs: &[PathBuf]) -> Result<Findings, Failure> {
     let subject = &study.subject;
     subject.needs_backdoor("trigger-activated change")?;
     let mut net = subject.net(&study.compute)?;
     let layer = Layer::last(&net)?;
+    // Read first, so that a wrong cell is said before anything is computed.
+    let affine = layer.affine(&net);
+    let learned = masks::rankings(repairs, subject, (&layer, affine.len()))?;
     study.say(&format!("trigger-activated change of `{}`", layer.conv));
     let clean = subject
         .dataset
@@ -276,7 +295,6 @@ pub fn run(study: &Study) -> Result<Findings, Failure> {
     let images = (&clean, &subject.poisoned.images);
     let conv = tac(&mut net, &layer.conv, images, &subject.dataset.spec)?;
     // In eval mode the batch normalisation only scales and shifts, and the shift is the same on both sides.
-    let affine = layer.affine(&net);
     let norm: Vec<f64> = conv
         .iter()
         .zip(&affine)
@@ -287,25 +305,33 @@ pub fn run(study: &Study) -> Result<Findings, Failure> {
         finite("trigger-activated change", name, values)?;
     }
 
-    let mut scores = Vec::with_capacity(METHODS.len());
+    let mut rankings = Vec::with_capacity(METHODS.len() + learned.len());
     for method in METHODS {
         study.say(&format!("ranking by {}", method.title));
-        let own = (method.score)(study, &layer)?;
-        finite(&format!("the score of {}", method.title), &layer.norm, &own)?;
-        scores.push(own);
+        rankings.push(Ranking {
+            id: method.id.to_owned(),
+            title: method.title.to_owned(),
+            suspicious: method.suspicious,
+            scores: (method.score)(study, &layer)?,
+        });
+    }
+    rankings.extend(learned);
+    for ranking in &rankings {
+        let what = format!("the score of {}", ranking.title);
+        finite(&what, &layer.norm, &ranking.scores)?;
     }
     let mut rows = Vec::new();
     for (name, values) in &truths {
         let truth = rank_descending(values);
-        for (method, scores) in METHODS.iter().zip(&scores) {
-            let order = method.suspicious.order(scores);
+        for ranking in &rankings {
+            let order = ranking.suspicious.order(&ranking.scores);
             for share in shares() {
                 let (found, count) = coverage(&truth, &order, share);
                 // Of no channel there is no share.
                 if count > 0 {
                     rows.push(Row {
                         truth: (*name).to_owned(),
-                        method,
+                        ranking,
                         share,
                         found,
                         count,
@@ -314,26 +340,26 @@ pub fn run(study: &Study) -> Result<Findings, Failure> {
             }
         }
     }
-    let tenth = |row: &&Row| row.share.total_cmp(&0.1).is_eq();
+    let tenth = |row: &&Row<'_>| row.share.total_cmp(&0.1).is_eq();
     let found: Vec<_> = rows
         .iter()
         .filter(tenth)
         .map(|row| {
             json!({
                 "tac": row.truth,
-                "method": row.method.id,
+                "method": row.ranking.id,
                 "channels": row.count,
                 "found": row.found,
                 "coverage": row.value(),
             })
         })
         .collect();
-    let figure = figure(&layer, &rows);
+    let figure = figure(&layer, &rankings, &rows);
     let mut facts = study.facts("tac", &["clean", "unlearn"]);
     facts["images"] = json!(clean.len());
     Ok(Findings {
         tables: vec![
-            ("channels.csv", channels(&truths, &scores)),
+            ("channels.csv", channels(&truths, &rankings)),
             ("coverage.csv", table(&rows)),
         ],
         figures: vec![("coverage.svg", figure)],
@@ -343,31 +369,31 @@ pub fn run(study: &Study) -> Result<Findings, Failure> {
 }
 
 /// How much of what the trigger changes a method finds.
-struct Row {
+struct Row<'a> {
     /// The layer whose change is looked for.
     truth: String,
-    method: &'static Method,
+    ranking: &'a Ranking,
     share: f64,
     found: usize,
     count: usize,
 }
 
-impl Row {
+impl Row<'_> {
     fn value(&self) -> f64 {
         self.found as f64 / self.count as f64
     }
 }
 
-fn channels(truths: &[(&str, Vec<f64>); 2], scores: &[Vec<f64>]) -> String {
+fn channels(truths: &[(&str, Vec<f64>); 2], rankings: &[Ranking]) -> String {
     let mut text = "channel,tac_conv,tac_norm".to_owned();
-    for method in METHODS {
-        write!(text, ",{}", method.id).expect("strings take all");
+    for ranking in rankings {
+        write!(text, ",{}", ranking.id).expect("strings take all");
     }
     text.push('\n');
     for channel in 0..truths[0].1.len() {
         write!(text, "{channel}").expect("strings take all");
-        let columns = truths.iter().map(|(_, values)| values).chain(scores);
-        for values in columns {
+        let truths = truths.iter().map(|(_, values)| values);
+        for values in truths.chain(rankings.iter().map(|ranking| &ranking.scores)) {
             write!(text, ",{}", values[channel]).expect("strings take all");
         }
         text.push('\n');
@@ -382,7 +408,7 @@ fn table(rows: &[Row]) -> String {
             text,
             "{},{},{},{},{},{}",
             row.truth,
-            row.method.id,
+            row.ranking.id,
             row.share,
             row.count,
             row.found,
@@ -394,15 +420,15 @@ fn table(rows: &[Row]) -> String {
 }
 
 /// The coverage of what changes behind the batch normalisation, and that of an order by chance.
-fn figure(layer: &Layer, rows: &[Row]) -> Figure {
-    let mut series: Vec<Series> = METHODS
+fn figure(layer: &Layer, rankings: &[Ranking], rows: &[Row<'_>]) -> Figure {
+    let mut series: Vec<Series> = rankings
         .iter()
-        .map(|method| {
+        .map(|ranking| {
             let own = rows
                 .iter()
-                .filter(|row| row.truth == layer.norm && row.method.id == method.id);
+                .filter(|row| row.truth == layer.norm && row.ranking.id == ranking.id);
             Series {
-                name: method.title.to_owned(),
+                name: ranking.title.clone(),
                 style: Style::Line,
                 points: own
                     .map(|row| (100.0 * row.share, 100.0 * row.value()))
