@@ -102,9 +102,6 @@ impl Adam {
 
     /// [`Adam::new`] with AMSGrad (Reddi et al., ICLR 2018), as PyTorch's `amsgrad=True`: steps are divided by the root of
     /// the largest mean square so far.
-    ///
-    /// It has no kernel on a GPU: vectors that are on one come to the host for each step, and go back when the next pass
-    /// uses them.
     pub fn amsgrad(like: &Flat, betas: (f64, f64)) -> Self {
         Self {
             largest: Some(Flat::zeros(like.layout())),
@@ -116,6 +113,15 @@ impl Adam {
     pub fn step(&mut self, params: &mut Flat, grads: &Flat, lr: f32) {
         self.steps += 1;
         let by = self.numbers(lr);
+        #[cfg(feature = "cuda")]
+        if let Some(device) = params.held().current_device() {
+            let layout = std::sync::Arc::clone(params.layout());
+            let (mean, square) = (self.mean.held_mut(), self.square.held_mut());
+            let held = (params.held_mut(), mean, square, grads.held());
+            let largest = self.largest.as_mut().map(Flat::held_mut);
+            device.keep(adam(&device, &layout, held, largest, by));
+            return;
+        }
         if let Some(largest) = &mut self.largest {
             vector::amsgrad(
                 params.data_mut(),
@@ -125,14 +131,6 @@ impl Adam {
                 grads.data(),
                 by,
             );
-            return;
-        }
-        #[cfg(feature = "cuda")]
-        if let Some(device) = params.held().current_device() {
-            let layout = std::sync::Arc::clone(params.layout());
-            let (mean, square) = (self.mean.held_mut(), self.square.held_mut());
-            let held = (params.held_mut(), mean, square, grads.held());
-            device.keep(adam(&device, &layout, held, by));
             return;
         }
         vector::adam(

@@ -127,13 +127,31 @@ extern "C" __global__ void sgd_momentum(
     });
 }
 
-// One step of Adam as PyTorch's: weights w, first and second moment m and v, gradient g, all [n]. step is
-// lr / (1 - beta1^t), bias2_sqrt the root of 1 - beta2^t; the weight decay is added to the gradient. The shares are
-// 1 - beta1 and 1 - beta2, which the rounded betas do not give exactly. Elementwise.
+// What a step of Adam takes beside its vectors: step is lr / (1 - beta1^t), bias2_sqrt the root of 1 - beta2^t; the
+// weight decay is added to the gradient. The shares are 1 - beta1 and 1 - beta2, which the rounded betas do not give
+// exactly.
+struct AdamStep {
+    float step, share1, beta2, share2, eps, weight_decay, bias2_sqrt;
+
+    __device__ void moments(float w, float &first, float &second, float g) const
+    {
+        const float d = g + weight_decay * w;
+        first += share1 * (d - first);
+        second = beta2 * second + share2 * d * d;
+    }
+
+    __device__ void move(float &w, float first, float second) const
+    {
+        w -= step * first / (sqrtf(second) / bias2_sqrt + eps);
+    }
+};
+
+// One step of Adam as PyTorch's: weights w, first and second moment m and v, gradient g, all [n]. Elementwise.
 extern "C" __global__ void adam(
     float *__restrict__ w, float *__restrict__ m, float *__restrict__ v, const float *__restrict__ g, float step,
     float share1, float beta2, float share2, float eps, float weight_decay, float bias2_sqrt, long long n)
 {
+    const AdamStep by{step, share1, beta2, share2, eps, weight_decay, bias2_sqrt};
     for_groups<4>(n, aligned(w, m, v, g), [=](long long i, auto width) {
         float weight[width.value], first[width.value], second[width.value], gradient[width.value];
         load(w + i, weight);
@@ -141,13 +159,38 @@ extern "C" __global__ void adam(
         load(v + i, second);
         load(g + i, gradient);
         for (int j = 0; j < width.value; j++) {
-            const float d = gradient[j] + weight_decay * weight[j];
-            first[j] += share1 * (d - first[j]);
-            second[j] = beta2 * second[j] + share2 * d * d;
-            weight[j] -= step * first[j] / (sqrtf(second[j]) / bias2_sqrt + eps);
+            by.moments(weight[j], first[j], second[j], gradient[j]);
+            by.move(weight[j], first[j], second[j]);
         }
         store(m + i, first);
         store(v + i, second);
+        store(w + i, weight);
+    });
+}
+
+// One step of AMSGrad as PyTorch's: adam with top, the largest second moment so far, in the place of v. Elementwise.
+extern "C" __global__ void amsgrad(
+    float *__restrict__ w, float *__restrict__ m, float *__restrict__ v, float *__restrict__ top,
+    const float *__restrict__ g, float step, float share1, float beta2, float share2, float eps, float weight_decay,
+    float bias2_sqrt, long long n)
+{
+    const AdamStep by{step, share1, beta2, share2, eps, weight_decay, bias2_sqrt};
+    for_groups<4>(n, aligned(w, m, v, top, g), [=](long long i, auto width) {
+        float weight[width.value], first[width.value], second[width.value], largest[width.value],
+            gradient[width.value];
+        load(w + i, weight);
+        load(m + i, first);
+        load(v + i, second);
+        load(top + i, largest);
+        load(g + i, gradient);
+        for (int j = 0; j < width.value; j++) {
+            by.moments(weight[j], first[j], second[j], gradient[j]);
+            largest[j] = fmaxf(largest[j], second[j]);
+            by.move(weight[j], first[j], largest[j]);
+        }
+        store(m + i, first);
+        store(v + i, second);
+        store(top + i, largest);
         store(w + i, weight);
     });
 }

@@ -280,17 +280,19 @@ impl Device {
         if bytes == 0 {
             return f(std::ptr::null_mut()).on(what);
         }
-        let mut scratch = self.scratch.borrow_mut();
-        let workspace = &mut scratch.workspace;
-        if workspace.as_ref().is_none_or(|w| w.len() < bytes) {
-            self.refuse_while_recording()?;
-            *workspace = None;
-            // SAFETY: cuDNN writes its scratch memory before it reads it.
-            let grown = unsafe { self.stream.alloc(bytes) };
-            *workspace = Some(grown.map_err(|e| self.out_of_memory(bytes, e))?);
-        }
-        let workspace: &mut CudaSlice<u8> = workspace.as_mut().expect("it was made above");
-        f(start_mut(self, workspace)).on(what)
+        let enough = |kept: &mut CudaSlice<u8>| kept.len() >= bytes;
+        let kept = self.scratch.borrow_mut().workspace.take_if(enough);
+        let mut workspace = match kept {
+            Some(kept) => kept,
+            None => {
+                self.refuse_while_recording()?;
+                self.scratch.borrow_mut().workspace = None;
+                self.allocate(bytes)?
+            }
+        };
+        let done = f(start_mut(self, &mut workspace)).on(what);
+        self.scratch.borrow_mut().workspace = Some(workspace);
+        done
     }
 
     /// `y = conv(x, w)`, added to what `y` holds if `add`. All three are stored as the precision says.

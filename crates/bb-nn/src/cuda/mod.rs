@@ -22,6 +22,7 @@ pub(crate) use pass::{Batch, Job, Pass, Tally, supports};
 pub(crate) use split::DeviceSplit;
 pub(crate) use storage::{Storage, stored};
 
+use self::replay::Replays;
 use crate::error::NnError;
 use crate::flat::Layout;
 use crate::kernels::conv::ConvShape;
@@ -29,12 +30,13 @@ use crate::kernels::loss::Loss;
 use crate::kernels::precision::Precision;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, LaunchConfig,
+    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DeviceRepr,
+    LaunchConfig,
 };
 use cudarc::nvrtc::Ptx;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
@@ -98,6 +100,10 @@ pub struct Device {
     /// Where the tensors of a layout begin and end.
     bounds: RefCell<HashMap<Vec<i64>, Rc<CudaSlice<i64>>>>,
     scratch: RefCell<Scratch>,
+    /// The scratch memories that [`Device::with_scratch`] has put aside, the device's own first.
+    aside: RefCell<Vec<Scratch>>,
+    /// The recorded passes of all networks.
+    replays: RefCell<Vec<Weak<RefCell<Replays>>>>,
     /// Whether calls are recorded instead of carried out; nothing may be allocated then.
     recording: Cell<bool>,
     error: RefCell<Option<CudaError>>,
@@ -141,6 +147,8 @@ impl Device {
             convolutions: RefCell::default(),
             bounds: RefCell::default(),
             scratch: RefCell::default(),
+            aside: RefCell::default(),
+            replays: RefCell::default(),
             recording: Cell::new(false),
             error: RefCell::default(),
         })
@@ -185,16 +193,48 @@ impl Device {
         if let Some(buffer) = kept {
             return Ok(buffer);
         }
+        self.allocate(len)
+    }
+
+    /// New memory of unspecified content. If there is none left, what is only kept to be used again goes first.
+    fn allocate<T: DeviceRepr>(&self, len: usize) -> Result<CudaSlice<T>> {
         self.refuse_while_recording()?;
         // SAFETY: whoever takes a buffer writes it before anything reads it.
         let fresh = || unsafe { self.stream.alloc(len) };
-        // Buffers kept for other batch sizes are the first thing to do without.
         fresh()
             .or_else(|_| {
-                self.scratch.borrow_mut().free.clear();
+                self.relieve();
                 fresh()
             })
-            .map_err(|e| self.out_of_memory(4 * len, e))
+            .map_err(|e| self.out_of_memory(size_of::<T>() * len, e))
+    }
+
+    /// Lets go of the buffers that wait for their next use, and of the recorded passes of all networks but the one under
+    /// way. They will be made again when they are wanted.
+    fn relieve(&self) {
+        // Calls under way may still use them. What went wrong with those shows at the next call.
+        let _ = self.stream.synchronize();
+        let all: Vec<_> = self
+            .replays
+            .borrow()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        for replays in all {
+            // One that is borrowed has a pass under way.
+            if let Ok(mut replays) = replays.try_borrow_mut() {
+                replays.clear(self);
+            }
+        }
+        self.scratch.borrow_mut().free.clear();
+        self.aside.borrow_mut().fill_with(Scratch::default);
+    }
+
+    /// Tells the device of a network's recorded passes, so that it can let go of them.
+    fn watch(&self, replays: &Rc<RefCell<Replays>>) {
+        let mut all = self.replays.borrow_mut();
+        all.retain(|replays| replays.strong_count() > 0);
+        all.push(Rc::downgrade(replays));
     }
 
     /// What is allocated while calls are recorded would belong to the recording.
@@ -207,9 +247,11 @@ impl Device {
 
     /// Calls `f` with `own` in the place of the device's scratch memory.
     pub(crate) fn with_scratch<T>(&self, own: &mut Scratch, f: impl FnOnce() -> T) -> T {
-        std::mem::swap(&mut *self.scratch.borrow_mut(), own);
+        let outer = self.scratch.replace(std::mem::take(own));
+        self.aside.borrow_mut().push(outer);
         let result = f();
-        std::mem::swap(&mut *self.scratch.borrow_mut(), own);
+        let outer = self.aside.borrow_mut().pop().expect("it was put aside");
+        *own = self.scratch.replace(outer);
         result
     }
 

@@ -11,6 +11,7 @@ use crate::kernels::loss::Loss;
 use crate::kernels::precision::Precision;
 use crate::net::{Activation, EPS, Mode, Shape};
 use cudarc::driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut};
+use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub(crate) struct Pass {
     narrow: Option<CudaSlice<f32>>,
     /// Sum of the batches' mean losses, images predicted right, batches.
     sums: Option<CudaSlice<f64>>,
-    replays: Replays,
+    replays: Rc<RefCell<Replays>>,
 }
 
 /// An activation, `[n, h, w, c]`.
@@ -161,6 +162,8 @@ impl Batch<'_> {
 
 impl Pass {
     pub(crate) fn new(device: &Rc<Device>) -> Self {
+        let replays = Rc::default();
+        device.watch(&replays);
         Self {
             device: Rc::clone(device),
             values: Vec::new(),
@@ -168,7 +171,7 @@ impl Pass {
             precision: Precision::F32,
             narrow: None,
             sums: None,
-            replays: Replays::default(),
+            replays,
         }
     }
 
@@ -179,7 +182,8 @@ impl Pass {
     /// Whether the last pass with gradients was launched as one graph.
     #[cfg(test)]
     pub(crate) fn is_recorded(&self) -> bool {
-        let last = self.replays.last();
+        let replays = self.replays.borrow();
+        let last = replays.last();
         last.is_some_and(|r| matches!(r.state, State::Recorded(_)))
     }
 
@@ -237,7 +241,8 @@ impl Pass {
         let storage = Storage::of(job.precision);
         self.gradients(job, grads, input_gradient.is_some())?;
         let tally = self.take_tally()?;
-        let left = self.replays.last().and_then(|r| r.input_gradient.as_ref());
+        let replays = self.replays.borrow();
+        let left = replays.last().and_then(|r| r.input_gradient.as_ref());
         if let (Some(out), Some(dx)) = (input_gradient, left) {
             out.copy_from_slice(&download(&self.device, shape, storage, dx)?);
         }
@@ -285,7 +290,11 @@ impl Pass {
                             address(&device, sums),
                         ],
                     };
-                    let mut replay = self.replays.take(&device, key)?;
+                    let kept = self.replays.borrow_mut().take(&device, key);
+                    let mut replay = match kept {
+                        Some(kept) => kept,
+                        None => Replay::new(&device, key)?,
+                    };
                     replay.fill(&device, &batch)?;
                     let tensors = (
                         Tensors {
@@ -298,7 +307,7 @@ impl Pass {
                         },
                     );
                     self.replay(graph, &tensors, grads, &mut replay)?;
-                    self.replays.put(replay);
+                    self.replays.borrow_mut().put(replay);
                     Ok(())
                 };
                 match grads {
@@ -983,7 +992,7 @@ impl Drop for Pass {
     fn drop(&mut self) {
         self.clear();
         let device = Rc::clone(&self.device);
-        self.replays.clear(&device);
+        self.replays.borrow_mut().clear(&device);
     }
 }
 

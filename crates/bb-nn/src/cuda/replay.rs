@@ -64,15 +64,14 @@ impl fmt::Debug for State {
 }
 
 impl Replay {
-    fn new(device: &Device, key: Key) -> Result<Self> {
+    /// A pass that was never asked for.
+    pub(super) fn new(device: &Device, key: Key) -> Result<Self> {
         let storage = Storage::of(key.precision);
-        // SAFETY: both are written before the pass reads them.
-        let labels = unsafe { device.stream().alloc(key.shape.n) };
         Ok(Self {
             key,
             scratch: Scratch::default(),
             images: Some(device.take(storage.words(key.shape.len()))?),
-            labels: labels.on("taking room for labels")?,
+            labels: device.allocate(key.shape.n)?,
             input_gradient: None,
             state: State::New,
         })
@@ -134,15 +133,15 @@ pub(super) fn fill_images(
 pub(super) struct Replays(Vec<Replay>);
 
 impl Replays {
-    /// The one with this key, new if need be, taken out for the time it runs.
-    pub(super) fn take(&mut self, device: &Device, key: Key) -> Result<Replay> {
+    /// The one with this key, taken out for the time it runs; without one, there is room for it now.
+    pub(super) fn take(&mut self, device: &Device, key: Key) -> Option<Replay> {
         if let Some(found) = self.0.iter().position(|r| r.key == key) {
-            return Ok(self.0.remove(found));
+            return Some(self.0.remove(found));
         }
         if self.0.len() == KEPT {
             self.0.remove(0).dissolve(device);
         }
-        Replay::new(device, key)
+        None
     }
 
     /// Puts it back after a pass that went well.

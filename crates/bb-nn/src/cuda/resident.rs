@@ -382,35 +382,44 @@ pub(crate) fn all_finite(device: &Rc<Device>, layout: &Layout, x: &Held) -> Resu
     })
 }
 
-/// One step of Adam over weights, mean, mean square and gradient.
+/// One step of Adam over weights, mean, mean square and gradient; of AMSGrad with the largest mean squares.
 pub(crate) fn adam(
     device: &Rc<Device>,
     layout: &Layout,
     (w, m, v, g): (&mut Held, &mut Held, &mut Held, &Held),
+    largest: Option<&mut Held>,
     by: AdamStep,
 ) -> Result<()> {
+    let AdamStep {
+        step,
+        share1,
+        beta2,
+        share2,
+        eps,
+        weight_decay,
+        bias2_sqrt,
+    } = by;
+    // The numbers of a step, behind its vectors.
+    macro_rules! launch_step {
+        ($name:literal, $shape:expr, $n:expr, $($vector:expr),+) => {
+            launch!(
+                device, $name, $shape, $($vector,)+
+                &step, &share1, &beta2, &share2, &eps, &weight_decay, &bias2_sqrt, &$n,
+            )
+        };
+    }
     g.read(layout, device, |g| {
         v.write(layout, device, |v| {
             m.write(layout, device, |m| {
                 w.write(layout, device, |w| {
-                    let n = w.len() as i64;
-                    launch!(
-                        device,
-                        "adam",
-                        Device::elements(w.len()),
-                        w,
-                        m,
-                        v,
-                        g,
-                        &by.step,
-                        &by.share1,
-                        &by.beta2,
-                        &by.share2,
-                        &by.eps,
-                        &by.weight_decay,
-                        &by.bias2_sqrt,
-                        &n,
-                    );
+                    let (elements, n) = (Device::elements(w.len()), w.len() as i64);
+                    match largest {
+                        None => launch_step!("adam", elements, n, w, m, v, g),
+                        Some(top) => top.write(layout, device, |top| {
+                            launch_step!("amsgrad", elements, n, w, m, v, top, g);
+                            Ok(())
+                        })?,
+                    }
                     Ok(())
                 })
             })

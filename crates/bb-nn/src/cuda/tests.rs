@@ -164,16 +164,18 @@ fn memory_that_is_not_there_is_refused_and_the_rest_goes_on() {
     assert_eq!(device.download(&small).expect("a copy"), [1.0, 2.0, 3.0]);
 }
 
-/// Otherwise passes would be right and slow, and nothing would tell.
-#[test]
-fn a_pass_is_recorded_when_it_is_asked_for_again() {
-    let Some(device) = device() else {
-        return;
-    };
-    let spec = ArchSpec::new("preactresnet18", 4, 3).expect("a known network");
-    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
-        let net = Net::new(&spec, 0).on(&Compute::Cuda(Rc::clone(&device)));
-        let mut net = net
+/// A network that passes over two images.
+struct Passing {
+    net: Net,
+    input: Input,
+    grads: crate::Flat,
+}
+
+impl Passing {
+    fn new(device: &Rc<Device>, precision: Precision) -> Self {
+        let spec = ArchSpec::new("preactresnet18", 4, 3).expect("a known network");
+        let net = Net::new(&spec, 0).on(&Compute::Cuda(Rc::clone(device)));
+        let net = net
             .and_then(|net| net.with_precision(precision))
             .expect("a network of the GPU");
         let input = Input {
@@ -182,14 +184,59 @@ fn a_pass_is_recorded_when_it_is_asked_for_again() {
             w: 16,
             data: values(2 * 16 * 16 * 3, 1),
         };
-        let mut grads = net.zeros();
-        let recorded: Vec<bool> = (0..4)
-            .map(|_| {
-                net.loss_grad(&input, &[0, 2], Mode::Train, &mut grads);
-                net.is_recorded()
-            })
-            .collect();
-        net.take_failure().expect("no failure");
+        let grads = net.zeros();
+        Self { net, input, grads }
+    }
+
+    /// The loss of a pass with gradients, and whether it was launched as one graph.
+    fn pass(&mut self) -> (f32, bool) {
+        let labels = &[0, 2];
+        let loss = self
+            .net
+            .loss_grad(&self.input, labels, Mode::TrainKeepStats, &mut self.grads);
+        self.net.take_failure().expect("no failure");
+        (loss.mean, self.net.is_recorded())
+    }
+}
+
+/// Otherwise passes would be right and slow, and nothing would tell.
+#[test]
+fn a_pass_is_recorded_when_it_is_asked_for_again() {
+    let Some(device) = device() else {
+        return;
+    };
+    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
+        let mut passing = Passing::new(&device, precision);
+        let recorded: Vec<bool> = (0..4).map(|_| passing.pass().1).collect();
         assert_eq!(recorded, [false, true, true, true], "{precision}");
+    }
+}
+
+#[test]
+fn what_is_only_kept_is_let_go_before_memory_is_refused() {
+    let Some(device) = device() else {
+        return;
+    };
+    let mut all = [(); 2].map(|()| Passing::new(&device, Precision::F32));
+    for passing in &mut all {
+        passing.pass();
+        assert!(passing.pass().1);
+    }
+    let before: Vec<u32> = all.iter_mut().map(|p| p.pass().0.to_bits()).collect();
+    device.give(device.take(12345).expect("a little is there"));
+    assert!(!device.scratch.borrow().free.is_empty());
+
+    // More than any device has, asked for while another scratch memory has the place of the device's.
+    let asked = device.with_scratch(&mut super::Scratch::default(), || device.take(1 << 46));
+    asked.expect_err("256 TiB");
+    assert!(device.scratch.borrow().free.is_empty());
+    assert!(all.iter().all(|passing| !passing.net.is_recorded()));
+    let passes = |all: &mut [Passing; 2]| all.each_mut().map(|p| p.pass());
+    for recorded in [false, true] {
+        let bits = passes(&mut all).map(|(loss, again)| {
+            assert_eq!(again, recorded);
+            loss.to_bits()
+        });
+        assert_eq!(bits.to_vec(), before);
     }
 }

@@ -134,6 +134,31 @@ void test_vectors(long long n)
              return out;
          }), moved);
 
+
+    // The largest second moment so far is below the new one at every other element.
+    Floats largest(n);
+    Doubles moved_least(4 * n);
+    for (long long i = 0; i < n; i++) {
+        const double s = moved[2 * n + i];
+        largest[i] = (float)(i % 2 ? 2 * s + 1 : s / 2);
+        const double top = std::fmax(s, largest[i]);
+        moved_least[i] = y[i] - step * moved[n + i] / (std::sqrt(top) / bias2_sqrt + eps);
+        moved_least[n + i] = moved[n + i];
+        moved_least[2 * n + i] = s;
+        moved_least[3 * n + i] = top;
+    }
+    near("amsgrad" + shape, everywhere("amsgrad" + shape, n, [&](Grid grid, std::size_t offset) {
+             const Buffer<float> gradient(x, offset), weights(y, offset), first(v, offset), second(squares, offset),
+                 top(largest, offset);
+             launch("amsgrad", grid, LINE, &weights, &first, &second, &top, &gradient, step, 1 - beta1, beta2,
+                    1 - beta2, eps, decay, bias2_sqrt, n);
+             Floats out = weights.values();
+             for (const float m : first.values()) out.push_back(m);
+             for (const float s : second.values()) out.push_back(s);
+             for (const float s : top.values()) out.push_back(s);
+             return out;
+         }), moved_least);
+
     const Buffer<float> dx(x);
     const Buffer<double> partial(1024);
     launch("sum_of_squares", {1024, 1}, LINE, &dx, n, &partial);
