@@ -120,7 +120,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The lines of a text table without the column of times.
+/// The lines of a text table without the column of times and what they are together.
 fn untimed(table: &str) -> Vec<String> {
     let without = |line: &str| {
         let end = line
@@ -130,7 +130,7 @@ fn untimed(table: &str) -> Vec<String> {
     };
     table
         .lines()
-        .filter(|l| !l.starts_with("---"))
+        .filter(|l| !l.starts_with("---") && !l.starts_with("time: "))
         .map(without)
         .collect()
 }
