@@ -8,15 +8,17 @@ use std::path::PathBuf;
 use bb_core::cell::Cell;
 use bb_core::cli::Failure;
 use bb_defense::registry;
+use serde_json::Value;
 
-use super::AnalyzeError;
 use super::subject::Subject;
 use super::tac::{End, Layer, Ranking};
+use super::{AnalyzeError, named};
 
 /// Name of the table in a cell.
 pub const FILE: &str = "masks.csv";
 
-/// How the repairs in these cells rank the `channels` channels of a layer, each under a name of its own.
+/// How the repairs in these cells rank the `channels` channels of a layer, each under a name of its own, and the cells for
+/// the record. One that is given again counts once.
 ///
 /// # Errors
 /// If a cell is no repair of this model, has no masks, or has others than one for each channel.
@@ -24,11 +26,11 @@ pub fn rankings(
     cells: &[PathBuf],
     subject: &Subject,
     (layer, channels): (&Layer, usize),
-) -> Result<Vec<Ranking>, Failure> {
-    let mut found: Vec<Ranking> = Vec::with_capacity(cells.len());
+) -> Result<(Vec<Ranking>, Vec<Value>), Failure> {
+    let (mut found, mut record) = (Vec::<Ranking>::new(), Vec::new());
+    let expected = subject.cell.digest();
     for path in cells {
         let cell = Cell::load(path)?;
-        let expected = subject.cell.digest();
         let repaired = cell.manifest.inputs.get("attack");
         if repaired != Some(&expected) {
             return Err(AnalyzeError::NotItsRepair {
@@ -37,6 +39,10 @@ pub fn rankings(
                 found: repaired.cloned(),
             }
             .into());
+        }
+        let own = named(&cell);
+        if record.contains(&own) {
+            continue;
         }
         if !cell.manifest.files.contains_key(FILE) {
             return Err(AnalyzeError::NoMasks { path: cell.dir }.into());
@@ -63,8 +69,9 @@ pub fn rankings(
             suspicious: End::Lowest,
             scores,
         });
+        record.push(own);
     }
-    Ok(found)
+    Ok((found, record))
 }
 
 /// The masks of the channels whose scales are called `norm`, or what is wrong with the table.

@@ -10,7 +10,8 @@
 //! - [`tac`]: what a trigger changes in each channel, and how many of these channels each method ranks first.
 //!
 //! The unlearning is TSBD's, with its settings: the recipe of the cell's dataset, then those of the user.
-//! [`subject`] opens cells, [`masks`] reads what repairs learned, [`statistics`] has the correlations, [`svg`] draws, and [`output`] writes.
+//! [`subject`] opens cells, [`masks`] reads what repairs learned, [`statistics`] has the correlations, [`svg`] draws, and
+//! [`output`] writes.
 
 pub mod activeness;
 pub(crate) mod command;
@@ -25,6 +26,7 @@ pub mod unlearning;
 
 use std::path::{Path, PathBuf};
 
+use bb_core::cell::Cell;
 use bb_core::cli::{Coded, Failure, catch_interrupts, exit};
 use bb_core::events::Log;
 use bb_core::settings::Valid;
@@ -221,13 +223,19 @@ impl Study {
             .collect();
         json!({
             "analysis": what,
-            "cell": { "method": manifest.method, "id": manifest.id, "digest": self.subject.cell.digest() },
+            "cell": named(&self.subject.cell),
             "dataset": manifest.dataset,
             "arch": self.subject.arch.label(),
             "seed": self.seed,
             "settings": settings,
         })
     }
+}
+
+/// What identifies a cell, for the record.
+fn named(cell: &Cell) -> Value {
+    let manifest = &cell.manifest;
+    json!({ "method": manifest.method, "id": manifest.id, "digest": cell.digest() })
 }
 
 /// Runs an analysis and writes what it found; gives the line for standard output.

@@ -285,7 +285,7 @@ pub fn run(study: &Study, repairs: &[PathBuf]) -> Result<Findings, Failure> {
     let layer = Layer::last(&net)?;
     // Read first, so that a wrong cell is said before anything is computed.
     let affine = layer.affine(&net);
-    let learned = masks::rankings(repairs, subject, (&layer, affine.len()))?;
+    let (learned, repairs) = masks::rankings(repairs, subject, (&layer, affine.len()))?;
     study.say(&format!("trigger-activated change of `{}`", layer.conv));
     let clean = subject
         .dataset
@@ -357,6 +357,7 @@ pub fn run(study: &Study, repairs: &[PathBuf]) -> Result<Findings, Failure> {
     let figure = figure(&layer, &rankings, &rows);
     let mut facts = study.facts("tac", &["clean", "unlearn"]);
     facts["images"] = json!(clean.len());
+    facts["masks"] = json!(repairs);
     Ok(Findings {
         tables: vec![
             ("channels.csv", channels(&truths, &rankings)),
