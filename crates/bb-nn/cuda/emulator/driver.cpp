@@ -95,11 +95,13 @@ struct State {
     std::map<std::uintptr_t, Allocation> memory; // by address
     std::size_t used = 0;                        // its bytes
     unsigned long long counts[COUNTERS] = {};
-    Graph *recording = nullptr; // what calls are added to instead of being done
     int context = 0, stream = 0, event = 0, pool = 0; // their addresses serve as handles
 };
 State &state = *new State; // never destroyed: calls may come while the process ends
 thread_local void *current_context = nullptr;
+// What this thread's calls are added to instead of being done; those of other threads are done, as in a capture of mode
+// "thread local".
+thread_local Graph *recording = nullptr;
 
 #define LOCK std::lock_guard<std::recursive_mutex> lock(state.mutex)
 #define NEED(condition, status, ...)                                                                                   \
@@ -143,7 +145,7 @@ std::size_t memory_bytes(bool *limited = nullptr)
 
 Status allocate(Address *out, std::size_t bytes)
 {
-    NEED(!state.recording, NOT_SUPPORTED, "allocation while a graph is recorded");
+    NEED(!recording, NOT_SUPPORTED, "allocation while a graph is recorded");
     NEED(out && bytes, INVALID_VALUE, "allocation of %zu bytes", bytes);
     LOCK;
     bool limited;
@@ -401,7 +403,7 @@ int cuStreamWaitEvent(void *, void *, unsigned)
 
 int cuStreamIsCapturing(void *, int *capturing)
 {
-    *capturing = state.recording != nullptr;
+    *capturing = recording != nullptr;
     return SUCCESS;
 }
 
@@ -409,31 +411,29 @@ int cuStreamIsCapturing(void *, int *capturing)
 
 int emulator_recording(void)
 {
-    LOCK;
-    return state.recording != nullptr;
+    return recording != nullptr;
 }
 
 void emulator_record(const std::function<int()> &work)
 {
-    LOCK;
-    state.recording->work.push_back(work);
+    recording->work.push_back(work);
 }
 
-int cuStreamBeginCapture_v2(void *, int)
+int cuStreamBeginCapture_v2(void *, int mode)
 {
+    const int thread_local_mode = 1;
     NEED_CONTEXT;
-    LOCK;
-    NEED(!state.recording, INVALID_VALUE, "a graph is being recorded already");
-    state.recording = new Graph;
+    NEED(mode == thread_local_mode, NOT_SUPPORTED, "capture mode %d", mode);
+    NEED(!recording, INVALID_VALUE, "a graph is being recorded already");
+    recording = new Graph;
     return SUCCESS;
 }
 
 int cuStreamEndCapture(void *, void **graph)
 {
-    LOCK;
-    NEED(state.recording, INVALID_VALUE, "no graph is being recorded");
-    *graph = state.recording;
-    state.recording = nullptr;
+    NEED(recording, INVALID_VALUE, "no graph is being recorded");
+    *graph = recording;
+    recording = nullptr;
     return SUCCESS;
 }
 
@@ -562,7 +562,7 @@ int cuMemcpyHtoDAsync_v2(Address to, const void *from, std::size_t bytes, void *
 {
     NEED_CONTEXT;
     LOCK;
-    NEED(!state.recording, NOT_SUPPORTED, "%s while a graph is recorded", __func__);
+    NEED(!recording, NOT_SUPPORTED, "%s while a graph is recorded", __func__);
     NEED(contains(to, bytes), INVALID_VALUE, "copy of %zu bytes to %#llx: not in device memory", bytes, to);
     std::memcpy((void *)to, from, bytes);
     state.counts[TO_DEVICE]++;
@@ -573,7 +573,7 @@ int cuMemcpyDtoHAsync_v2(void *to, Address from, std::size_t bytes, void *)
 {
     NEED_CONTEXT;
     LOCK;
-    NEED(!state.recording, NOT_SUPPORTED, "%s while a graph is recorded", __func__);
+    NEED(!recording, NOT_SUPPORTED, "%s while a graph is recorded", __func__);
     NEED(contains(from, bytes), INVALID_VALUE, "copy of %zu bytes from %#llx: not in device memory", bytes, from);
     std::memcpy(to, (const void *)from, bytes);
     state.counts[FROM_DEVICE]++;
@@ -592,7 +592,7 @@ int cuMemcpyDtoDAsync_v2(Address to, Address from, std::size_t bytes, void *)
         state.counts[ON_DEVICE]++;
         return int(SUCCESS);
     };
-    if (!state.recording) return copy();
+    if (!recording) return copy();
     emulator_record(copy);
     return SUCCESS;
 }
@@ -601,7 +601,7 @@ int cuMemsetD8Async(Address to, unsigned char value, std::size_t bytes, void *)
 {
     NEED_CONTEXT;
     LOCK;
-    NEED(!state.recording, NOT_SUPPORTED, "%s while a graph is recorded", __func__);
+    NEED(!recording, NOT_SUPPORTED, "%s while a graph is recorded", __func__);
     NEED(contains(to, bytes), INVALID_VALUE, "memset of %zu bytes at %#llx: not in device memory", bytes, to);
     std::memset((void *)to, value, bytes);
     state.counts[MEMSETS]++;
@@ -686,7 +686,7 @@ int cuLaunchKernel(
             emulator::run_grid(kernel, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, with);
         return int(done ? SUCCESS : LAUNCH_FAILED);
     };
-    if (!state.recording) return run(parameters);
+    if (!recording) return run(parameters);
     // The caller's parameters are gone when the graph is launched.
     std::vector<std::vector<unsigned char>> kept;
     for (std::size_t i = 0; i < kernel.count; i++) {
