@@ -7,6 +7,7 @@ Of several files the later one wins, as in the benchmark, where the attack's own
 The method of an attack is read from its key `attack` (`clean` without one); a defense has to be named.
 Standard output is a settings file for `-c`. What our programs take on the command line, and every key without a
 counterpart, is listed as a comment in it and on standard error, so nothing is dropped unseen.
+What the benchmark's code always does, and ours only where a setting asks for it, is set as well (`ALWAYS`).
 
 Needs PyYAML.
 """
@@ -167,7 +168,34 @@ FINE_TUNED = ("ft", "fp", "nad", "nc")
 # Percentages there, shares here.
 PERCENT = {"atk_succ_threshold"}
 # Settings that go with a path: with the key they are set as well.
-ALONG = {"lf": {"trigger.source": "file"}, "ssba": {"trigger.source": "file"}}
+ALONG = {"ssba": {"trigger.source": "file"}}
+# What the benchmark's code does without a key for it, and ours does otherwise unless it is set.
+ALWAYS = {
+    "lf": {"trigger.deepfool.evaluate_per_class": 0, "trigger.deepfool.normalised": False},
+    "trojan": {
+        "trigger.head": "random",
+        "trigger.normalised": False,
+        "trigger.iterate": "last",
+        "trigger.addition": "wrap",
+    },
+    "wanet": {"rounding": "truncate", "augmentation": "batch"},
+    "inputaware": {
+        "rounding": "truncate",
+        "mask.counted": True,
+        "generator.double_tanh": True,
+        "generator.accumulate_gradients": True,
+    },
+}
+# Files that the benchmark reads where its settings name none: ours makes a trigger of its own then.
+UNNAMED = {
+    "lf": {"lowFrequencyPatternPath": "./resource/lowFrequency/{dataset}_{model}_0_255.npy"},
+    "ssba": {
+        "attack_train_replace_imgs_path": "./resource/ssba/{dataset}_ssba_train_b1.npy",
+        "attack_test_replace_imgs_path": "./resource/ssba/{dataset}_ssba_test_b1.npy",
+    },
+}
+# Half period of the benchmark's cosine where `cos_t_max` is absent, whatever the number of epochs.
+T_MAX = 100
 FLOATS = {
     *("ratio", "lr", "cross", "lambda_div", "u", "grid_rescale", "s", "lambda_norm", "delta", "frequency"),
     *("momentum", "weight_decay", "beta1", "beta2", "beta3", "power", "cost", "cost_factor", "stop_ratio", "share"),
@@ -192,7 +220,9 @@ def schedule(method, settings, section):
         used = {"lr_scheduler"}
         milestones, gamma = settings.get("steplr_milestones"), settings.get("steplr_gamma", 0.1)
     if kind == "CosineAnnealingLR":
-        values = {"kind": "cosine", "t_max": settings.get("epochs", 100)}
+        used |= {"cos_t_max"} & settings.keys()
+        t_max = settings.get("cos_t_max")
+        values = {"kind": "cosine", "t_max": T_MAX if t_max is None else t_max}
     elif kind == "MultiStepLR" and milestones and section == "train":
         used |= {"steplr_milestones", "steplr_gamma"} & settings.keys()
         values = {"kind": "multistep", "milestones": milestones, "gamma": gamma}
@@ -210,6 +240,7 @@ def convert(method, settings):
     if method in FINE_TUNED or method not in DEFENSES:
         section = "finetune" if method in DEFENSES else "train"
         ours, used = schedule(method, settings, section)
+    ours |= ALWAYS.get(method, {})
     for key, value in settings.items():
         name = known.get(key)
         if key in used:
@@ -234,6 +265,11 @@ def convert(method, settings):
             ours[name] = typed(name, value)
             if name in ("trigger.file", "trigger.train_file", "trigger.test_file"):
                 ours.update(ALONG.get(method, {}))
+    for key, path in UNNAMED.get(method, {}).items():
+        if settings.get(key) is None:
+            names = {name: settings.get(name, name.upper()) for name in ("dataset", "model")}
+            left = [each for each in left if each[0] != key]
+            left.append((key, path.format(**names), f"the file there by default, to be named by {known[key]}"))
     return ours, options, left
 
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bb_core::cli::{self, DEFAULT_DATASET, Failure, RunArgs};
+use bb_core::cli::{self, DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, Failure, RunArgs};
 use bb_core::events::Log;
 use bb_nn::Compute;
 use clap::{Parser, Subcommand};
@@ -45,11 +45,22 @@ enum Command {
         /// The attack
         method: String,
     },
-    /// Draw what the trigger of an attack does to a few images, without training
+    /// Draw what the trigger of an attack does to a few images, without training the attacked network
     ///
     /// The picture has three rows: images of the test set, the same with the trigger, and the difference times 10 on
     /// grey.
     /// One line of JSON on standard output says how visible the trigger is over all poisoned test images.
+    ///
+    /// Some triggers are made with a network that is trained first, on the CPU, as long as the settings say; with those
+    /// of a real dataset that may take hours:
+    ///
+    /// `trojan` trains a clean network unless `trigger.file` names a trigger or `trigger.model` a network;
+    /// `lf` with `trigger.source=deepfool` does so unless `trigger.model` names a network;
+    /// both train for fewer epochs with `trigger.clean_epochs`.
+    /// `ssba` trains an encoder unless `trigger.source=file` reads encoded images; `trigger.steps`, or the short recipe
+    /// `configs/attack/ssba/short.toml`, makes that shorter.
+    ///
+    /// A network of `trigger.model` must have the architecture and width that are given here.
     Preview(PreviewArgs),
 }
 
@@ -63,6 +74,12 @@ struct PreviewArgs {
     /// Folder with the datasets
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Architecture of the network that the trigger is made for
+    #[arg(long, value_name = "ID", default_value = DEFAULT_ARCH)]
+    arch: String,
+    /// Channels of its first stage
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_WIDTH)]
+    width: usize,
     /// Number of images to show, at most 32
     #[arg(long, value_name = "N", default_value_t = preview::IMAGES as u64)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=preview::MOST_IMAGES))]
@@ -104,6 +121,8 @@ fn preview(args: &PreviewArgs) -> Result<(), Failure> {
         method: args.method.clone(),
         dataset: args.dataset.clone(),
         data: args.data.clone(),
+        arch: args.arch.clone(),
+        width: args.width,
         given: Given {
             files: args.config.clone(),
             set: args.set.clone(),

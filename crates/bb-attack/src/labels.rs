@@ -60,6 +60,19 @@ pub enum LabelError {
     },
 }
 
+/// Refuses a class that the dataset does not have.
+pub fn check_target(target: u32, classes: usize) -> Result<(), LabelError> {
+    let classes = u32::try_from(classes).unwrap_or(u32::MAX);
+    if target < classes {
+        Ok(())
+    } else {
+        Err(LabelError::Target {
+            found: target,
+            classes,
+        })
+    }
+}
+
 impl LabelMap {
     /// Checks a dirty-label rule against the dataset's number of classes (at least two).
     pub fn new(
@@ -68,12 +81,11 @@ impl LabelMap {
         shift: u32,
         classes: usize,
     ) -> Result<Self, LabelError> {
+        if rule == LabelRule::All2One {
+            check_target(target, classes)?;
+        }
         let classes = u32::try_from(classes).unwrap_or(u32::MAX);
         match rule {
-            LabelRule::All2One if target >= classes => Err(LabelError::Target {
-                found: target,
-                classes,
-            }),
             LabelRule::All2One => Ok(Self::AllToOne { target }),
             LabelRule::All2All if shift == 0 || shift >= classes => Err(LabelError::Shift {
                 found: shift,

@@ -250,9 +250,27 @@ fn check_length(
 /// If the number of values does not follow from the shape.
 pub fn to_bytes(shape: &[usize], values: &[f32]) -> Vec<u8> {
     assert_eq!(shape.iter().product::<usize>(), values.len(), "{shape:?}");
+    let mut bytes = head("<f4", shape);
+    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    bytes
+}
+
+/// The content of a file (format 1, `|u1`) with these grey levels.
+///
+/// # Panics
+/// If the number of levels does not follow from the shape.
+pub fn levels_to_bytes(shape: &[usize], levels: &[u8]) -> Vec<u8> {
+    assert_eq!(shape.iter().product::<usize>(), levels.len(), "{shape:?}");
+    let mut bytes = head("|u1", shape);
+    bytes.extend(levels);
+    bytes
+}
+
+/// What stands before the numbers of a file of format 1.
+fn head(descr: &str, shape: &[usize]) -> Vec<u8> {
     let axes: Vec<String> = shape.iter().map(|n| format!("{n},")).collect();
     let mut text = format!(
-        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}",
+        "{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}",
         axes.join(" ")
     );
     // The header ends with a line feed, and the data begin at a multiple of 64.
@@ -261,9 +279,7 @@ pub fn to_bytes(shape: &[usize], values: &[f32]) -> Vec<u8> {
     text.push_str(&" ".repeat(padded - text.len() - 1));
     text.push('\n');
     let length = u16::try_from(text.len()).expect("a shape of few axes");
-    let mut bytes = [MAGIC, &[1, 0][..], &length.to_le_bytes(), text.as_bytes()].concat();
-    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-    bytes
+    [MAGIC, &[1, 0][..], &length.to_le_bytes(), text.as_bytes()].concat()
 }
 
 /// What the header says.
@@ -421,6 +437,11 @@ mod tests {
         let array = read(&bytes).expect("our own file");
         assert_eq!((array.shape, array.is_float), (vec![1, 2, 3], true));
         assert_eq!(array.values, values);
+        let bytes = levels_to_bytes(&[2, 3], &[0, 1, 2, 253, 254, 255]);
+        assert_eq!((bytes.len() - 6) % 64, 0);
+        let array = read(&bytes).expect("our own file");
+        assert_eq!((array.shape, array.is_float), (vec![2, 3], false));
+        assert_eq!(array.values, [0.0, 1.0, 2.0, 253.0, 254.0, 255.0]);
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use bb_core::artifact::atomic;
-use bb_core::cli::{DEFAULT_ARCH, DEFAULT_WIDTH};
 use bb_core::data::{Images, OpenOptions};
 use bb_core::events::Log;
 use bb_core::poison::PoisonSet;
@@ -38,6 +37,10 @@ pub struct PreviewRequest {
     pub dataset: String,
     /// Folder with the datasets; not needed for `synthetic`.
     pub data: Option<PathBuf>,
+    /// Architecture of the network that an attack makes its trigger for.
+    pub arch: String,
+    /// Channels of its first stage.
+    pub width: usize,
     /// Settings on top of the defaults and the committed recipe.
     pub given: Given,
     /// Seed of the attack.
@@ -50,6 +53,9 @@ pub struct PreviewRequest {
 
 /// Writes the sheet of an attack: the first poisoned test images, and what the trigger does to all of them.
 ///
+/// The attacked network is not trained. An attack that makes its trigger with a network trains that one first, on the
+/// CPU, unless its settings name a ready one or a ready trigger.
+///
 /// # Errors
 /// As [`crate::run`]; [`AttackError::NoPreview`] for an attack that poisons no image, or none before training.
 pub fn run(request: &PreviewRequest) -> Result<Stealth, AttackError> {
@@ -58,7 +64,7 @@ pub fn run(request: &PreviewRequest) -> Result<Stealth, AttackError> {
     // The data are opened as for a run, but nothing beside the sheet is written, so there is no cache.
     let options = OpenOptions::default();
     let dataset = bb_core::data::open(&request.dataset, request.data.as_deref(), &options)?;
-    let arch = ArchSpec::new(DEFAULT_ARCH, DEFAULT_WIDTH, dataset.spec.classes)?;
+    let arch = ArchSpec::new(&request.arch, request.width, dataset.spec.classes)?;
     let Poisoned {
         test,
         hook,

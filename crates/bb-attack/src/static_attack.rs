@@ -11,6 +11,25 @@ use crate::labels::LabelMap;
 use crate::method::{Ctx, Poisoned};
 use crate::poison_index;
 
+/// The training and the test images that get the trigger, both ascending.
+fn choose(
+    ctx: &Ctx<'_>,
+    map: &LabelMap,
+    ratio: f64,
+) -> Result<(Vec<usize>, Vec<usize>), AttackError> {
+    let (train, test) = (&ctx.dataset.train.labels, &ctx.dataset.test.labels);
+    let chosen = poison_index::train(train, map, ratio, ctx.seed)?;
+    Ok((chosen, poison_index::test(test, map)?))
+}
+
+/// Refuses settings by which no image could be chosen, before an attack trains a network for its trigger.
+///
+/// # Errors
+/// Those of the choice that [`poison`] and [`replace`] make.
+pub fn check_choice(ctx: &Ctx<'_>, map: &LabelMap, ratio: f64) -> Result<(), AttackError> {
+    choose(ctx, map, ratio).map(|_| ())
+}
+
 /// Chooses the images, puts the triggers on them (in place, layout `[h, w, 3]`) and relabels them.
 pub fn poison(
     ctx: &Ctx<'_>,
@@ -20,8 +39,7 @@ pub fn poison(
     test_trigger: impl Fn(&mut [u8]),
 ) -> Result<Poisoned, AttackError> {
     let (train, test) = (&ctx.dataset.train, &ctx.dataset.test);
-    let train_indices = poison_index::train(&train.labels, map, ratio, ctx.seed)?;
-    let test_indices = poison_index::test(&test.labels, map)?;
+    let (train_indices, test_indices) = choose(ctx, map, ratio)?;
     Ok(Poisoned {
         train: triggered(train, train_indices, map, train_trigger)?,
         test: triggered(test, test_indices, map, test_trigger)?,
@@ -41,8 +59,7 @@ pub fn replace(
     test_images: impl FnOnce(&[usize]) -> Result<Vec<u8>, AttackError>,
 ) -> Result<Poisoned, AttackError> {
     let (train, test) = (&ctx.dataset.train, &ctx.dataset.test);
-    let train_indices = poison_index::train(&train.labels, map, ratio, ctx.seed)?;
-    let test_indices = poison_index::test(&test.labels, map)?;
+    let (train_indices, test_indices) = choose(ctx, map, ratio)?;
     let (train_pixels, test_pixels) = (train_images(&train_indices)?, test_images(&test_indices)?);
     Ok(Poisoned {
         train: relabelled(train, train_indices, map, train_pixels)?,

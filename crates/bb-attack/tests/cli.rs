@@ -196,6 +196,45 @@ fn a_preview_says_what_a_run_would_warn_of() {
 }
 
 #[test]
+fn a_preview_takes_a_network_of_its_architecture_and_width() {
+    let (out, sheets) = (folder(), folder());
+    let (done, line, stderr) = output(&small("clean", path(out.path()), "train.epochs=0"));
+    assert!(done.status.success(), "{stderr}");
+    let cell: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    let model = format!("trigger.model={}", cell["cell"].as_str().expect("a folder"));
+    let sheet = sheets.path().join("x.png");
+    let preview = |more: &[&str]| {
+        let mut words = vec!["preview", "trojan", "--dataset", "synthetic"];
+        words.extend(["--set", &model, "--set", "trigger.iterations=1"]);
+        words.extend(["--out", path(&sheet)]);
+        words.extend(more);
+        output(&words)
+    };
+    for (more, expect) in [
+        (
+            &[][..],
+            "`preactresnet18-w4`, expected `preactresnet18-w64`",
+        ),
+        (
+            &["--width", "4", "--arch", "resnet18"],
+            "`preactresnet18-w4`, expected `resnet18-w4`",
+        ),
+    ] {
+        let (failed, _, stderr) = preview(more);
+        assert_eq!(failed.status.code(), Some(3), "{stderr}");
+        assert!(stderr.contains(expect), "{stderr}\nlacks {expect}");
+    }
+    let (failed, _, stderr) = preview(&["--arch", "resnet"]);
+    assert_eq!(failed.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("unknown architecture `resnet`"), "{stderr}");
+    assert!(!sheet.exists(), "nothing was written");
+    let (done, line, stderr) = preview(&["--width", "4"]);
+    assert!(done.status.success(), "{stderr}");
+    assert!(line.contains("\"ssim\""), "{line}");
+    assert!(sheet.exists());
+}
+
+#[test]
 fn show_config_tells_where_each_setting_comes_from() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("mine.toml");

@@ -202,8 +202,15 @@ fn lf_adds_the_pattern_of_a_file_and_tells_of_fractions() {
     let bytes = bb_attack::npy::to_bytes(&[32, 32], &values);
     fs_err::write(&path, bytes).expect("a writable folder");
     let file = format!("trigger.file={}", path.display());
-    let set = ["train.epochs=0", "trigger.source=file", &file];
+    // A file that is named is taken, with its source or without.
+    let set = ["train.epochs=0", &file];
     let cell = run(&request("lf", out.path(), &set)).expect("a run");
+    let set = ["train.epochs=0", "trigger.source=file", &file];
+    let same = run(&request("lf", out.path(), &set)).expect("a run");
+    assert_eq!(
+        same.manifest.files[POISON_TEST],
+        cell.manifest.files[POISON_TEST]
+    );
     let log = fs_err::read_to_string(cell.file("log.jsonl")).expect("a log");
     assert!(
         log.contains("taken as fractions, multiplied by 255 and rounded"),
@@ -222,17 +229,24 @@ fn lf_adds_the_pattern_of_a_file_and_tells_of_fractions() {
     }
     // What the cell keeps gives the same images again.
     let kept = format!("trigger.file={}", cell.file("trigger.npy").display());
-    let again = run(&request(
-        "lf",
-        out.path(),
-        &["train.epochs=0", "trigger.source=file", &kept],
-    ));
+    let again = run(&request("lf", out.path(), &["train.epochs=0", &kept]));
     let again = again.expect("a run");
     assert_ne!(again.manifest.id, cell.manifest.id);
     assert_eq!(
         again.manifest.files[POISON_TEST],
         cell.manifest.files[POISON_TEST]
     );
+
+    // So does a pattern of a single grey level, which is not taken for fractions.
+    let faint = ["train.epochs=0", "trigger.peak=1"];
+    let faint = run(&request("lf", out.path(), &faint)).expect("a run");
+    let kept = format!("trigger.file={}", faint.file("trigger.npy").display());
+    let again = run(&request("lf", out.path(), &["train.epochs=0", &kept])).expect("a run");
+    for name in [POISON_TRAIN, POISON_TEST, "trigger.npy"] {
+        assert_eq!(again.manifest.files[name], faint.manifest.files[name]);
+    }
+    let log = fs_err::read_to_string(again.file("log.jsonl")).expect("a log");
+    assert!(!log.contains("fractions"), "{log}");
 }
 
 #[test]
@@ -671,7 +685,8 @@ fn what_cannot_be_run_is_one_clear_error() {
         &["trigger.source=file"],
         "expected the path of a pattern",
     );
-    usage("lf", &["trigger.file=x.npy"], "expected no file");
+    let both = ["trigger.source=deepfool", "trigger.file=x.npy"];
+    usage("lf", &both, "expected no file");
     let from_file = |content: &[u8], expect: &str| {
         let path = out.path().join("pattern.npy");
         fs_err::write(&path, content).expect("a writable folder");
@@ -694,6 +709,96 @@ fn what_cannot_be_run_is_one_clear_error() {
     from_file(b"GIF89a", "cannot decode picture");
     let missing = ["trigger.source=file", "trigger.file=/no/such.npy"];
     check("lf", &missing, exit::INPUT, "cannot read `/no/such.npy`");
+    let missing = ["trigger.file=/no/such.npy"];
+    check("lf", &missing, exit::INPUT, "cannot read `/no/such.npy`");
+    for (set, expect) in [
+        ("trigger.alpha_train=0", "`trigger.alpha_train` is `0"),
+        (
+            "trigger.alpha_train=-0.2",
+            "`trigger.alpha_train` is `-0.2`",
+        ),
+        ("trigger.alpha_test=0", "`trigger.alpha_test` is `0"),
+        ("trigger.alpha_test=1.5", "`trigger.alpha_test` is `1.5`"),
+        ("trigger.alpha=0.2", "unknown setting `trigger.alpha`"),
+        ("target=10", "`target` is 10"),
+    ] {
+        usage("blended", &[set], expect);
+    }
+    let missing = ["trigger.file=/no/such.png"];
+    check(
+        "blended",
+        &missing,
+        exit::INPUT,
+        "cannot read `/no/such.png`",
+    );
+    let path = out.path().join("text.png");
+    fs_err::write(&path, b"no picture").expect("a writable folder");
+    let file = format!("trigger.file={}", path.display());
+    check("blended", &[&file], exit::INPUT, "cannot decode picture");
+    usage(
+        "clean",
+        &["train.schedule.min_lr=-0.1"],
+        "`train.schedule.min_lr` is `-0.1`, expected a number of at least 0",
+    );
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused_before_a_network_is_trained_for_the_trigger() {
+    let out = folder();
+    let first = data().test.labels[0];
+    let only_target = format!("target={first}");
+    // The training before would diverge, which is another error.
+    let clean = ["train.epochs=0", "trigger.clean_epochs=1", "train.lr=1e30"];
+    let deepfool = ["trigger.source=deepfool"];
+    let encoder = ["train.epochs=0", "trigger.steps=20", "trigger.lr=1e30"];
+    let attacks: [(&str, Vec<&str>, &str); 3] = [
+        ("trojan", clean.to_vec(), "training diverged"),
+        ("lf", [&clean[..], &deepfool].concat(), "training diverged"),
+        ("ssba", encoder.to_vec(), "the encoder diverged"),
+    ];
+    for (method, usual, diverges) in &attacks {
+        let check = |set: &[&str], change: &dyn Fn(&mut AttackRequest), code, expect: &str| {
+            let set: Vec<&str> = usual.iter().chain(set).copied().collect();
+            let mut request = request(method, out.path(), &set);
+            change(&mut request);
+            let error = run(&request).expect_err("a wrong request");
+            let text = error.to_string();
+            assert!(
+                text.contains(expect),
+                "{method}: {text}
+lacks {expect}"
+            );
+            assert_eq!(error.exit_code(), code, "{method}: {text}");
+        };
+        let usage = |set: &[&str], change: &dyn Fn(&mut AttackRequest), expect: &str| {
+            check(set, change, exit::USAGE, expect);
+        };
+        check(&[], &|_| (), exit::NUMERICAL, diverges);
+        usage(&["ratio=0.001"], &|_| (), "selects no image");
+        usage(
+            &[],
+            &|r| r.seed = 1 << 32,
+            "expected a seed below 4294967296",
+        );
+        usage(
+            &[&only_target],
+            &|r| r.test_limit = Some(1),
+            "no image of the 1 test images",
+        );
+        usage(&["target=10"], &|_| (), "`target` is 10");
+        if *method == "trojan" {
+            let many = ["trigger.neurons=33"];
+            usage(&many, &|_| (), "expected at most 32, the features");
+        }
+        if *method == "lf" {
+            // The labels do not need the class, and the search does.
+            let all = ["label=all2all", "target=10"];
+            usage(&all, &|_| (), "`target` is 10, expected a class of 0..=9");
+        }
+    }
+    // A pattern that is not searched needs no such class.
+    let set = ["train.epochs=0", "label=all2all", "target=10"];
+    run(&request("lf", out.path(), &set)).expect("a run");
 }
 
 #[test]

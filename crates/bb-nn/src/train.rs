@@ -60,7 +60,7 @@ impl Recipe {
     /// The first setting out of range, as (name, value, what is allowed).
     pub fn first_invalid(&self) -> Option<(&'static str, String, &'static str)> {
         let share = |v: f64| (0.0..1.0).contains(&v);
-        let checks: [(bool, &'static str, String, &'static str); 9] = [
+        let checks: [(bool, &'static str, String, &'static str); 10] = [
             (
                 self.epochs <= 100_000,
                 "epochs",
@@ -114,6 +114,12 @@ impl Recipe {
                 "schedule.warmup",
                 self.schedule.warmup.to_string(),
                 "0 or more and below 1",
+            ),
+            (
+                self.schedule.min_lr.is_finite() && self.schedule.min_lr >= 0.0,
+                "schedule.min_lr",
+                self.schedule.min_lr.to_string(),
+                "a number of at least 0",
             ),
         ];
         checks

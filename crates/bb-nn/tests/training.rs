@@ -229,6 +229,30 @@ fn a_set_smaller_than_one_batch_is_refused() {
 }
 
 #[test]
+fn a_recipe_out_of_range_names_the_setting() {
+    assert_eq!(recipe(1).first_invalid(), None);
+    let check = |change: fn(&mut Recipe), name: &str| {
+        let mut recipe = recipe(1);
+        change(&mut recipe);
+        let found = recipe.first_invalid().map(|(name, ..)| name);
+        assert_eq!(found, Some(name));
+    };
+    check(|r| r.lr = f64::INFINITY, "lr");
+    check(|r| r.momentum = 1.0, "momentum");
+    check(|r| r.schedule.warmup = -0.1, "schedule.warmup");
+    for rate in [-1e-9, f64::INFINITY, f64::NAN] {
+        let mut recipe = recipe(1);
+        recipe.schedule.min_lr = rate;
+        let expect = (
+            "schedule.min_lr",
+            rate.to_string(),
+            "a number of at least 0",
+        );
+        assert_eq!(recipe.first_invalid(), Some(expect));
+    }
+}
+
+#[test]
 fn batches_cover_the_split_once_and_do_not_depend_on_their_size() {
     let data = dataset(50);
     let options = |batch_size| LoaderOptions {

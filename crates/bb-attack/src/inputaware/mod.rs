@@ -39,6 +39,7 @@
 //!   `poison_train.safetensors` has the backdoored images and `cross_train.safetensors` (same format) the others, whose
 //!   labels are true; both show the first images of each `train.batch_size` in the dataset's order, with the triggers of
 //!   the finished networks. `generator.safetensors` and `mask.safetensors` keep those.
+//! - The bench's test images with another's trigger and the accuracy on them are left out, as WaNet's noisy ones are.
 //! - Where the patterns of a pair are equal, the gradient of their distance is 0 and not NaN.
 //!
 //! ## Settings

@@ -11,7 +11,7 @@ use crate::settings;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LfConfig {
-    /// The attacker's class, for all-to-one.
+    /// The attacker's class, for all-to-one; and the class that the search for a pattern aims at.
     pub target: u32,
     /// Share of the training set that is poisoned, above 0 and at most 1.
     pub ratio: f64,
@@ -33,9 +33,9 @@ pub struct LfConfig {
 pub struct TriggerConfig {
     /// Where the pattern comes from.
     pub source: Source,
-    /// The pattern, for `source = "file"`.
+    /// The pattern, for `source = "file"`; with one, `source = "rule"` takes it too.
     pub file: String,
-    /// Largest value of the pattern in grey levels, for all sources but `file`.
+    /// Largest value of the pattern in grey levels, unless it comes from a file.
     pub peak: u8,
     /// The clean network, for `source = "deepfool"`; empty to train one.
     pub model: String,
@@ -77,7 +77,7 @@ impl Default for DeepFoolConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// A smooth pattern drawn by rule.
+    /// A smooth pattern drawn by rule, or the file if one is named.
     #[default]
     Rule,
     /// A file of the user's.
@@ -120,7 +120,8 @@ impl Validate for LfConfig {
             deepfool,
         } = &self.trigger;
         match source {
-            Source::Rule | Source::DeepFool => check(
+            Source::Rule => {}
+            Source::DeepFool => check(
                 "trigger.file",
                 file,
                 "no file, or `trigger.source = \"file\"`",

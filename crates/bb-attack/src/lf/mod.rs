@@ -34,19 +34,19 @@
 //! - The bench shows the network fractions of 0 to 1, not the normalised images that it was trained on, so it attacks
 //!   another function (`trigger.deepfool.normalised = false`).
 //! - The bench's script writes the pattern with an offset of half the range, which its published patterns do not have.
-//!   Here it is `round(255 v)`.
+//!   Here it is `round(255 v)` in bytes, as the published ones are.
 //! - A pattern that is constant, not finite or of another size is refused.
 //!
 //! ## Settings
-//! - `target` (0): the attacker's class, for `label = "all2one"`.
+//! - `target` (0): the attacker's class, for `label = "all2one"`; with any label the class that `"deepfool"` aims at.
 //! - `ratio` (0.1): share of the training set that is poisoned, rounded to a whole number of images.
 //! - `label` ("all2one"): `"all2one"` or `"all2all"`.
 //! - `shift` (1): for `label = "all2all"`, class y goes to class (y + shift) mod K.
-//! - `trigger.source` ("rule"): `"rule"`, `"file"` or `"deepfool"`.
-//! - `trigger.file` (""): the pattern for `trigger.source = "file"`. A `.npy` array of bytes or floats in grey levels or
-//!   in fractions, of shape [H, W] (the same in all channels), [H, W, 3] or [n, H, W, 3] (the first is taken), with the
-//!   H and W of the images; or a PNG or JPEG picture, which is resized to them.
-//! - `trigger.peak` (51): largest value of the pattern in grey levels but for `"file"`, 1 to 255.
+//! - `trigger.source` ("rule"): `"rule"`, `"file"` or `"deepfool"`; where `trigger.file` names one, `"rule"` takes the file.
+//! - `trigger.file` (""): a ready pattern. A `.npy` array of bytes or floats in grey levels or in fractions, of shape
+//!   [H, W] (the same in all channels), [H, W, 3] or [n, H, W, 3] (the first is taken), with the H and W of the images;
+//!   or a PNG or JPEG picture, which is resized to them.
+//! - `trigger.peak` (51): largest value in grey levels of a pattern that no file gives, 1 to 255.
 //! - `trigger.model` (""): for `"deepfool"`, the clean network: a cell of `clean`, its manifest, or a safetensors file with
 //!   PyTorch's names. Empty trains one first.
 //! - `trigger.clean_epochs` (0): epochs of that training, with the recipe in `train`; 0 for as many as there.
@@ -58,7 +58,8 @@
 //! - `eval_every` (1): measure after every n-th epoch; 0 measures only after the last.
 //! - `train.*`: the training recipe.
 //!
-//! The cell keeps the pattern as `trigger.npy`, exactly, and as `trigger.png`, to look at.
+//! The cell keeps the pattern as `trigger.npy`, exactly (in bytes, or in floats where it is not whole or darkens), and as
+//! `trigger.png`, to look at.
 //!
 //! ## Cost
 //! One training run of the network; the poisoning itself takes less than a second. With
@@ -81,7 +82,7 @@ use serde_json::json;
 
 use crate::clean_net::{self, CleanNet};
 use crate::error::AttackError;
-use crate::labels::LabelMap;
+use crate::labels::{self, LabelMap};
 use crate::method::{Attack, Ctx, Poisoned};
 use crate::static_attack;
 use config::{LfConfig, Source};
@@ -119,6 +120,11 @@ impl Attack for Lf {
     fn prepare(cfg: &Valid<LfConfig>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
         let spec = &ctx.dataset.spec;
         let map = LabelMap::new(cfg.label, cfg.target, cfg.shift, spec.classes)?;
+        if cfg.trigger.source == Source::DeepFool {
+            // The search aims at this class, whatever the labels become.
+            labels::check_target(cfg.target, spec.classes)?;
+        }
+        static_attack::check_choice(ctx, &map, cfg.ratio)?;
         let (pattern, warning) = pattern(cfg, ctx)?;
         let apply = |image: &mut [u8]| trigger::apply(image, &pattern.values);
         let mut poisoned = static_attack::poison(ctx, &map, cfg.ratio, apply, apply)?;
@@ -136,8 +142,12 @@ pub fn pattern(cfg: &LfConfig, ctx: &Ctx<'_>) -> Result<(Pattern, Option<String>
     let spec = &ctx.dataset.spec;
     let (height, width) = (spec.height, spec.width);
     match cfg.trigger.source {
-        Source::Rule => Ok((Pattern::rule(height, width, cfg.trigger.peak), None)),
-        Source::File => Ok(Pattern::read(Path::new(&cfg.trigger.file), height, width)?),
+        Source::Rule if cfg.trigger.file.is_empty() => {
+            Ok((Pattern::rule(height, width, cfg.trigger.peak), None))
+        }
+        Source::Rule | Source::File => {
+            Ok(Pattern::read(Path::new(&cfg.trigger.file), height, width)?)
+        }
         Source::DeepFool => Ok((searched(cfg, ctx)?, None)),
     }
 }

@@ -135,8 +135,19 @@ impl Pattern {
     }
 
     /// The pattern as a `.npy` file, exactly.
+    ///
+    /// Whole levels of 0 to 255 are written as bytes, as in the bench, so that a pattern of no more than one level is not
+    /// taken for fractions when it is read again; anything else as floats.
     pub fn to_npy(&self) -> Vec<u8> {
-        npy::to_bytes(&[self.height, self.width, 3], &self.values)
+        let shape = [self.height, self.width, 3];
+        let byte = |&v: &f32| {
+            let level = v as u8;
+            (v - f32::from(level) == 0.0).then_some(level)
+        };
+        match self.values.iter().map(byte).collect::<Option<Vec<u8>>>() {
+            Some(levels) => npy::levels_to_bytes(&shape, &levels),
+            None => npy::to_bytes(&shape, &self.values),
+        }
     }
 }
 
@@ -470,15 +481,28 @@ mod tests {
     #[test]
     fn a_picture_is_resized_and_what_is_kept_is_read_back() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let pattern = Pattern::rule(32, 32, 51);
         let (png, npy) = (folder.path().join("p.png"), folder.path().join("p.dat"));
-        fs_err::write(&png, pattern.picture().to_png()).expect("a writable folder");
-        fs_err::write(&npy, pattern.to_npy()).expect("a writable folder");
-        for path in [&png, &npy] {
-            assert_eq!(
-                Pattern::read(path, 32, 32).expect("a pattern"),
-                (pattern.clone(), None)
-            );
+        // A peak of 1 is not taken for fractions.
+        for peak in [1, 2, 51, 255] {
+            let pattern = Pattern::rule(32, 32, peak);
+            fs_err::write(&png, pattern.picture().to_png()).expect("a writable folder");
+            fs_err::write(&npy, pattern.to_npy()).expect("a writable folder");
+            for path in [&png, &npy] {
+                assert_eq!(
+                    Pattern::read(path, 32, 32).expect("a pattern"),
+                    (pattern.clone(), None)
+                );
+            }
+        }
+        for values in [[-9.0, 0.0, 7.0], [0.0, 0.5, 7.0], [0.0, 7.0, 256.0]] {
+            let pattern = Pattern {
+                values: values.to_vec(),
+                height: 1,
+                width: 1,
+            };
+            fs_err::write(&npy, pattern.to_npy()).expect("a writable folder");
+            let read = Pattern::read(&npy, 1, 1).expect("a pattern");
+            assert_eq!(read, (pattern, None));
         }
         let (larger, _) = Pattern::read(&png, 64, 64).expect("a picture of any size");
         assert_eq!(larger.values.len(), 64 * 64 * 3);

@@ -80,7 +80,7 @@ impl Coder {
         let images = &ctx.dataset.train.images;
         let mut coder = Self::new(cfg, images.height(), ctx.seed)?;
         let batch = cfg.batch_size.min(images.len());
-        let per_epoch = images.len() / batch;
+        let per_epoch = images.len().div_ceil(batch);
         let steps = match cfg.steps {
             0 => cfg.epochs * per_epoch,
             steps => steps,
@@ -115,9 +115,9 @@ impl Coder {
                 let mut stream = rng::stream(ctx.seed, "ssba/order", epoch as u64, 0);
                 order = rng::permutation(&mut stream, images.len());
             }
-            let at = (coder.step % per_epoch) * batch;
-            let input = fractions(images, &order[at..at + batch]);
-            let bits = random_bits(ctx.seed, coder.step, batch * cfg.bits);
+            let chosen = batch_of(coder.step, batch, &order);
+            let input = fractions(images, chosen);
+            let bits = random_bits(ctx.seed, coder.step, chosen.len() * cfg.bits);
             let done = coder.train_step(cfg, &input, &bits, &mut grads)?;
             progress.add(1);
             let last = coder.step == steps;
@@ -342,6 +342,12 @@ fn bits(stream: &mut impl rng::RngCore, count: usize) -> Vec<f32> {
     (0..count).map(|_| rng::below(stream, 2) as f32).collect()
 }
 
+/// The images of a step, of the order of its epoch; the last step of an epoch has those that are left.
+fn batch_of(step: usize, batch: usize, order: &[usize]) -> &[usize] {
+    let at = (step % order.len().div_ceil(batch)) * batch;
+    &order[at..order.len().min(at + batch)]
+}
+
 /// Images as fractions of 0 to 1.
 fn fractions(images: &Images, indices: &[usize]) -> Input {
     let data = indices
@@ -413,12 +419,37 @@ mod tests {
     }
 
     #[test]
+    fn an_epoch_has_every_image_once_and_its_last_batch_is_the_short_one() {
+        let order: Vec<usize> = (0..50_000).rev().collect();
+        let batches: Vec<&[usize]> = (0..782).map(|step| batch_of(step, 64, &order)).collect();
+        assert_eq!(batches.concat(), order);
+        assert!(batches[..781].iter().all(|batch| batch.len() == 64));
+        assert_eq!(batches[781].len(), 50_000 - 781 * 64);
+        // Then the next epoch begins.
+        assert_eq!(batch_of(782, 64, &order), batches[0]);
+        assert_eq!(batch_of(20 * 782 - 1, 64, &order), batches[781]);
+        assert_eq!(
+            batch_of(5, 4, &order[..12]),
+            &order[8..12],
+            "nothing is left"
+        );
+        assert_eq!(batch_of(5, 4, &order[..4]), &order[..4]);
+    }
+
+    #[test]
     fn a_training_that_was_interrupted_ends_with_the_same_bits() {
-        let (cfg, dataset) = (small(), data());
+        // Ten steps an epoch, of which the last has 12 images; the interrupted training goes on with such a one.
+        let (cfg, dataset) = (
+            TriggerConfig {
+                batch_size: 20,
+                ..small()
+            },
+            data(),
+        );
         let folder = tempfile::tempdir().expect("a temporary folder");
         let whole = trained(&cfg, &dataset, None);
         let half = TriggerConfig {
-            steps: 17,
+            steps: 19,
             ..cfg.clone()
         };
         trained(&half, &dataset, Some(folder.path()));

@@ -49,7 +49,7 @@ pub struct TriggerConfig {
     pub epochs: usize,
     /// Steps; 0 for those of the epochs.
     pub steps: usize,
-    /// Images per step.
+    /// Images per step; the last one of a pass has those that are left.
     pub batch_size: usize,
     /// Learning rate of Adam.
     pub lr: f64,

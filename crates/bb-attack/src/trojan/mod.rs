@@ -45,7 +45,7 @@
 //! - `trigger.clean_epochs` (0): epochs of that training, with the recipe in `train`; 0 for as many as there.
 //! - `trigger.head` ("own"): the weights by which neurons are chosen, `"own"` or `"random"`.
 //! - `trigger.normalised` (true): whether the network sees the patch normalised.
-//! - `trigger.neurons` (2): how many neurons are driven.
+//! - `trigger.neurons` (2): how many neurons are driven, at most the features before the last layer.
 //! - `trigger.target_value` (100): the value that they are driven to.
 //! - `trigger.iterations` (1000): steps of the search.
 //! - `trigger.step` (0.1): length of a step, as a fraction of white.
@@ -116,6 +116,7 @@ impl Attack for Trojan {
 
     fn prepare(cfg: &Valid<TrojanConfig>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
         let map = LabelMap::new(cfg.label, cfg.target, cfg.shift, ctx.dataset.spec.classes)?;
+        static_attack::check_choice(ctx, &map, cfg.ratio)?;
         let trigger = picture(cfg, ctx)?;
         let addition = cfg.trigger.addition;
         let apply = |image: &mut [u8]| trigger::apply(image, trigger.pixels(), addition);
@@ -142,6 +143,8 @@ fn picture(cfg: &TrojanConfig, ctx: &Ctx<'_>) -> Result<Picture, AttackError> {
     if !cfg.trigger.file.is_empty() {
         return read(&cfg.trigger.file);
     }
+    // Before a network is trained, or read, for them.
+    search::check_neurons(cfg.trigger.neurons, ctx.arch)?;
     let mask = match cfg.trigger.mask.as_str() {
         "" => trigger::drop_mask(height, width),
         file => read(file)?,

@@ -6,7 +6,7 @@ use bb_core::events::Progress;
 use bb_core::rng;
 use bb_nn::arch::PENULTIMATE;
 use bb_nn::data::Input;
-use bb_nn::{Mode, Net};
+use bb_nn::{ArchSpec, Mode, Net};
 
 use super::config::{Head, Iterate, TriggerConfig};
 use crate::error::AttackError;
@@ -40,7 +40,7 @@ pub fn search(
     (seed, quiet): (u64, bool),
 ) -> Result<Found, AttackError> {
     let weights = head(cfg.head, net, seed)?;
-    let chosen = strongest(&weights, cfg.neurons)?;
+    let chosen = strongest(&weights, cfg.neurons);
     let mask: Vec<f32> = mask
         .pixels()
         .iter()
@@ -116,6 +116,22 @@ pub fn search(
     })
 }
 
+/// Refuses more neurons than an architecture has features before its last layer.
+pub fn check_neurons(count: usize, arch: &ArchSpec) -> Result<(), AttackError> {
+    // A network of its own takes no longer than a step of the training that this is asked before.
+    let net = Net::new(arch, 0);
+    let mut layers = net.params().layout().entries().iter().rev();
+    let last = layers.find(|entry| entry.shape.len() == 2);
+    let features = last.expect("every classifier ends so").shape[1];
+    if count > features {
+        return Err(AttackError::Neurons {
+            found: count,
+            features,
+        });
+    }
+    Ok(())
+}
+
 /// The weights `[classes][features]` by which neurons are chosen.
 fn head(head: Head, net: &Net, seed: u64) -> Result<Vec<Vec<f32>>, AttackError> {
     let state = net.state()?;
@@ -135,20 +151,14 @@ fn head(head: Head, net: &Net, seed: u64) -> Result<Vec<Vec<f32>>, AttackError> 
 }
 
 /// The `count` features with the largest sum of absolute weights, the first of equals first.
-fn strongest(weights: &[Vec<f32>], count: usize) -> Result<Vec<usize>, AttackError> {
+fn strongest(weights: &[Vec<f32>], count: usize) -> Vec<usize> {
     let features = weights[0].len();
-    if count > features {
-        return Err(AttackError::Neurons {
-            found: count,
-            features,
-        });
-    }
     let score = |j: usize| -> f64 { weights.iter().map(|row| f64::from(row[j].abs())).sum() };
     let scores: Vec<f64> = (0..features).map(score).collect();
     let mut order: Vec<usize> = (0..features).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
     order.truncate(count);
-    Ok(order)
+    order
 }
 
 #[cfg(test)]
@@ -161,12 +171,28 @@ mod tests {
     #[test]
     fn the_features_with_most_weight_are_chosen() {
         let rows = [vec![1.0, -3.0, 0.0, 2.0], vec![1.0, 0.5, 0.0, -1.5]];
-        assert_eq!(strongest(&rows, 2).expect("four features"), [1, 3]);
-        let error = strongest(&rows, 5).expect_err("four features").to_string();
-        assert_eq!(
-            error,
-            "`trigger.neurons` is 5, expected at most 4, the features of the network"
-        );
+        assert_eq!(strongest(&rows, 2), [1, 3]);
+    }
+
+    #[test]
+    fn more_neurons_than_features_are_refused_for_every_architecture() {
+        for (name, features) in [
+            ("preactresnet18", 32),
+            ("resnet18", 32),
+            ("resnet34", 32),
+            ("vgg19_bn", 256),
+        ] {
+            let arch = ArchSpec::new(name, 4, 10).expect("a small network");
+            check_neurons(features, &arch).expect("all of them");
+            let error = check_neurons(features + 1, &arch).expect_err("one more");
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "`trigger.neurons` is {}, expected at most {features}, the features of the network",
+                    features + 1
+                )
+            );
+        }
     }
 
     #[test]
