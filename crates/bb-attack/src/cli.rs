@@ -1,5 +1,6 @@
 //! The command line of `bb-attack`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use bb_core::cli::{self, DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, Failure, RunArgs};
@@ -28,10 +29,10 @@ pub struct Args {
     method: Option<String>,
     /// Train on the first N images of the dataset only
     #[arg(long, value_name = "N")]
-    train_limit: Option<usize>,
+    train_limit: Option<NonZeroUsize>,
     /// Measure on the first N images of the dataset only
     #[arg(long, value_name = "N")]
-    test_limit: Option<usize>,
+    test_limit: Option<NonZeroUsize>,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -168,8 +169,8 @@ fn attack(method: &str, args: &Args) -> Result<(), Failure> {
         method: method.to_owned(),
         dataset: options.dataset().to_owned(),
         data: options.host.data.clone(),
-        train_limit: args.train_limit,
-        test_limit: args.test_limit,
+        train_limit: args.train_limit.map(NonZeroUsize::get),
+        test_limit: args.test_limit.map(NonZeroUsize::get),
         arch: options.arch().to_owned(),
         width: options.width(),
         precision: options.precision,

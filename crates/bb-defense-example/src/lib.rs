@@ -26,7 +26,7 @@
 //! - `clean.ratio` (0.05): share of the training images that the defender has.
 //! - `clean.seed` (0): seed of their draw, which is that of Python's `random.sample`.
 //! - `clean.index_file` (""): text file with their indices instead.
-//! - `layers.exclude` (shortcut): convolutions whose name contains one of these are left alone.
+//! - `layers.exclude` (shortcut, downsample): convolutions whose name contains one of these are left alone.
 //!
 //! ## Cost
 //! One pass without gradient over the clean images for each threshold, and one for the suspect model.

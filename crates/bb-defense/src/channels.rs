@@ -25,7 +25,7 @@ use crate::error::DefenseError;
 use crate::method::{Candidate, Repaired, Suspect};
 use crate::nwc::round_decimals;
 use crate::parts::clear;
-use crate::settings::share;
+use crate::settings::{choice_needs_sweep, share};
 
 /// A batch normalisation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -400,10 +400,9 @@ pub fn validate(
         "one or more ascending shares of 0 to 1",
         !sweep_thresholds.is_empty() && ascending && inside,
     )?;
-    check(
+    choice_needs_sweep(
         "prune.choose",
         "accuracy",
-        "`fixed` without a sweep, since there is nothing to choose from",
         sweep || prune.choose == Choose::Fixed,
     )
 }

@@ -181,6 +181,26 @@ pub enum DefenseError {
         /// The architecture.
         arch: String,
     },
+    /// The features before the classifier are not the neurons of the last convolution.
+    #[error(
+        "`prune.order` is `nwc`, expected `activation`: `{arch}` has {features} features before the classifier, but its last convolution {neurons} neurons"
+    )]
+    Features {
+        /// The architecture.
+        arch: String,
+        /// Features.
+        features: usize,
+        /// Neurons of the last convolution.
+        neurons: usize,
+    },
+    /// The suspect model's file holds another network than its manifest says, or numbers that are none.
+    #[error("the network in `{}` cannot be used: {source}", path.display())]
+    Network {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<NnError>,
+    },
     /// Layers that must follow each other do not.
     #[error(
         "target layer `{layer}` has {found} inputs, but the target layer before it has {expected} neurons"
@@ -246,6 +266,18 @@ pub enum DefenseError {
 }
 
 impl DefenseError {
+    /// Names the file in an error about what it holds, which knows only the tensor.
+    pub(crate) fn in_file(path: &Path) -> impl FnOnce(NnError) -> Self {
+        let path = path.to_owned();
+        move |error| match error {
+            NnError::Read { .. } | NnError::Format { .. } => Self::Nn(error),
+            error => Self::Network {
+                path,
+                source: Box::new(error),
+            },
+        }
+    }
+
     /// A log in `dir` that cannot be written.
     pub(crate) fn log(dir: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let dir = dir.to_owned();
@@ -271,7 +303,8 @@ impl Coded for DefenseError {
             | Self::IndexLine { .. }
             | Self::NoIndices { .. }
             | Self::HoldOut { .. }
-            | Self::NoTensor { .. } => exit::USAGE,
+            | Self::NoTensor { .. }
+            | Self::Features { .. } => exit::USAGE,
             Self::Diverged { .. } | Self::NotFinite { .. } => exit::NUMERICAL,
             // The manifest of the suspect model names the architecture.
             Self::Nn(NnError::UnknownArch { .. } | NnError::ArchSize { .. })
@@ -288,6 +321,7 @@ impl Coded for DefenseError {
             | Self::Chain { .. }
             | Self::Checkpoint { .. } => exit::INPUT,
             Self::Nn(error) => error.exit_code(),
+            Self::Network { source, .. } => source.exit_code(),
             Self::SameName { .. } => exit::BUG,
             Self::Method { code, .. } => *code,
         }
@@ -303,6 +337,10 @@ impl Coded for DefenseError {
             Self::Artifact(error) => error.hint(),
             Self::Poison(error) => error.hint(),
             Self::Interrupted(error) => error.hint(),
+            Self::Chain { .. } => Some(
+                "`layers.exclude` leaves out the convolutions whose name contains one of its parts"
+                    .to_owned(),
+            ),
             Self::OtherModel { option, .. } => Some(format!("leave `--{option}` out")),
             Self::OtherDataset { .. } => {
                 Some("give the `--data` that the attack was run with".to_owned())

@@ -23,7 +23,7 @@ use crate::context::{At, Ctx, Host, not_finite};
 use crate::data::Granted;
 use crate::error::DefenseError;
 use crate::method::{AnyDefense, Given, Ready, Repaired};
-use crate::results::Results;
+use crate::results::{Oracle, Results};
 
 /// The best candidate in a defense's cell, if there were several.
 pub const ORACLE: &str = "oracle.safetensors";
@@ -111,8 +111,9 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     req.compute.supports(req.precision)?;
     let (dataset, poisoned) = open_data(&attack, req.data.as_deref(), req.cache.as_deref())?;
     let arch = ArchSpec::new(&arch, width, dataset.spec.classes)?;
-    let state = StateDict::load(&attack.file(MODEL))?;
-    let suspect = Net::from_state(&arch, &state)?;
+    let path = attack.file(MODEL);
+    let state = StateDict::load(&path).map_err(DefenseError::in_file(&path))?;
+    let suspect = Net::from_state(&arch, &state).map_err(DefenseError::in_file(&path))?;
 
     let armed = ready.grant(&dataset)?;
     let clean_indices = armed.granted().map(|g| g.indices_sha256.as_str());
@@ -171,7 +172,15 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     ctx.check()?;
     let mut host = ctx.into_host().expect("it was made with one");
     let granted = armed.granted().cloned();
-    let results = measure(&mut host, &arch, &req.compute, before, &repaired, granted)?;
+    let oracle = armed.oracle();
+    let results = measure(
+        &mut host,
+        &arch,
+        &req.compute,
+        before,
+        (&repaired, oracle),
+        granted,
+    )?;
 
     for (name, bytes) in &repaired.artefacts {
         work.write(name, bytes)?;
@@ -344,7 +353,7 @@ fn measure(
     arch: &ArchSpec,
     compute: &Compute,
     before: Scores,
-    repaired: &Repaired,
+    (repaired, oracle): (&Repaired, Oracle),
     granted: Option<Granted>,
 ) -> Result<Results, DefenseError> {
     let mut measured: Vec<(String, Scores, Value)> = Vec::with_capacity(repaired.candidates.len());
@@ -363,7 +372,7 @@ fn measure(
     Ok(Results::new(
         before,
         measured,
-        repaired.chosen,
+        (repaired.chosen, oracle),
         granted,
         notes,
     ))

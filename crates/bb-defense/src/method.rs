@@ -13,6 +13,7 @@ use crate::context::Ctx;
 use crate::data::{CleanImages, FromNeeds, Granted};
 use crate::error::DefenseError;
 use crate::recipes::RecipeFile;
+use crate::results::Oracle;
 
 /// A defense: a way to repair a suspect model after training.
 ///
@@ -65,13 +66,20 @@ pub trait Defense: Sync + 'static {
     const RECIPES: &'static [RecipeFile] = &[];
     /// What the method is given besides the suspect model.
     type Data: FromNeeds;
-    /// The settings. Their default is the reference's choice. The table `compute` is the harness's own.
+    /// The settings. Their default is the reference's choice, and the head comment says where it is not. The table
+    /// `compute` is the harness's own.
     type Config: Serialize + DeserializeOwned + Default + Validate + 'static;
 
     /// How much of its data the method is given.
     fn budget(cfg: &Self::Config) -> <Self::Data as FromNeeds>::Budget {
         let _ = cfg;
         Default::default()
+    }
+
+    /// Which of several candidates is kept as `oracle`: the best rating, unless the reference has a rule of its own.
+    fn oracle(cfg: &Self::Config) -> Oracle {
+        let _ = cfg;
+        Oracle::Rating
     }
 
     /// Repairs the suspect model.
@@ -170,8 +178,8 @@ impl<'a> Suspect<'a, CleanImages> {
 pub struct Repaired {
     /// The models that the method made, one for each setting that it tried; all have different names.
     ///
-    /// If there is more than one, the harness scores them all and keeps the best one beside the chosen one, as the row
-    /// `oracle`. The scores never come back to the method.
+    /// If there is more than one, the harness scores them all and keeps the best one by [`Defense::oracle`] beside the
+    /// chosen one, as the row `oracle`. The scores never come back to the method.
     pub candidates: Vec<Candidate>,
     /// Place of the repaired model among them: the one that a defender, who sees no trigger, would use.
     pub chosen: usize,
@@ -282,6 +290,9 @@ pub trait Armed {
     /// What was handed out; `None` for a data-free method.
     fn granted(&self) -> Option<&Granted>;
 
+    /// Which candidate is kept as `oracle`, see [`Defense::oracle`].
+    fn oracle(&self) -> Oracle;
+
     /// Repairs a model, see [`Defense::repair`].
     fn repair(
         &self,
@@ -371,6 +382,10 @@ struct WithData<'c, D: Defense> {
 impl<D: Defense> Armed for WithData<'_, D> {
     fn granted(&self) -> Option<&Granted> {
         self.granted.as_ref()
+    }
+
+    fn oracle(&self) -> Oracle {
+        D::oracle(self.config)
     }
 
     fn repair(

@@ -11,6 +11,8 @@ use bb_core::settings::{SettingsError, check};
 use bb_nn::Flat;
 use serde::{Deserialize, Serialize};
 
+use crate::parts::SHORTCUTS;
+
 /// The weights of one target layer, `[outputs, ...]` row-major.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer<'a> {
@@ -226,7 +228,7 @@ pub struct LayerConfig {
 impl Default for LayerConfig {
     fn default() -> Self {
         Self {
-            exclude: vec!["shortcut".to_owned()],
+            exclude: SHORTCUTS.map(str::to_owned).to_vec(),
         }
     }
 }
@@ -474,6 +476,24 @@ pub(crate) mod tests {
         assert_eq!(rank_descending(&[1.0, 0.5, 0.5, 2.0]), [3, 0, 1, 2]);
         assert_eq!(rank_descending(&[]), Vec::<usize>::new());
         assert_eq!(rank_descending(&[0.0; 4]), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn every_network_has_its_target_neurons() {
+        use bb_nn::{ArchSpec, Net};
+        // A sixteenth of the published widths, so of 3904 and 5504 neurons.
+        for (arch, layers, neurons, last) in [
+            ("preactresnet18", 17, 244, "layer4.1.conv2.weight"),
+            ("resnet18", 17, 244, "layer4.1.conv2.weight"),
+            ("vgg19_bn", 16, 344, "features.49.weight"),
+        ] {
+            let net = Net::new(&ArchSpec::new(arch, 4, 10).expect("a small network"), 0);
+            let targets = target_tensors(net.params(), &LayerConfig::default().exclude);
+            let entries = net.params().layout().entries();
+            let count: usize = targets.iter().map(|&i| entries[i].shape[0]).sum();
+            assert_eq!((targets.len(), count), (layers, neurons), "{arch}");
+            assert_eq!(entries[*targets.last().expect("layers")].name, last);
+        }
     }
 
     #[test]

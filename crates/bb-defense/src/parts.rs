@@ -4,6 +4,9 @@ use bb_nn::{Flat, Net};
 
 use crate::error::DefenseError;
 
+/// Parts of the names of shortcut convolutions: PreActResNet's and ResNet's.
+pub const SHORTCUTS: [&str; 2] = ["shortcut", "downsample"];
+
 /// Sets to 0 the weights of tensor `i` whose mask, in PyTorch's order, is true.
 ///
 /// # Panics

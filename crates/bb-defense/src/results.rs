@@ -19,13 +19,26 @@ pub struct Results {
     pub chosen: String,
     /// Every model that the method made, in its order.
     pub candidates: Vec<Scored>,
-    /// The candidate with the best rating, `oracle.safetensors`, if there was more than one. It was found with the test
-    /// set, so it says what the method could reach and not what a defender can have.
+    /// The best candidate by [`Oracle`], `oracle.safetensors`, if there was more than one. It was found with the test set,
+    /// so it says what the method could reach and not what a defender can have.
     pub oracle: Option<Scored>,
     /// The clean images that the method was given; nothing for a data-free one.
     pub clean: Option<Granted>,
     /// What the method itself says.
     pub notes: Value,
+}
+
+/// What makes a candidate the best one for whoever sees the test set.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Oracle {
+    /// The highest defense effectiveness rating.
+    Rating,
+    /// The lowest ASR of those whose ACC is less than the share `tolerance` of the suspect model's away from it; without
+    /// any, the highest rating.
+    LowestAsr {
+        /// The share, 0 to 1.
+        tolerance: f64,
+    },
 }
 
 /// A model that a method made, measured.
@@ -42,14 +55,14 @@ pub struct Scored {
 }
 
 impl Results {
-    /// Rates measured candidates, each with its notes, against the suspect model.
+    /// Rates measured candidates, each with its notes, against the suspect model, and finds the best one.
     ///
     /// # Panics
     /// If `chosen` is not the place of a candidate.
     pub(crate) fn new(
         before: Scores,
         measured: Vec<(String, Scores, Value)>,
-        chosen: usize,
+        (chosen, oracle): (usize, Oracle),
         clean: Option<Granted>,
         notes: Value,
     ) -> Self {
@@ -62,6 +75,7 @@ impl Results {
                 notes,
             })
             .collect();
+        let best = |candidates| best(oracle, &before, candidates);
         let oracle = (candidates.len() > 1).then(|| candidates[best(&candidates)].clone());
         let own = &candidates[chosen];
         Self {
@@ -77,15 +91,30 @@ impl Results {
     }
 }
 
-/// Place of the candidate with the best rating, the first of equals.
-fn best(candidates: &[Scored]) -> usize {
-    let mut best = 0;
-    for (i, candidate) in candidates.iter().enumerate() {
-        if candidate.der > candidates[best].der {
-            best = i;
+/// Place of the best candidate, the first of equals.
+fn best(oracle: Oracle, before: &Scores, candidates: &[Scored]) -> usize {
+    let first_best = |among: &[usize], better: &dyn Fn(&Scored, &Scored) -> bool| {
+        let of = |best: usize, i: usize| {
+            if better(&candidates[i], &candidates[best]) {
+                i
+            } else {
+                best
+            }
+        };
+        among.iter().copied().reduce(of)
+    };
+    if let Oracle::LowestAsr { tolerance } = oracle {
+        let acc = |scores: &Scores| scores.acc.value().unwrap_or(0.0);
+        let within =
+            |i: &usize| (acc(&candidates[*i].scores) - acc(before)).abs() < tolerance * acc(before);
+        let among: Vec<usize> = (0..candidates.len()).filter(within).collect();
+        let lower = |a: &Scored, b: &Scored| a.scores.asr.value() < b.scores.asr.value();
+        if let Some(found) = first_best(&among, &lower) {
+            return found;
         }
     }
-    best
+    let all: Vec<usize> = (0..candidates.len()).collect();
+    first_best(&all, &|a, b| a.der > b.der).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -104,12 +133,16 @@ mod tests {
     }
 
     fn results(after: &[(u64, u64)], chosen: usize) -> Results {
+        by(Oracle::Rating, after, chosen)
+    }
+
+    fn by(oracle: Oracle, after: &[(u64, u64)], chosen: usize) -> Results {
         let measured = after
             .iter()
             .enumerate()
             .map(|(i, &(acc, asr))| (format!("c{i}"), scores(acc, asr), json!({})))
             .collect();
-        Results::new(scores(90, 95), measured, chosen, None, json!({}))
+        Results::new(scores(90, 95), measured, (chosen, oracle), None, json!({}))
     }
 
     #[test]
@@ -124,6 +157,20 @@ mod tests {
         assert_eq!(found.candidates[0].der, Some(0.5));
         assert_eq!(found.candidates[1].der, Some(0.94));
         assert_eq!(found.der, found.candidates[2].der);
+    }
+
+    #[test]
+    fn the_lowest_asr_counts_where_the_accuracy_bears_it() {
+        let oracle = |tolerance, after: &[(u64, u64)]| {
+            let found = by(Oracle::LowestAsr { tolerance }, after, 0);
+            found.oracle.expect("several candidates").name
+        };
+        // 10 of 90 are more than a tenth of it.
+        let after = [(90, 95), (80, 0), (82, 7), (85, 7), (88, 40), (98, 8)];
+        assert_eq!(oracle(0.1, &after), "c2", "the first of equals");
+        assert_eq!(oracle(0.2, &after), "c1");
+        // The suspect model itself is none of them, so there may be nothing near it.
+        assert_eq!(oracle(0.1, &[(50, 90), (60, 5), (20, 0)]), "c1");
     }
 
     #[test]

@@ -34,6 +34,29 @@ pub fn ascending_shares(key: &str, ratios: &[f64]) -> Result<(), SettingsError> 
     )
 }
 
+/// Checks that whoever chooses a model has several: any way to choose but `fixed` needs a sweep.
+pub fn choice_needs_sweep(key: &str, value: &str, good: bool) -> Result<(), SettingsError> {
+    check(
+        key,
+        value,
+        "`fixed` without a sweep, since there is nothing to choose from",
+        good,
+    )
+}
+
+/// The values for which a method makes a model: those of a sweep and the fixed one, ascending, each once; and the place
+/// of the fixed one, or else of the first.
+pub fn tried(sweep: Option<&[f64]>, fixed: Option<f64>) -> (Vec<f64>, usize) {
+    let mut values = sweep.unwrap_or_default().to_vec();
+    values.extend(fixed);
+    values.sort_by(f64::total_cmp);
+    values.dedup_by(|a, b| a.total_cmp(b).is_eq());
+    let place = values
+        .iter()
+        .position(|value| fixed.is_some_and(|fixed| fixed.total_cmp(value).is_eq()));
+    (values, place.unwrap_or(0))
+}
+
 /// Checks a learning rate.
 pub fn rate(key: &str, lr: f64) -> Result<(), SettingsError> {
     check(key, lr, "a finite rate above 0", lr.is_finite() && lr > 0.0)
@@ -72,4 +95,18 @@ pub fn not_negative(key: &str, value: f64) -> Result<(), SettingsError> {
 /// Checks the images in a batch.
 pub fn batch_size(key: &str, value: usize) -> Result<(), SettingsError> {
     check(key, value, "at least 1", value >= 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fixed_value_is_tried_whether_the_sweep_has_it_or_not() {
+        let sweep = [0.1, 0.3];
+        assert_eq!(tried(None, Some(0.2)), (vec![0.2], 0));
+        assert_eq!(tried(Some(&sweep), Some(0.2)), (vec![0.1, 0.2, 0.3], 1));
+        assert_eq!(tried(Some(&sweep), Some(0.3)), (vec![0.1, 0.3], 1));
+        assert_eq!(tried(Some(&sweep), None), (vec![0.1, 0.3], 0));
+    }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use bb_core::cli::{self, Device, Failure};
+use bb_core::data::DataError;
 use bb_core::events::Log;
 use bb_core::metrics::{Ratio, Scores};
 use bb_defense::method::AnyDefense;
@@ -221,7 +222,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     device: Device,
     /// Number of threads [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = cli::threads)]
     threads: Option<NonZeroUsize>,
 }
 
@@ -307,6 +308,12 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             places,
         } => {
             let tables = tables(&source, places, extra)?;
+            // The other formats say it below the table.
+            if format == Format::Csv {
+                for line in tables.iter().flat_map(|table| &table.left_out) {
+                    Log::new(false).warn("table", line, &Value::Null)?;
+                }
+            }
             let layout = match layout {
                 LayoutArg::Long => Layout::Long,
                 LayoutArg::Wide => Layout::Wide,
@@ -474,9 +481,10 @@ fn tables(
     }
     let prepared = places.prepare(source, extra).map_err(|failure| {
         // A table of what is there needs neither the grid nor the data.
-        if failure.exit_code() == cli::exit::INPUT && source.is_file() {
-            return failure
-                .hint("give the folder of results instead of the grid to do without the data");
+        if failure.error().is::<DataError>() {
+            return failure.hint(
+                "give their folder with `--data DIR`, or the folder of results instead of the grid to do without the data",
+            );
         }
         failure
     })?;
@@ -529,6 +537,17 @@ mod tests {
             );
         }
         assert!(Program::try_parse_from(["bb-eval", "table", "runs", "--format", "html"]).is_err());
-        assert!(Program::try_parse_from(["bb-eval", "run", "g.toml", "--threads", "0"]).is_err());
+        let threads = |n: &str| {
+            let run = Program::try_parse_from(["bb-eval", "run", "g.toml", "--threads", n]);
+            run.map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert_eq!(threads("1024"), Ok(()));
+        for wrong in ["0", "1025", "99999", "x"] {
+            let error = threads(wrong).expect_err("no number of threads");
+            assert!(
+                error.contains("expected a number from 1 to 1024"),
+                "{error}"
+            );
+        }
     }
 }

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use bb_core::cell::{Cell, ENV, Kind, LOG, MANIFEST, canonical_json};
+use bb_core::cell::{Cell, ENV, Kind, LOG, MANIFEST, Manifest, canonical_json};
 use bb_core::cli::{Coded, exit};
 use bb_core::data;
 use bb_core::metrics::{Ratio, Scores};
@@ -12,10 +12,12 @@ use bb_defense::method::AnyDefense;
 use bb_defense::results::Results;
 use serde_json::{Value, json};
 
-use crate::paper::{Facts, Paper};
+use crate::paper::{Facts, Paper, RepairFacts};
 use crate::plan::{State, Step};
 use crate::prepare::Prepared;
-use crate::table::{AttackRow, DefenseColumn, Input, Observation, Role, Table};
+use crate::table::{
+    AttackRow, Damage, DefenseColumn, Input, Observation, Role, Table, oracle_label,
+};
 
 /// Why cells cannot be made into a table.
 #[derive(Debug, thiserror::Error)]
@@ -25,10 +27,14 @@ pub enum CollectError {
     #[error(transparent)]
     Read(#[from] std::io::Error),
     /// There is no complete attack.
-    #[error("`{}` holds no complete result of an attack", path.display())]
+    #[error("`{}` holds no complete result of an attack{}", path.display(), instead(damaged, *defenses))]
     Empty {
         /// The folder.
         path: PathBuf,
+        /// What is wrong with the cells that are damaged.
+        damaged: Vec<String>,
+        /// Complete results of defenses.
+        defenses: usize,
     },
     /// A manifest does not say what was measured.
     #[error("`{}` has no valid `results.{field}`", path.display())]
@@ -52,12 +58,34 @@ impl Coded for CollectError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Empty { .. } => {
-                Some("give the `--out` folder of `bb-eval run` or of `bb-attack`".to_owned())
-            }
+            Self::Empty {
+                damaged, defenses, ..
+            } => Some(
+                if !damaged.is_empty() {
+                    "a cell was changed after it was complete; remove its folder to have it made again"
+                } else if *defenses > 0 {
+                    "the attacks that were repaired have to lie in the same folder of results"
+                } else {
+                    "give the `--out` folder of `bb-eval run` or of `bb-attack`"
+                }
+                .to_owned(),
+            ),
             _ => None,
         }
     }
+}
+
+/// What there is where no attack is complete.
+fn instead(damaged: &[String], defenses: usize) -> String {
+    let mut text = match defenses {
+        0 => String::new(),
+        1 => ", only one of a defense".to_owned(),
+        _ => format!(", only {defenses} of defenses"),
+    };
+    for reason in damaged {
+        let _ = write!(text, "\n  damaged: {reason}");
+    }
+    text
 }
 
 /// What an attack's cell says was measured on its model.
@@ -123,7 +151,71 @@ pub fn facts(cell: &Cell) -> Facts {
         epochs: settings["train"]["epochs"].as_u64(),
         train_limit: settings["data"]["train_limit"].as_u64(),
         test_limit: settings["data"]["test_limit"].as_u64(),
+        unlike_recipe: unlike_attack(cell),
     }
+}
+
+/// What the table compares with a paper's setting, of a defense with these settings.
+fn repair_facts(
+    defense: Option<&dyn AnyDefense>,
+    dataset: &str,
+    settings: &Value,
+    precision: &str,
+) -> RepairFacts {
+    let recipe = defense.and_then(|defense| {
+        defense
+            .resolve(dataset, &bb_defense::method::Given::default())
+            .ok()
+    });
+    RepairFacts {
+        precision: precision.to_owned(),
+        clean_ratio: settings["clean"]["ratio"].as_f64(),
+        unlike_recipe: recipe.map(|recipe| unlike(settings, recipe.tree(), &["clean.ratio"])),
+    }
+}
+
+/// The settings of an attack's cell that are not those of its recipe; `None` if nothing is known of them.
+fn unlike_attack(cell: &Cell) -> Option<Vec<String>> {
+    let manifest = &cell.manifest;
+    // Who published a network may have trained it in any way, whatever the attack is called.
+    if manifest.settings.get("imported").is_some() {
+        return None;
+    }
+    let attack = bb_attack::registry::find(&manifest.method).ok()?;
+    let recipe = attack
+        .resolve(&manifest.dataset, &bb_attack::method::Given::default())
+        .ok()?;
+    let compared = ["ratio", "label", "train.epochs"];
+    Some(unlike(&manifest.settings, recipe.tree(), &compared))
+}
+
+/// Tables that the harness adds to a method's own settings.
+const ADDED: [&str; 3] = ["compute", "data", "model"];
+
+/// Whether a setting says only how often is measured and what is recorded or tried beside the result.
+fn measures(key: &str) -> bool {
+    matches!(key, "eval_every" | "probe_every" | "record_layer" | "sweep")
+        || key.starts_with("sweep_")
+}
+
+/// The keys by which settings differ from a recipe, but for those that are `compared` by themselves.
+fn unlike(settings: &Value, recipe: &Value, compared: &[&str]) -> Vec<String> {
+    let leaves = |settings: &Value| {
+        let mut own = settings.clone();
+        if let Value::Object(table) = &mut own {
+            table.retain(|name, _| !ADDED.contains(&name.as_str()));
+        }
+        let mut leaves = BTreeMap::new();
+        flatten(&own, "", &mut leaves);
+        leaves
+    };
+    let (ours, theirs) = (leaves(settings), leaves(recipe));
+    let keys: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+    keys.into_iter()
+        .filter(|key| !measures(key) && !compared.contains(&key.as_str()))
+        .filter(|key| ours.get(*key) != theirs.get(*key))
+        .cloned()
+        .collect()
 }
 
 /// How convolutions multiplied when a cell's networks were trained; in `f32` if it is older than the choice.
@@ -136,18 +228,36 @@ fn precision(cell: &Cell) -> &str {
 /// The table of a grid, from the complete cells among its steps.
 pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectError> {
     let mut defenses = vec![DefenseColumn::undefended()];
+    let grid = &prepared.grid;
     for prepared in &prepared.defenses {
-        defenses.push(column(
-            prepared.defense.info().id,
-            &prepared.label,
-            Role::Defended,
-        ));
+        defenses.push(DefenseColumn {
+            method: prepared.defense.info().id.to_owned(),
+            label: prepared.label.clone(),
+            role: Role::Defended,
+            facts: Some(repair_facts(
+                Some(prepared.defense),
+                &grid.dataset,
+                prepared.settings(),
+                grid.precision.name(),
+            )),
+        });
     }
     let mut gathered = Gathered::default();
+    let mut damaged = Vec::new();
     let mut facts_of = BTreeMap::new();
     for step in steps {
-        let State::Complete(cell) = &step.state else {
-            continue;
+        let cell = match &step.state {
+            State::Complete(cell) => cell,
+            State::Damaged(reason) => {
+                damaged.push(Damage {
+                    attack: step.attack,
+                    defense: step.defense.map_or(0, |defense| 1 + defense),
+                    seed: step.seed,
+                    reason: reason.clone(),
+                });
+                continue;
+            }
+            State::Partial | State::Missing => continue,
         };
         match step.defense {
             None => {
@@ -166,7 +276,6 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
             label: attack.label.clone(),
             facts: facts_of.remove(&i).unwrap_or_default(),
         });
-    let grid = &prepared.grid;
     let mut input = Input {
         title: title(
             &grid.dataset,
@@ -183,6 +292,7 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
         defenses,
         seeds: grid.seeds.clone(),
         observations: gathered.observations,
+        damaged,
         paper: Some(Paper::tsbd_table1()),
     };
     if !grid.name.is_empty() {
@@ -194,14 +304,14 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
 
 /// The tables of a folder of results: one per dataset and network, of everything that is complete there.
 ///
-/// Damaged cells are left out and named below the table.
+/// Damaged cells are left out and named, below the table or, for CSV, by whoever prints it.
 pub fn from_folder(
     out: &Path,
     extra: &[&'static dyn AnyDefense],
 ) -> Result<Vec<Table>, CollectError> {
-    let mut problems = Vec::new();
-    let attacks = cells(out, Kind::Attack, &mut problems)?;
-    let defenses = cells(out, Kind::Defense, &mut problems)?;
+    let mut damaged = Vec::new();
+    let attacks = cells(out, Kind::Attack, &mut damaged)?;
+    let defenses = cells(out, Kind::Defense, &mut damaged)?;
     let mut groups = BTreeMap::<(String, String, String), Vec<&Cell>>::new();
     for cell in &attacks {
         groups.entry(group(cell)).or_default().push(cell);
@@ -209,13 +319,19 @@ pub fn from_folder(
     if groups.is_empty() {
         return Err(CollectError::Empty {
             path: out.to_owned(),
+            damaged,
+            defenses: defenses.len(),
         });
     }
+    let mut left_out: Vec<String> = damaged
+        .iter()
+        .map(|reason| format!("damaged: {reason}"))
+        .collect();
     let mut tables = Vec::new();
     for ((dataset, arch, data), attacks) in &groups {
         let key = (dataset.clone(), arch.clone(), data.clone());
         let defenses: Vec<&Cell> = defenses.iter().filter(|c| group(c) == key).collect();
-        let mut input = folder_input(attacks, &defenses, extra, &mut problems)?;
+        let mut input = folder_input(attacks, &defenses, extra, &mut left_out)?;
         let limits = facts(attacks[0]);
         let limit = |l: Option<u64>| l.map(|l| l as usize);
         let (train, test) = (limit(limits.train_limit), limit(limits.test_limit));
@@ -226,7 +342,7 @@ pub fn from_folder(
         tables.push(Table::new(&input));
     }
     if let Some(last) = tables.last_mut() {
-        last.missing.extend(problems);
+        last.left_out.extend(left_out);
     }
     Ok(tables)
 }
@@ -235,7 +351,7 @@ fn folder_input(
     attacks: &[&Cell],
     defenses: &[&Cell],
     extra: &[&'static dyn AnyDefense],
-    problems: &mut Vec<String>,
+    left_out: &mut Vec<String>,
 ) -> Result<Input, CollectError> {
     let attack_title = |id: &str| {
         bb_attack::registry::find(id).map_or_else(|_| id.to_owned(), |a| a.info().title.to_owned())
@@ -261,8 +377,8 @@ fn folder_input(
             .and_then(|digest| by_digest.get(digest));
         // The attack may lie elsewhere; then there is no row for its defense.
         let Some(&(row, seed)) = attack else {
-            problems.push(format!(
-                "the attack that `{}` repairs is not in this folder",
+            left_out.push(format!(
+                "left out: the attack that `{}` repairs is not in this folder",
                 cell.dir.display()
             ));
             continue;
@@ -285,11 +401,23 @@ fn folder_input(
         paper: Some(Paper::tsbd_table1()),
         ..Input::default()
     };
-    input.defenses.extend(
-        columns
-            .iter()
-            .map(|(cell, label)| column(&cell.manifest.method, label, Role::Defended)),
-    );
+    input
+        .defenses
+        .extend(columns.into_iter().map(|(cell, label)| {
+            let Manifest {
+                method,
+                dataset,
+                settings,
+                ..
+            } = &cell.manifest;
+            let defense = bb_defense::registry::find(method, extra).ok();
+            DefenseColumn {
+                method: method.clone(),
+                label,
+                role: Role::Defended,
+                facts: Some(repair_facts(defense, dataset, settings, precision(cell))),
+            }
+        }));
     add_oracles(&mut input, &gathered.oracles);
     Ok(input)
 }
@@ -301,24 +429,18 @@ fn group(cell: &Cell) -> (String, String, String) {
     (manifest.dataset.clone(), manifest.arch.clone(), data)
 }
 
-fn column(method: &str, label: &str, role: Role) -> DefenseColumn {
-    DefenseColumn {
-        method: method.to_owned(),
-        label: label.to_owned(),
-        role,
-    }
-}
-
 /// Puts an oracle beside each defense that has one.
 fn add_oracles(input: &mut Input, oracles: &[Observation]) {
     let with: BTreeSet<usize> = oracles.iter().map(|o| o.defense).collect();
     // From the last one on, so that the indices before it stay right.
     for &defense in with.iter().rev() {
-        let plain = input.defenses[defense].clone();
-        let label = format!("{} (oracle)", plain.label);
-        input
-            .defenses
-            .insert(defense + 1, column(&plain.method, &label, Role::Oracle));
+        let plain = &input.defenses[defense];
+        let oracle = DefenseColumn {
+            label: oracle_label(&plain.label),
+            role: Role::Oracle,
+            ..plain.clone()
+        };
+        input.defenses.insert(defense + 1, oracle);
         for o in input
             .observations
             .iter_mut()
@@ -472,8 +594,8 @@ fn flatten(value: &Value, key: &str, into: &mut BTreeMap<String, String>) {
     }
 }
 
-/// All complete cells of a kind, by path; damaged ones are named in `problems`.
-fn cells(out: &Path, kind: Kind, problems: &mut Vec<String>) -> Result<Vec<Cell>, CollectError> {
+/// All complete cells of a kind, by path; what is wrong with the others is added to `damaged`.
+fn cells(out: &Path, kind: Kind, damaged: &mut Vec<String>) -> Result<Vec<Cell>, CollectError> {
     // <out>/<kind>/<method>/<dataset>-<arch>/<id>
     let mut folders = vec![out.join(kind.as_str())];
     for _ in 0..3 {
@@ -487,7 +609,7 @@ fn cells(out: &Path, kind: Kind, problems: &mut Vec<String>) -> Result<Vec<Cell>
     for folder in folders.into_iter().filter(|f| f.join(MANIFEST).exists()) {
         match Cell::load(&folder) {
             Ok(cell) => cells.push(cell),
-            Err(error) => problems.push(format!("damaged: {error}")),
+            Err(error) => damaged.push(error.to_string()),
         }
     }
     Ok(cells)
@@ -534,4 +656,88 @@ fn title(
     let plural = if numbers.len() == 1 { "" } else { "s" };
     let _ = write!(title, ", seed{plural} {}", numbers.join(", "));
     title
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_make_another_model_differ_from_the_recipe_and_no_others() {
+        let recipe = json!({
+            "eval_every": 1, "ratio": 0.1, "sweep": false, "sweep_ratios": [0.1], "target": 0,
+            "train": { "epochs": 100, "lr": 0.01, "schedule": { "kind": "cosine", "t_max": 100 } },
+        });
+        let check = |change: Value, expect: &[&str]| {
+            let mut settings = recipe.clone();
+            for (key, value) in change.as_object().expect("a table") {
+                settings[key] = value.clone();
+            }
+            assert_eq!(
+                unlike(&settings, &recipe, &["ratio", "train.epochs"]),
+                expect
+            );
+        };
+        check(json!({}), &[]);
+        check(
+            json!({ "eval_every": 4, "sweep": true, "sweep_ratios": [0.2] }),
+            &[],
+        );
+        check(json!({ "probe_every": 1, "record_layer": "last" }), &[]);
+        check(json!({ "ratio": 0.2 }), &[]);
+        check(
+            json!({ "data": { "test_limit": 5 }, "model": {}, "compute": { "precision": "bf16" } }),
+            &[],
+        );
+        check(json!({ "target": 3 }), &["target"]);
+        check(
+            json!({ "train": { "epochs": 12, "lr": 0.1, "schedule": { "kind": "triangle", "warmup": 0.2 } } }),
+            &[
+                "train.lr",
+                "train.schedule.kind",
+                "train.schedule.t_max",
+                "train.schedule.warmup",
+            ],
+        );
+        // A cell of a version that lacked the setting says nothing of it.
+        check(
+            json!({ "train": { "epochs": 100, "lr": 0.01 } }),
+            &["train.schedule.kind", "train.schedule.t_max"],
+        );
+    }
+
+    #[test]
+    fn a_defense_differs_by_its_settings_and_its_share_of_clean_images_is_a_fact() {
+        let rnp = bb_defense::registry::find("rnp", &[]).expect("it is registered");
+        let given = |set: &[&str]| bb_defense::method::Given {
+            set: set.iter().map(|&set| set.to_owned()).collect(),
+            ..Default::default()
+        };
+        let facts = |set: &[&str]| {
+            let ready = rnp.resolve("cifar10", &given(set)).expect("valid settings");
+            repair_facts(Some(rnp), "cifar10", ready.tree(), "f32")
+        };
+        let same = facts(&[]);
+        assert_eq!(same.unlike_recipe, Some(Vec::new()));
+        assert_eq!(same.clean_ratio, Some(0.01), "RNP's own, not the paper's");
+        let paper = Paper::tsbd_table1();
+        assert_eq!(
+            paper.repair_differences(&same),
+            ["share of clean images 0.01 instead of 0.05"]
+        );
+        assert_eq!(
+            paper.repair_differences(&facts(&["clean.ratio=0.05", "sweep=true"])),
+            [""; 0]
+        );
+        assert_eq!(
+            paper.repair_differences(&facts(&["clean.ratio=0.05", "unlearn.lr=0.5"])),
+            ["not as in the recipe: unlearn.lr"]
+        );
+        let clp = bb_defense::registry::find("clp", &[]).expect("it is registered");
+        let ready = clp.resolve("cifar10", &given(&[])).expect("valid settings");
+        let data_free = repair_facts(Some(clp), "cifar10", ready.tree(), "f32");
+        assert_eq!(paper.repair_differences(&data_free), [""; 0]);
+        let unknown = repair_facts(None, "cifar10", ready.tree(), "f32");
+        assert_eq!(paper.repair_differences(&unknown), ["settings unknown"]);
+    }
 }

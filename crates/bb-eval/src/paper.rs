@@ -2,8 +2,11 @@
 //!
 //! The numbers are facts typed from the paper into `docs/papers/<paper>/table<N>.csv`, and compiled in so that a table
 //! needs no other file.
-//! They are compared only where the task is the same (dataset and architecture); where width, poisoning or training
-//! differ, the table shows them in parentheses and says what differs.
+//! They are compared only where the task is the same (dataset and architecture); where width, poisoning, training or
+//! the defense differ, the table shows them in parentheses and says what differs.
+//!
+//! A paper prints few of its settings. The committed recipes follow the code that the papers ran, and say where they do
+//! not, so what the paper does not print is compared with the recipe.
 use std::collections::BTreeSet;
 
 use crate::table::COLUMNS;
@@ -32,6 +35,19 @@ pub struct Facts {
     pub train_limit: Option<u64>,
     /// Images of the test set, if it was cut down.
     pub test_limit: Option<u64>,
+    /// The other settings that are not those of the method's recipe for the dataset, by key; `None` if that is unknown.
+    pub unlike_recipe: Option<Vec<String>>,
+}
+
+/// What a defense worked with, as far as the paper states it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RepairFacts {
+    /// How convolutions multiplied while networks were trained.
+    pub precision: String,
+    /// Share of the training images that the defender has; nothing for a data-free method.
+    pub clean_ratio: Option<f64>,
+    /// See [`Facts::unlike_recipe`].
+    pub unlike_recipe: Option<Vec<String>>,
 }
 
 /// One table of one paper.
@@ -42,6 +58,7 @@ pub struct Paper {
     /// Authors, title, place.
     pub citation: String,
     facts: Facts,
+    repair: RepairFacts,
     rows: Vec<(String, String, Printed)>,
 }
 
@@ -62,6 +79,12 @@ impl Paper {
                 epochs: Some(100),
                 train_limit: None,
                 test_limit: None,
+                unlike_recipe: Some(Vec::new()),
+            },
+            repair: RepairFacts {
+                precision: "f32".into(),
+                clean_ratio: Some(0.05),
+                unlike_recipe: Some(Vec::new()),
             },
             rows: read(include_str!("../../../docs/papers/tsbd/table1.csv")),
         }
@@ -72,39 +95,52 @@ impl Paper {
         (&self.facts.dataset, &self.facts.arch) == (&ours.dataset, &ours.arch)
     }
 
-    /// What differs between our setting and the paper's, in words; empty if nothing does.
+    /// What differs between our setting of an attack and the paper's, in words; empty if nothing does.
     pub fn differences(&self, ours: &Facts) -> Vec<String> {
         let theirs = &self.facts;
         let mut found = Vec::new();
-        let mut differ = |what: &str, ours: String, theirs: String| {
-            if ours != theirs {
-                found.push(format!("{what} {ours} instead of {theirs}"));
-            }
-        };
-        differ("dataset", ours.dataset.clone(), theirs.dataset.clone());
-        differ("network", ours.arch.clone(), theirs.arch.clone());
-        differ("width", ours.width.to_string(), theirs.width.to_string());
-        differ(
-            "precision",
-            ours.precision.clone(),
-            theirs.precision.clone(),
-        );
-        differ("poisoning ratio", known(ours.ratio), known(theirs.ratio));
+        let mut differ =
+            |what: &str, ours: &str, theirs: &str| found.extend(unequal(what, ours, theirs));
+        differ("dataset", &ours.dataset, &theirs.dataset);
+        differ("network", &ours.arch, &theirs.arch);
+        differ("width", &ours.width.to_string(), &theirs.width.to_string());
+        differ("precision", &ours.precision, &theirs.precision);
+        differ("poisoning ratio", &known(ours.ratio), &known(theirs.ratio));
         // An attack without this setting leaves no choice of labels, neither to us nor to the paper.
         if ours.label.is_some() {
-            differ(
-                "labels",
-                known(ours.label.as_ref()),
-                known(theirs.label.as_ref()),
-            );
+            let labels = |facts: &Facts| known(facts.label.as_ref());
+            differ("labels", &labels(ours), &labels(theirs));
         }
-        differ("training epochs", known(ours.epochs), known(theirs.epochs));
+        differ(
+            "training epochs",
+            &known(ours.epochs),
+            &known(theirs.epochs),
+        );
         differ(
             "training images",
-            all(ours.train_limit),
-            all(theirs.train_limit),
+            &all(ours.train_limit),
+            &all(theirs.train_limit),
         );
-        differ("test images", all(ours.test_limit), all(theirs.test_limit));
+        differ(
+            "test images",
+            &all(ours.test_limit),
+            &all(theirs.test_limit),
+        );
+        found.extend(unlike(ours.unlike_recipe.as_deref()));
+        found
+    }
+
+    /// What differs between our setting of a defense and the paper's, in words; empty if nothing does.
+    pub fn repair_differences(&self, ours: &RepairFacts) -> Vec<String> {
+        let theirs = &self.repair;
+        let mut found = Vec::new();
+        found.extend(unequal("precision", &ours.precision, &theirs.precision));
+        // A method without data has no share of them, neither ours nor the paper's.
+        if ours.clean_ratio.is_some() {
+            let (ours, theirs) = (known(ours.clean_ratio), known(theirs.clean_ratio));
+            found.extend(unequal("share of clean images", &ours, &theirs));
+        }
+        found.extend(unlike(ours.unlike_recipe.as_deref()));
         found
     }
 
@@ -134,6 +170,30 @@ impl Paper {
             .collect();
         unique.len() == ours.len() && unique == theirs
     }
+}
+
+/// `width 16 instead of 64`, if they differ.
+fn unequal(what: &str, ours: &str, theirs: &str) -> Option<String> {
+    (ours != theirs).then(|| format!("{what} {ours} instead of {theirs}"))
+}
+
+/// Settings that a note names; of more it gives the number.
+const NAMED: usize = 4;
+
+/// What [`Facts::unlike_recipe`] says, in words.
+fn unlike(keys: Option<&[String]>) -> Option<String> {
+    let Some(keys) = keys else {
+        return Some("settings unknown".to_owned());
+    };
+    if keys.is_empty() {
+        return None;
+    }
+    let named = keys[..keys.len().min(NAMED)].join(", ");
+    let more = match keys.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!("not as in the recipe: {named}{more}"))
 }
 
 fn known(value: Option<impl ToString>) -> String {
@@ -330,5 +390,60 @@ mod tests {
         assert!(paper.differences(&ours).is_empty(), "a clean-label attack");
         ours.dataset = "gtsrb".into();
         assert!(!paper.same_task(&ours));
+    }
+
+    #[test]
+    fn settings_that_are_not_the_recipes_are_named_up_to_four() {
+        let paper = Paper::tsbd_table1();
+        let said = |keys: Option<&[&str]>| {
+            let keys = keys.map(|keys| keys.iter().map(|&key| key.to_owned()).collect());
+            let facts = Facts {
+                unlike_recipe: keys,
+                ..paper.facts.clone()
+            };
+            paper.differences(&facts)
+        };
+        assert_eq!(said(Some(&[])), [""; 0]);
+        assert_eq!(
+            said(Some(&["train.lr"])),
+            ["not as in the recipe: train.lr"]
+        );
+        assert_eq!(
+            said(Some(&["a", "b", "c", "d"])),
+            ["not as in the recipe: a, b, c, d"]
+        );
+        assert_eq!(
+            said(Some(&["a", "b", "c", "d", "e", "f"])),
+            ["not as in the recipe: a, b, c, d and 2 more"]
+        );
+        assert_eq!(said(None), ["settings unknown"]);
+    }
+
+    #[test]
+    fn differences_of_a_defense_are_named() {
+        let paper = Paper::tsbd_table1();
+        let mut ours = paper.repair.clone();
+        assert_eq!(paper.repair_differences(&ours), [""; 0]);
+        ours.precision = "bf16".into();
+        ours.clean_ratio = Some(0.01);
+        ours.unlike_recipe = Some(vec!["finetune.epochs".into()]);
+        assert_eq!(
+            paper.repair_differences(&ours),
+            [
+                "precision bf16 instead of f32",
+                "share of clean images 0.01 instead of 0.05",
+                "not as in the recipe: finetune.epochs"
+            ]
+        );
+        let data_free = RepairFacts {
+            clean_ratio: None,
+            ..paper.repair.clone()
+        };
+        assert_eq!(paper.repair_differences(&data_free), [""; 0]);
+        let unknown = RepairFacts {
+            unlike_recipe: None,
+            ..paper.repair.clone()
+        };
+        assert_eq!(paper.repair_differences(&unknown), ["settings unknown"]);
     }
 }

@@ -6,10 +6,11 @@ use bb_core::cli::{Coded, Failure, exit};
 use bb_core::data::{self, Dataset, OpenOptions};
 use bb_core::metrics::Scores;
 use bb_core::poison::PoisonSet;
-use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
+use bb_nn::{ArchSpec, Compute, eval};
 use serde_json::{Value, json};
 
 use crate::collect::{attack_scores, defense_results};
+use crate::network;
 
 /// Why a cell cannot be measured again.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,18 @@ pub enum VerifyError {
         path: PathBuf,
         /// Digest of the attack's cell.
         digest: String,
+    },
+    /// The attack that the user named is another one.
+    #[error("`{}` is not the attack that `{}` repairs: digest {found}, expected {expected}", named.display(), path.display())]
+    OtherAttack {
+        /// The cell that was named.
+        named: PathBuf,
+        /// The defense's cell.
+        path: PathBuf,
+        /// Digest in the defense's manifest.
+        expected: String,
+        /// Digest of the cell that was named.
+        found: String,
     },
     /// A manifest lacks what is needed to open the model or the data.
     #[error("the manifest of `{}` has no `{field}`", path.display())]
@@ -54,6 +67,10 @@ impl Coded for VerifyError {
             Self::OtherDataset { .. } => {
                 Some("give the `--data` that the cell was made with".to_owned())
             }
+            Self::OtherAttack { .. } => Some(
+                "without `--attack` it is looked for where the repair found it, and in the same folder of results"
+                    .to_owned(),
+            ),
             Self::NoField { .. } => None,
         }
     }
@@ -120,10 +137,13 @@ pub fn verify(
         .as_u64()
         .ok_or_else(|| no_field("settings.model.width"))?;
     let arch = ArchSpec::new(name, width as usize, dataset.spec.classes)?;
-    let state = StateDict::load(&cell.file(MODEL))?;
-    let mut net = Net::from_state(&arch, &state)?.on(compute)?;
-    let poisoned = PoisonSet::load(attack.file(POISON_TEST))?;
-    poisoned.check(dataset.test.len(), dataset.spec.classes)?;
+    let (_, net) = network::load(&cell.file(MODEL), &arch)?;
+    let mut net = net.on(compute)?;
+    let path = attack.file(POISON_TEST);
+    let poisoned = PoisonSet::load(&path)?;
+    poisoned
+        .check(dataset.test.len(), dataset.spec.classes)
+        .map_err(network::images_in(&path))?;
     let found = eval::scores(&mut net, &dataset.test, &poisoned, &dataset.spec);
     net.take_failure()?;
     Ok(Verified { found, expected })
@@ -173,11 +193,17 @@ fn find_attack(defense: &Cell, named: Option<&Path>) -> Result<Cell, Failure> {
     };
     if let Some(named) = named {
         let cell = Cell::load(named)?;
-        return if cell.digest() == *digest {
-            Ok(cell)
-        } else {
-            Err(not_found().into())
-        };
+        let found = cell.digest();
+        if found != *digest {
+            return Err(VerifyError::OtherAttack {
+                named: named.to_owned(),
+                path: defense.dir.clone(),
+                expected: digest.clone(),
+                found,
+            }
+            .into());
+        }
+        return Ok(cell);
     }
     let mut places: Vec<PathBuf> = Vec::new();
     let env = fs_err::read_to_string(defense.file(ENV)).ok();

@@ -871,6 +871,34 @@ fn wrong_cells_are_one_clear_error_and_leave_nothing() {
             "`layer4.1.conv1.weight` is no target layer",
         ),
         (
+            // Nothing is unlearned, so this is not found by diverging.
+            &[
+                "unlearning",
+                &attack,
+                "--out",
+                "x",
+                "--set",
+                "layers.exclude=[\"conv\", \"shortcut\"]",
+                "--set",
+                "unlearn.lr=1e30",
+            ],
+            2,
+            "error: `layers.exclude` is [\"conv\", \"shortcut\"], which leaves no target layer of preactresnet18-w4, expected at least one\n",
+        ),
+        (
+            &[
+                "unlearning",
+                &attack,
+                "--out",
+                "grid.toml/x",
+                "--set",
+                "unlearn.lr=1e30",
+            ],
+            3,
+            "error: cannot make the folder `grid.toml/x` for the results\n",
+        ),
+        (&["nwc", &clean, "--out", "new/folder/x"], 3, none),
+        (
             &["nwc", &attack, "--out", "x", "--set", "clean.ratio=0.001"],
             2,
             "gives no clean image",

@@ -395,8 +395,168 @@ fn one_failing_cell_does_not_stop_the_others() {
         plan.contains(", 1 damaged\n") && plan.contains("expected "),
         "{plan}"
     );
+    let table = place.ok(&["table", "grid.toml", "--out", "out"]);
+    let damaged = table.lines().find(|l| l.starts_with("damaged: "));
+    assert!(
+        damaged.is_some_and(|line| {
+            line.starts_with("damaged: Blended / No defense: seed 0: `out/attack/blended/")
+                && line.contains("model.safetensors` has 7 bytes, expected ")
+        }),
+        "{table}"
+    );
+    assert!(!table.contains("missing: Blended / No defense"), "{table}");
     let (code, _, stderr) = place.fails(&["table", "out"]);
-    assert_eq!(code, 3, "nothing whole is left\n{stderr}");
+    assert_eq!(code, 3, "no whole attack is left\n{stderr}");
+    assert!(
+        stderr.starts_with(
+            "error: `out` holds no complete result of an attack, only one of a defense\n  \
+             damaged: `out/attack/blended/"
+        ) && stderr.contains("hint: a cell was changed after it was complete"),
+        "{stderr}"
+    );
+    fs_err::remove_dir_all(place.path("out/attack")).expect("removed");
+    let (code, _, stderr) = place.fails(&["table", "out"]);
+    assert_eq!(code, 3, "{stderr}");
+    assert!(
+        stderr.contains("only one of a defense\nhint: the attacks that were repaired have to"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn what_a_table_leaves_out_is_said_in_every_format() {
+    let place = Place::new(TINY);
+    place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
+    // The repair of a model that is elsewhere has no row.
+    let attack = place.path("out/attack/blended");
+    fs_err::rename(&attack, place.path("elsewhere")).expect("moved");
+    let table = place.ok(&["table", "out"]);
+    assert!(
+        table.contains("left out: the attack that `out/defense/"),
+        "{table}"
+    );
+    fs_err::rename(place.path("elsewhere"), &attack).expect("moved back");
+    let model = files(&place.path("out/defense"))
+        .into_iter()
+        .find(|p| p.ends_with("model.safetensors"));
+    fs_err::write(model.expect("a model"), "nothing").expect("written");
+    for source in [
+        &["table", "out"][..],
+        &["table", "grid.toml", "--out", "out"],
+    ] {
+        for format in ["text", "md", "csv", "latex"] {
+            let output = place.output(&[source, &["--format", format]].concat());
+            assert!(output.status.success());
+            let (stdout, stderr) = (
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+            );
+            let (said, silent, begin) = match format {
+                "csv" => (&stderr, &stdout, "warning: damaged: "),
+                _ => (&stdout, &stderr, "damaged: "),
+            };
+            assert!(said.contains(begin), "{format}\n{said}");
+            // Markdown escapes some of it.
+            assert!(said.contains(".safetensors"), "{format}\n{said}");
+            assert!(said.contains("has 7 bytes, expected "), "{format}\n{said}");
+            assert!(!silent.contains("damaged"), "{format}\n{silent}");
+        }
+    }
+}
+
+#[test]
+fn a_table_compares_the_recipe_with_the_papers() {
+    use bb_eval::paper::Paper;
+    let place = Place::new(&tinier());
+    place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
+    let attack = place.manifests("out").into_keys().next().expect("cells");
+    let attack = Cell::load(place.path("out").join(attack)).expect("a cell");
+    let facts = bb_eval::collect::facts(&attack);
+    assert_eq!(
+        facts.unlike_recipe,
+        Some(vec!["train.batch_size".to_owned()])
+    );
+    let differences = Paper::tsbd_table1().differences(&facts);
+    assert_eq!(
+        differences.last().map(String::as_str),
+        Some("not as in the recipe: train.batch_size")
+    );
+    // Of a model that somebody published the settings are not known, whatever it is filed under.
+    let mut published = attack.clone();
+    published.manifest.settings["imported"] = Value::Object(serde_json::Map::new());
+    assert_eq!(bb_eval::collect::facts(&published).unlike_recipe, None);
+    published.manifest.settings = attack.manifest.settings.clone();
+    published.manifest.method = "none-of-ours".to_owned();
+    assert_eq!(bb_eval::collect::facts(&published).unlike_recipe, None);
+}
+
+#[test]
+fn the_wrong_attack_of_a_defense_is_called_so() {
+    let place = Place::new(TINY);
+    place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
+    let mut cells = BTreeMap::new();
+    for manifest in place.manifests("out").into_keys() {
+        let cell = Cell::load(place.path("out").join(manifest)).expect("a cell");
+        cells.insert((cell.manifest.method.clone(), cell.digest()), cell);
+    }
+    let of = |method: &str| cells.values().find(|c| c.manifest.method == method);
+    let repair = of("tsbd").expect("a repair");
+    let attack = &repair.manifest.inputs["attack"];
+    let others = cells
+        .values()
+        .filter(|c| c.digest() != *attack && c.digest() != repair.digest());
+    for other in others {
+        let path = |cell: &Cell| cell.dir.to_str().expect("plain").to_owned();
+        let words = ["metrics", &path(repair), "--attack", &path(other)];
+        let (code, stdout, stderr) = place.fails(&words);
+        assert_eq!((code, stdout.as_str()), (3, ""), "{stderr}");
+        let expect = format!(
+            "error: `{}` is not the attack that `{}` repairs: digest {}, expected {attack}\nhint: without `--attack`",
+            other.dir.display(),
+            repair.dir.display(),
+            other.digest()
+        );
+        assert!(stderr.contains(&expect), "{stderr}");
+    }
+}
+
+#[test]
+fn a_network_that_does_not_fit_is_refused_with_its_file() {
+    let place = Place::new(&tinier());
+    place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
+    let attack = place.manifests("out").into_keys().next().expect("cells");
+    let attack = Cell::load(place.path("out").join(attack)).expect("a cell");
+    // A cell that somebody made with a network of other classes.
+    let other = bb_nn::ArchSpec::new("preactresnet18", 4, 43).expect("a known one");
+    let state = bb_nn::Net::new(&other, 0).state().expect("a network");
+    let spec = CellSpec {
+        seed: 7,
+        ..attack.manifest.spec()
+    };
+    let Opened::Work(work) = open(&place.path("out"), &spec).expect("nobody works on it") else {
+        panic!("it is there already");
+    };
+    for name in attack.manifest.files.keys() {
+        let bytes = match name.as_str() {
+            "model.safetensors" => state.to_bytes(&BTreeMap::new()).expect("finite"),
+            name => fs_err::read(attack.file(name)).expect("readable"),
+        };
+        work.write(name, &bytes).expect("written");
+    }
+    let cell = work.finish(attack.manifest.results).expect("complete");
+    let path = cell.dir.to_str().expect("plain");
+    for words in [
+        &["metrics", path][..],
+        &["analyze", "unlearning", path, "--out", "x"],
+    ] {
+        let (code, _, stderr) = place.fails(words);
+        let expect = format!(
+            "error: the network in `{path}/model.safetensors` cannot be used\n\
+             caused by: tensor `linear.weight` has shape [43, 32], expected [10, 32]\n"
+        );
+        assert!(stderr.contains(&expect), "{stderr}");
+        assert_eq!(code, 3, "{stderr}");
+    }
 }
 
 #[test]
@@ -599,6 +759,22 @@ fn mistakes_have_one_clear_error_and_the_right_exit_code() {
             );
         }
     }
+    place.write("file", "");
+    for command in ["run", "plan", "table"] {
+        for (out, expect) in [("file", "file"), ("file/below", "file")] {
+            let (found, _, stderr) = place.fails(&[command, "grid.toml", "--out", out]);
+            let expect = format!(
+                "error: `{expect}` is a file, expected a folder for the results\nhint: give another folder with `--out DIR`\n"
+            );
+            assert!(stderr.ends_with(&expect), "{command} {out}\n{stderr}");
+            assert_eq!(found, 3, "{stderr}");
+        }
+        place.write("cifar.toml", &TINY.replace("\"synthetic\"", "\"cifar10\""));
+        let (_, _, stderr) = place.fails(&[command, "cifar.toml", "--out", "out"]);
+        assert!(stderr.contains("hint: give the"), "{stderr}");
+        assert!(!stderr.contains("--dataset"), "{stderr}");
+        assert!(stderr.contains("`--data DIR`"), "{stderr}");
+    }
     for (args, code, expect) in [
         (
             &["run", "absent.toml"][..],
@@ -627,10 +803,141 @@ fn mistakes_have_one_clear_error_and_the_right_exit_code() {
             "error: device `cuda:0` is not available",
         ),
         (&["list"], 2, "error: unrecognized subcommand 'list'"),
+        (
+            &["run", "grid.toml", "--threads", "99999"],
+            2,
+            "error: invalid value '99999' for '--threads <N>': expected a number from 1 to 1024",
+        ),
     ] {
         let (found, _, stderr) = place.fails(args);
         assert!(stderr.starts_with(expect), "{args:?}\n{stderr}");
         assert_eq!(found, code, "{stderr}");
     }
     assert!(!place.path("out").exists(), "nothing was begun");
+}
+
+#[test]
+fn what_fails_when_an_attack_starts_is_found_before_any() {
+    let place = Place::new(TINY);
+    place.write("picture.png", "no picture");
+    let second = "method = \"blended\"\nset = {";
+    let cases = [
+        (
+            format!("{second} target = 10,"),
+            "caused by: `target` is 10, expected a class of 0..=9 (the dataset has 10 classes)",
+        ),
+        (
+            format!("{second} label = \"all2all\", shift = 10,"),
+            "caused by: `shift` is 10, expected 1..=9 (the dataset has 10 classes)",
+        ),
+        (
+            format!("{second} ratio = 0.001,"),
+            "caused by: `ratio` 0.001 of 200 training images selects no image",
+        ),
+        (
+            "method = \"sig\"\nset = { target = 12,".to_owned(),
+            "caused by: `target` is 12, expected a class of 0..=9",
+        ),
+        (
+            "method = \"sig\"\nset = { ratio = 0.5,".to_owned(),
+            "caused by: `ratio` 0.5 selects 100 of 200 training images, but only ",
+        ),
+        (
+            "method = \"wanet\"\nset = { target = 10,".to_owned(),
+            "caused by: `target` is 10, expected a class of 0..=9",
+        ),
+        (
+            format!("{second} trigger.file = \"absent.png\","),
+            "absent.png",
+        ),
+        (
+            "method = \"trojan\"\nset = { trigger.model = \"absent\",".to_owned(),
+            "absent",
+        ),
+    ];
+    for (entry, expect) in cases {
+        place.write("wrong.toml", &TINY.replace(second, &entry));
+        for command in ["run", "plan", "table"] {
+            let (code, stdout, stderr) = place.fails(&[command, "wrong.toml", "--out", "out"]);
+            let place = "error: `[[attack]]` in wrong.toml, line 13, cannot be used\ncaused by: ";
+            assert!(stderr.contains(place), "{entry}\n{stderr}");
+            assert!(stderr.contains(expect), "{entry}\n{stderr}");
+            assert!([2, 3].contains(&code) && stdout.is_empty(), "{stderr}");
+        }
+    }
+    assert!(!place.path("out/attack").exists(), "nothing was begun");
+    // What is asked for and possible is let through: clean training, capping, and shares of every batch.
+    for entry in [
+        "method = \"clean\"\nset = {",
+        "method = \"sig\"\nset = { ratio = 0.5, oversize = \"cap\",",
+        "method = \"wanet\"\nset = { ratio = 0.001,",
+    ] {
+        place.write("good.toml", &TINY.replace(second, entry));
+        place.ok(&["plan", "good.toml", "--out", "out"]);
+    }
+}
+
+#[test]
+fn labels_that_a_table_could_not_tell_apart_are_refused() {
+    let place = Place::new(TINY);
+    let end = TINY.find("[[defense]]").expect("a defense");
+    let defenses = |labels: &[(&str, &str)]| {
+        let entries = labels.iter().map(|(method, label)| match *label {
+            "" => format!("[[defense]]\nmethod = \"{method}\"\n"),
+            label => format!("[[defense]]\nmethod = \"{method}\"\nlabel = \"{label}\"\n"),
+        });
+        format!("{}{}", &TINY[..end], entries.collect::<String>())
+    };
+    let attack = |label: &str| {
+        let label = format!("method = \"blended\"\nlabel = \"{label}\"");
+        TINY.replace("method = \"blended\"", &label)
+    };
+    let cases = [
+        (
+            defenses(&[("ft", "No defense")]),
+            "`[[defense]]` in wrong.toml, line 17,",
+            "the label `No defense` is what a table calls the model without a defense",
+        ),
+        (
+            defenses(&[("ft", ""), ("clp", "no DEFENSE")]),
+            "`[[defense]]` in wrong.toml, line 19,",
+            "the label `no DEFENSE` is what a table calls the model without a defense",
+        ),
+        (
+            defenses(&[("ibau", ""), ("ft", "i-BAU")]),
+            "`[[defense]]` in wrong.toml, line 19,",
+            "the label `i-BAU` is that of line 17, too",
+        ),
+        (
+            defenses(&[("clp", ""), ("ft", "CLP (oracle)")]),
+            "`[[defense]]` in wrong.toml, line 19,",
+            "the label `CLP (oracle)` is what a table calls the oracle of `CLP`",
+        ),
+        (
+            defenses(&[("ft", "two\\nlines")]),
+            "`[[defense]]` in wrong.toml, line 17,",
+            "the label `two\\nlines` has a control character, expected one line of text",
+        ),
+        (
+            attack("Average"),
+            "`[[attack]]` in wrong.toml, line 13,",
+            "the label `Average` is what a table calls the average over the attacks",
+        ),
+        (
+            attack("a\\rb"),
+            "`[[attack]]` in wrong.toml, line 13,",
+            "the label `a\\rb` has a control character",
+        ),
+    ];
+    for (grid, at, expect) in cases {
+        place.write("wrong.toml", &grid);
+        let (code, _, stderr) = place.fails(&["plan", "wrong.toml", "--out", "out"]);
+        assert_eq!(code, 2, "{stderr}");
+        let expect = format!("error: {at} cannot be used\ncaused by: {expect}");
+        assert!(stderr.starts_with(&expect), "{expect}\n{stderr}");
+        assert!(stderr.ends_with("hint: give the entry a `label` of its own\n"));
+    }
+    // An attack and a defense are never in the same column.
+    place.write("good.toml", &attack("No defense"));
+    place.ok(&["plan", "good.toml", "--out", "out"]);
 }

@@ -7,8 +7,8 @@ use bb_attack::method::Given;
 use bb_core::cell::{Cell, MODEL, POISON_TEST, POISON_TRAIN};
 use bb_core::precision::Precision;
 use bb_eval::zoo::{ExportRequest, Format, ImportRequest, Rules, export, import};
-use bb_nn::{Compute, StateDict};
-use bb_zoo::torch::{AttackResult, Checkpoint, attack};
+use bb_nn::{ArchSpec, Compute, Net, StateDict};
+use bb_zoo::torch::{AttackResult, Checkpoint, Item, attack, write};
 use serde_json::{Value, json};
 
 /// One epoch of an attack on a few synthetic images.
@@ -347,14 +347,15 @@ fn weights_that_are_no_numbers_are_refused_before_anything_is_measured() {
         let file = fs_err::File::create(&path).expect("a file");
         bb_zoo::torch::write::archive(file, "theirs", &bb_zoo::torch::Item::State(tensors))
             .expect("a small file");
-        let mut request = import_of(path, folder.path());
+        let mut request = import_of(path.clone(), folder.path());
         request.arch = Some("preactresnet18".to_owned());
         let refused = import(&request, &Compute::Cpu).expect_err("no numbers");
-        let text = refused.to_string();
-        assert!(
-            text.contains("`conv1.weight`") && text.contains('5'),
-            "{text}"
+        let expect = format!(
+            "error: the network in `{}` cannot be used\n\
+             caused by: tensor `conv1.weight` holds NaN or an infinity at flat index 5\n",
+            path.display()
         );
+        assert_eq!(refused.report(false), expect);
     }
     // A cell that was begun is not complete.
     let cells: Vec<_> = fs_err::read_dir(folder.path().join("attack/badnets"))
@@ -396,4 +397,131 @@ fn a_repaired_model_is_exported_as_the_result_of_a_defense() {
     assert_eq!(report.to_string(), "102 loaded");
     assert_eq!(bits(&back.file(MODEL)), bits(&repaired.file(MODEL)));
     assert_eq!(back.manifest.method, "clean");
+}
+
+#[test]
+fn a_file_of_another_dataset_or_of_other_classes_is_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cell = cell(folder.path(), "badnets");
+    let refused = |request: &ImportRequest| {
+        let failure = import(request, &Compute::Cpu).expect_err("it must be refused");
+        assert_eq!(failure.exit_code(), 3);
+        failure.report(false)
+    };
+    let of = |path: PathBuf| ImportRequest {
+        arch: Some("preactresnet18".to_owned()),
+        ..import_of(path, folder.path())
+    };
+
+    // Our own file says what it belongs to.
+    let ours = of(cell.file(MODEL));
+    let text = refused(&ImportRequest {
+        dataset: "gtsrb".to_owned(),
+        ..ours.clone()
+    });
+    assert!(
+        text.contains("model.safetensors` is a model for `synthetic`, expected `gtsrb`"),
+        "{text}"
+    );
+    import(&ours, &Compute::Cpu).expect("its own dataset");
+
+    let spec = ArchSpec::new("preactresnet18", 4, 43).expect("a known one");
+    let state = Net::new(&spec, 0).state().expect("a network");
+    let file = |name: &str, state: &StateDict, metadata: &[(&str, &str)]| {
+        let metadata = metadata.iter().map(|&(k, v)| (k.to_owned(), v.to_owned()));
+        let bytes = state.to_bytes(&metadata.collect()).expect("finite");
+        let path = folder.path().join(name);
+        fs_err::write(&path, bytes).expect("written");
+        path
+    };
+    let path = file("said.safetensors", &state, &[("classes", "43")]);
+    let text = refused(&of(path.clone()));
+    let expect = format!(
+        "error: `{}`: `classes` is 43, the dataset has 10\n",
+        path.display()
+    );
+    assert_eq!(text, expect);
+    let path = file("unsaid.safetensors", &state, &[]);
+    let text = refused(&of(path.clone()));
+    assert!(
+        text.contains(&path.display().to_string())
+            && text.contains("linear.weight [43, 32] for [10, 32]"),
+        "{text}"
+    );
+    // A state dictionary of PyTorch, bare and as a defense of the benchmark leaves it.
+    let tensors = || {
+        let named = bb_eval::zoo::tensors::named(&state).expect("floats and integers");
+        Item::State(named)
+    };
+    let torch = |name: &str, item: &Item| {
+        let path = folder.path().join(name);
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        write::archive(&mut bytes, "archive", item).expect("an archive");
+        fs_err::write(&path, bytes.into_inner()).expect("written");
+        path
+    };
+    let text = refused(&of(torch("bare.pth", &tensors())));
+    assert!(
+        text.contains("linear.weight [43, 32] for [10, 32]"),
+        "{text}"
+    );
+    let result = Item::dict([
+        ("model_name", Item::text("preactresnet18")),
+        ("num_classes", Item::size(43)),
+        ("model", tensors()),
+    ]);
+    let text = refused(&of(torch("defense_result.pt", &result)));
+    assert!(
+        text.contains("defense_result.pt`: `num_classes` is 43, the dataset has 10\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn safetensors_that_are_not_finite_are_refused_with_their_file() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cell = cell(folder.path(), "clean");
+    let mut bytes = fs_err::read(cell.file(MODEL)).expect("a network");
+    let state = StateDict::from_bytes(&bytes, Path::new(MODEL)).expect("a network");
+    let bias = state.floats("linear.bias").expect("it is there");
+    let bias = bias.expect("floats")[2].to_le_bytes();
+    let at = bytes.windows(4).position(|window| window == bias);
+    let at = at.expect("the value");
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let path = folder.path().join("nan.safetensors");
+    fs_err::write(&path, bytes).expect("written");
+    let refused = import(&import_of(path.clone(), folder.path()), &Compute::Cpu);
+    let refused = refused.expect_err("no numbers");
+    let expect = format!(
+        "error: the network in `{}` cannot be used\n\
+         caused by: tensor `linear.bias` holds NaN or an infinity at flat index 2\n",
+        path.display()
+    );
+    assert_eq!(refused.report(false), expect);
+    assert_eq!(refused.exit_code(), 3);
+}
+
+#[test]
+fn a_folder_without_a_result_of_the_benchmark_says_what_is_expected() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cell = cell(folder.path(), "clean");
+    let empty = folder.path().join("empty");
+    fs_err::create_dir(&empty).expect("a folder");
+    for (path, hint) in [
+        (cell.dir, "a cell needs no import: "),
+        (
+            empty,
+            "name the file itself (`.pt`, `.pth` or `.safetensors`)",
+        ),
+    ] {
+        let failure = import(&import_of(path.clone(), folder.path()), &Compute::Cpu);
+        let failure = failure.expect_err("nothing to import");
+        assert_eq!(failure.exit_code(), 3);
+        let expect = format!(
+            "error: `{}` has no `attack_result.pt`, expected a folder with one, or a file of tensors\nhint: {hint}",
+            path.display()
+        );
+        let text = failure.report(false);
+        assert!(text.starts_with(&expect), "{text}");
+    }
 }

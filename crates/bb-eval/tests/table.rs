@@ -1,8 +1,8 @@
 //! The table: one model, four writers, inline snapshots.
 use bb_core::metrics::{Ratio, Scores};
-use bb_eval::paper::{Facts, Paper};
+use bb_eval::paper::{Facts, Paper, RepairFacts};
 use bb_eval::table::{
-    AttackRow, COLUMNS, DefenseColumn, Input, Layout, Observation, Role, Table, csv, latex,
+    AttackRow, COLUMNS, Damage, DefenseColumn, Input, Layout, Observation, Role, Table, csv, latex,
     markdown, text,
 };
 use proptest::prelude::*;
@@ -28,6 +28,7 @@ fn attack(method: &str, width: usize) -> AttackRow {
             ratio: Some(0.1),
             label: Some("all2one".into()),
             epochs: Some(100),
+            unlike_recipe: Some(Vec::new()),
             ..Facts::default()
         },
     }
@@ -38,6 +39,11 @@ fn defense(method: &str, label: &str, role: Role) -> DefenseColumn {
         method: method.into(),
         label: label.into(),
         role,
+        facts: Some(RepairFacts {
+            precision: "f32".into(),
+            clean_ratio: Some(0.05),
+            unlike_recipe: Some(Vec::new()),
+        }),
     }
 }
 
@@ -78,6 +84,7 @@ fn input(width: usize) -> Input {
         seeds: vec![0],
         observations,
         paper: Some(Paper::tsbd_table1()),
+        ..Input::default()
     }
 }
 
@@ -132,7 +139,8 @@ badnets  No defense  91.32  95.03   4.44         (91.32)  (95.03)           (0.0
 
 time: the attack in the rows without defense, the repair in the others; 13 min 22 s together
 paper: Lin et al., NeurIPS 2024, arXiv 2405.20291, Table 1; delta: ours - paper, in percentage points
-in parentheses: the paper's setting differs, so the delta is no verdict (badnets: width 16 instead of 64)
+in parentheses: the paper's setting differs, so the delta is no verdict
+badnets: width 16 instead of 64
 ";
     assert_eq!(found, expect, "\n{found}");
 }
@@ -178,6 +186,122 @@ no published numbers for this dataset and network in TSBD Table 1
 missing: blended / TSBD: seed 1, 2
 ";
     assert_eq!(found, expect, "\n{found}");
+}
+
+/// The numbers of a row that stand beside the paper's, as text.
+fn theirs(text: &str, attack: &str, defense: &str) -> Vec<String> {
+    let mut block = "";
+    for line in text.lines().skip_while(|line| !line.starts_with("---")) {
+        let mut words = line.split_whitespace().peekable();
+        if !line.starts_with(' ') {
+            block = words.next().unwrap_or_default();
+        }
+        if block == attack && words.peek() == Some(&defense) {
+            return words.skip(5).take(6).map(str::to_owned).collect();
+        }
+    }
+    panic!("no {attack} / {defense} in\n{text}");
+}
+
+#[test]
+fn a_defense_of_another_recipe_is_in_parentheses_in_its_rows_only() {
+    let mut input = input(64);
+    let tsbd = input.defenses[1].facts.as_mut().expect("a defense");
+    tsbd.unlike_recipe = Some(vec!["finetune.epochs".into(), "reinit.n".into()]);
+    tsbd.clean_ratio = Some(0.01);
+    input.defenses[2].facts = input.defenses[1].facts.clone();
+    let table = Table::new(&input);
+    for block in &table.blocks {
+        let same: Vec<Option<bool>> = block
+            .rows
+            .iter()
+            .map(|row| row.paper.map(|p| p.same_setting))
+            .collect();
+        assert_eq!(
+            same,
+            [Some(true), Some(false), Some(false), Some(true)],
+            "{}",
+            block.attack
+        );
+    }
+    let found = text::write(&table, Layout::Long);
+    assert_eq!(
+        theirs(&found, "badnets", "TSBD"),
+        [
+            "(90.72)", "(1.31)", "(96.53)", "(0.00)", "(0.00)", "(+0.03)"
+        ]
+    );
+    assert_eq!(
+        theirs(&found, "badnets", "FT")[..3],
+        ["89.96", "1.48", "96.10"]
+    );
+    let note = "\
+in parentheses: the paper's setting differs, so the delta is no verdict
+TSBD: share of clean images 0.01 instead of 0.05, not as in the recipe: finetune.epochs, reinit.n
+the paper's average";
+    assert!(found.contains(note), "{found}");
+    let csv = csv::write(std::slice::from_ref(&table));
+    let setting = |defense: &str| {
+        let line = csv
+            .lines()
+            .find(|l| l.starts_with("mean,") && l.contains(&format!(",blended,{defense},")));
+        line.expect("a line").contains(",same setting,")
+    };
+    assert!(setting("No defense") && setting("FT") && !setting("TSBD"));
+}
+
+#[test]
+fn an_attack_of_another_recipe_is_in_parentheses_with_all_its_defenses() {
+    let mut input = input(64);
+    input.attacks[1].facts.unlike_recipe = Some(vec!["train.lr".into()]);
+    let table = Table::new(&input);
+    let same = |block: usize| -> Vec<bool> {
+        let rows = table.blocks[block].rows.iter();
+        rows.map(|row| row.paper.expect("printed").same_setting)
+            .collect()
+    };
+    assert_eq!(same(0), [true; 4]);
+    assert_eq!(same(1), [false; 4]);
+    assert_eq!(same(2), [false; 4], "an average is of all of them");
+    let notes = table.paper_notes.join("\n");
+    assert!(
+        notes.contains("\nblended: not as in the recipe: train.lr\n"),
+        "{notes}"
+    );
+    // Nothing is known of a method that is not registered.
+    input.attacks[1].facts.unlike_recipe = None;
+    let ft = input.defenses[3].facts.as_mut().expect("a defense");
+    ft.unlike_recipe = None;
+    let notes = Table::new(&input).paper_notes.join("\n");
+    assert!(notes.contains("\nblended: settings unknown\n"), "{notes}");
+    assert!(notes.contains("\nFT: settings unknown\n"), "{notes}");
+    // A method that the paper lacks is not compared.
+    input.defenses[3].method = "ulrl".into();
+    let notes = Table::new(&input).paper_notes.join("\n");
+    assert!(!notes.contains("FT"), "{notes}");
+}
+
+#[test]
+fn a_damaged_cell_is_called_damaged_and_not_missing() {
+    let mut input = input(64);
+    input.seeds = vec![0, 1];
+    input.damaged = vec![Damage {
+        attack: 1,
+        defense: 3,
+        seed: 0,
+        reason: "`m` has 3 bytes, expected 4".into(),
+    }];
+    let table = Table::new(&input);
+    let expect = "damaged: blended / FT: seed 0: `m` has 3 bytes, expected 4";
+    assert_eq!(table.left_out, [expect]);
+    assert!(table.missing.contains(&"blended / FT: seed 1".to_owned()));
+    for found in [
+        text::write(&table, Layout::Long),
+        text::write(&table, Layout::Wide),
+        latex::write(&table, Layout::Long),
+    ] {
+        assert!(found.contains(expect), "{found}");
+    }
 }
 
 #[test]
@@ -244,7 +368,8 @@ fn latex_long() {
 % (oracle): chosen on the poisoned test set, which no defender has; never marked as best
 % time: the attack in the rows without defense, the repair in the others; 27 min 36 s together
 % paper: Lin et al., NeurIPS 2024, arXiv 2405.20291, Table 1; delta: ours - paper, in percentage points
-% in parentheses: the paper's setting differs, so the delta is no verdict (badnets, blended: width 16 instead of 64)
+% in parentheses: the paper's setting differs, so the delta is no verdict
+% badnets, blended: width 16 instead of 64
 % the paper's average is recomputed over the attacks shown here
 % missing: blended / FT: seed 0
 \\begin{tabular}{llrrrrrrrrrrr}

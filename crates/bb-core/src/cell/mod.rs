@@ -15,7 +15,8 @@
 //! [`Work`] to begin or to resume, by one process at a time.
 //! The lock belongs to the process, not to the file, so that `kill -9` releases it.
 //!
-//! The manifest has neither times nor names of machines: the same run gives the same bits.
+//! The manifest has neither times nor names of machines: the same run gives the same bits, wherever the processor rounds
+//! alike.
 mod error;
 mod manifest;
 mod work;

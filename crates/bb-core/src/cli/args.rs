@@ -106,8 +106,8 @@ impl RunArgs {
     }
 }
 
-/// A number of threads that a machine can have.
-fn threads(text: &str) -> Result<NonZeroUsize, &'static str> {
+/// A number of threads that a machine can have, for the parser of an option.
+pub fn threads(text: &str) -> Result<NonZeroUsize, &'static str> {
     const MOST: usize = 1024;
     match text.parse::<NonZeroUsize>() {
         Ok(threads) if threads.get() <= MOST => Ok(threads),

@@ -280,7 +280,7 @@ impl Coded for DataError {
         Some(match self {
             Self::UnknownDataset { nearest, .. } => format!("did you mean `{}`?", (*nearest)?),
             Self::NoRoot { .. } => {
-                "give the folder with `--data DIR`, or use `--dataset synthetic`, which needs no files".to_owned()
+                "give the folder with `--data DIR`; only the dataset `synthetic` needs no files".to_owned()
             }
             Self::NotFound { id, .. } => {
                 format!("`--data` names the folder that holds `{id}`, or that folder itself")

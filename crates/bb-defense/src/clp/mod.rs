@@ -59,8 +59,9 @@ use crate::context::{At, Ctx};
 use crate::data::NoImages;
 use crate::error::DefenseError;
 use crate::method::{Candidate, Defense, Repaired, Suspect};
-use crate::parts::clear;
+use crate::parts::{SHORTCUTS, clear};
 use crate::recipes::{RecipeFile, recipes};
+use crate::settings::tried;
 
 /// The defense, for the registry.
 pub struct Clp;
@@ -93,19 +94,14 @@ impl Defense for Clp {
             });
         }
         let bounds = bounds(cfg, &net, &pairs, ctx)?;
-        let mut values = vec![cfg.u];
-        if cfg.sweep {
-            values.extend(cfg.sweep_u.iter().filter(|&&u| u.total_cmp(&cfg.u).is_ne()));
-            values.sort_by(f64::total_cmp);
-        }
+        let (values, chosen) = tried(cfg.sweep.then_some(&cfg.sweep_u), Some(cfg.u));
         let mut candidates = Vec::with_capacity(values.len());
         for &u in &values {
             candidates.push(candidate(&suspect, &pairs, &bounds, u, ctx)?);
         }
-        let chosen = values.iter().position(|v| v.total_cmp(&cfg.u).is_eq());
         Ok(Repaired {
             candidates,
-            chosen: chosen.expect("it is one of the values"),
+            chosen,
             artefacts: vec![("lipschitz.csv".to_owned(), table(&net, &pairs, &bounds))],
             notes: json!({
                 "norms": pairs.len(),
@@ -131,7 +127,7 @@ pub struct Pair {
 /// One before any convolution has none and is left out.
 pub fn pairs(net: &Net, pairing: Pairing) -> Vec<Pair> {
     let params = net.params().layout();
-    let shortcut = |name: &str| name.contains("shortcut") || name.contains("downsample");
+    let shortcut = |name: &str| SHORTCUTS.iter().any(|part| name.contains(part));
     let (mut last, mut main, mut side) = (None, None, None);
     let mut pairs = Vec::new();
     for (i, entry) in params.entries().iter().enumerate() {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::CleanBudget;
 use crate::finetuning::FinetuneConfig;
 use crate::settings::{ascending_shares, batch_size, part, share};
+use crate::tsbd::config::{TsbdConfig, UnlearnConfig};
 
 /// Settings of FP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,8 +22,20 @@ pub struct FpConfig {
     pub clean: CleanBudget,
     /// Which features are pruned.
     pub prune: PruneConfig,
+    /// Clean unlearning, for the order of weight changes.
+    pub unlearn: UnlearnConfig,
     /// How the pruned model is trained on.
     pub finetune: FinetuneConfig,
+}
+
+/// In which order features are pruned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// The least active on clean images first.
+    Activation,
+    /// Those first whose neurons' weights clean unlearning moves most.
+    Nwc,
 }
 
 /// Which mask is kept.
@@ -39,6 +52,8 @@ pub enum Keep {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PruneConfig {
+    /// In which order features are pruned.
+    pub order: Order,
     /// Share of the features pruned in one step, above 0 and below 1.
     pub step: f64,
     /// Relative loss of accuracy that ends the pruning, 0 to 1.
@@ -61,6 +76,7 @@ impl Default for FpConfig {
             probe_every: 10,
             clean: CleanBudget::default(),
             prune: PruneConfig {
+                order: Order::Activation,
                 step: 0.01,
                 tolerance: 0.1,
                 keep: Keep::Within,
@@ -68,6 +84,7 @@ impl Default for FpConfig {
                 augment: true,
                 batch_size: 256,
             },
+            unlearn: TsbdConfig::default().unlearn,
             finetune: FinetuneConfig::default(),
         }
     }
@@ -80,6 +97,7 @@ impl Validate for FpConfig {
         part("prune.step", self.prune.step)?;
         share("prune.tolerance", self.prune.tolerance)?;
         batch_size("prune.batch_size", self.prune.batch_size)?;
+        self.unlearn.validate()?;
         self.finetune.validate()
     }
 }

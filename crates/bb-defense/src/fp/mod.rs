@@ -10,7 +10,8 @@
 //!
 //! ## Algorithm
 //! 1. The mean of each feature that the last linear layer reads, over the clean images in eval mode -> [`activations`];
-//!    the features in ascending order of it.
+//!    the features in ascending order of it. `prune.order = "nwc"` is TSBD's other order: descending by how far clean
+//!    unlearning moves the weights of the neuron that gives the feature ([`crate::tsbd`]).
 //! 2. The first `0, s, 2s, ...` features are masked, with `s` the share `prune.step` of all, until the accuracy on the
 //!    clean images is a share `prune.tolerance` or more below that of the suspect model -> [`search`].
 //! 3. Fine-tuning on the clean images with the mask kept: masked weights stay 0 -> [`Masked`].
@@ -21,8 +22,8 @@
 //!
 //! ## Differences from the authors' code
 //! The reference is the benchmark's `defense/fp.py`:
-//! - It measures the accuracy of step 2 on the clean test set, which no defender has; the row `oracle` is what looking
-//!   there can give.
+//! - It measures the accuracy of step 2 on the clean test set, which no defender has. It does not look at attacks, so it
+//!   has no oracle; the row of this name is the sweep's model with the best DER.
 //! - It goes on with the last mask tried, which broke the tolerance (`prune.keep = "last-tried"`); the default
 //!   `"within"` is the one before.
 //! - It masks one feature less than it counts (`prune.one_less = true`); the default masks as many as it says.
@@ -41,11 +42,16 @@
 //! - `clean.ratio` (0.05): share of the training images that the defender has.
 //! - `clean.seed` (0): seed of their draw, which is that of Python's `random.sample`.
 //! - `clean.index_file` (""): text file with their indices instead.
+//! - `prune.order` ("activation"): `"activation"` or `"nwc"`, see above. The latter needs a network whose last
+//!   convolution has as many neurons as the classifier reads features, as those of PreActResNet and ResNet have.
 //! - `prune.step` (0.01): share of the features pruned in one step.
 //! - `prune.tolerance` (0.1): relative loss of accuracy that ends the pruning.
 //! - `prune.keep` ("within"): `"within"` or `"last-tried"`, see above.
 //! - `prune.one_less` (false): mask one feature less, see above.
 //! - `prune.augment` (true), `prune.batch_size` (256): the images whose activations are averaged.
+//! - `unlearn.lr` (0.0001), `unlearn.momentum` (0.9), `unlearn.max_epochs` (1000), `unlearn.stop_accuracy` (0.1),
+//!   `unlearn.stop_constant` (true), `unlearn.batch_size` (256), `unlearn.shuffle` (false), `unlearn.augment` (true):
+//!   clean unlearning for `"nwc"`, as TSBD has it.
 //! - `finetune.epochs` (100): epochs; 0 leaves the pruned model as it is.
 //! - `finetune.batch_size` (256), `finetune.shuffle` (true), `finetune.augment` (true): its batches.
 //! - `finetune.lr` (0.01), `finetune.momentum` (0.9), `finetune.weight_decay` (0.0005): SGD.
@@ -75,15 +81,16 @@ use bb_nn::{Mode, Net, Precision, StateDict, eval};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use self::config::{FpConfig, Keep, PruneConfig};
+use self::config::{FpConfig, Keep, Order, PruneConfig};
 use crate::context::{At, Ctx};
 use crate::data::{CleanBudget, CleanImages};
 use crate::error::DefenseError;
 use crate::finetuning::{self, Part, Plain, Stepper};
 use crate::method::{Candidate, Defense, Repaired, Suspect};
-use crate::nwc::count_of;
+use crate::nwc::{Ranking, count_of};
 use crate::parts::{Head, clear, head};
 use crate::recipes::{RecipeFile, recipes};
+use crate::tsbd::{self, config::TsbdConfig};
 
 /// The defense, for the registry.
 pub struct Fp;
@@ -117,7 +124,11 @@ impl Defense for Fp {
         let order = if let Some(saved) = ctx.load::<Found>(SEARCH)? {
             saved.progress
         } else {
-            let found = search(&cfg.prune, &suspect, &mut net, head, ctx)?;
+            let order = match cfg.prune.order {
+                Order::Activation => by_activation(&cfg.prune, &suspect, head, ctx)?,
+                Order::Nwc => by_weight_change(cfg, &suspect, head, ctx)?,
+            };
+            let found = search(&cfg.prune, order, &suspect, &mut net, head, ctx)?;
             ctx.save(SEARCH, &StateDict::new(), &found)?;
             found
         };
@@ -148,7 +159,7 @@ const SEARCH: &str = "prune";
 /// What the search for a mask found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
-    /// Features, the least active first.
+    /// Features, in the order of pruning.
     pub order: Vec<usize>,
     /// How many of them are masked.
     pub masked: usize,
@@ -221,14 +232,13 @@ fn tolerated(
     Ok(kept)
 }
 
-/// Steps 1 and 2; `net` is used and left masked.
-pub fn search(
+/// Step 1: the features, the least active first.
+fn by_activation(
     cfg: &PruneConfig,
     suspect: &Suspect<'_, CleanImages>,
-    net: &mut Net,
     head: Head,
-    ctx: &mut Ctx<'_>,
-) -> Result<Found, DefenseError> {
+    ctx: &Ctx<'_>,
+) -> Result<Vec<usize>, DefenseError> {
     let (clean, task) = (suspect.clean(), suspect.task());
     let options = LoaderOptions {
         batch_size: cfg.batch_size,
@@ -245,7 +255,46 @@ pub fn search(
         .with_precision(Precision::F32)?;
     let order = ascending(&activations(&mut plain, head, inputs));
     plain.take_failure()?;
-    let whole = plain.params().to_plain(head.weight);
+    Ok(order)
+}
+
+/// Step 1 in the order of weight changes: feature `k` is the mean of what neuron `k` of the last convolution gives, so
+/// it has that neuron's place in TSBD's ranking.
+fn by_weight_change(
+    cfg: &FpConfig,
+    suspect: &Suspect<'_, CleanImages>,
+    head: Head,
+    ctx: &mut Ctx<'_>,
+) -> Result<Vec<usize>, DefenseError> {
+    let lesson = TsbdConfig {
+        record_layer: String::new(),
+        unlearn: cfg.unlearn.clone(),
+        ..TsbdConfig::default()
+    };
+    let change = tsbd::unlearn::run(&lesson, suspect, ctx)?.change;
+    let neurons = change.place(change.neurons() - 1).channel + 1;
+    if neurons != head.features {
+        return Err(DefenseError::Features {
+            arch: suspect.arch().label(),
+            features: head.features,
+            neurons,
+        });
+    }
+    let nwc = change.nwc().split_off(change.neurons() - neurons);
+    Ok(Ranking::new(nwc, &lesson.nwc).order)
+}
+
+/// Step 2; `net` is used and left masked.
+pub fn search(
+    cfg: &PruneConfig,
+    order: Vec<usize>,
+    suspect: &Suspect<'_, CleanImages>,
+    net: &mut Net,
+    head: Head,
+    ctx: &mut Ctx<'_>,
+) -> Result<Found, DefenseError> {
+    let (clean, task) = (suspect.clean(), suspect.task());
+    let whole = net.params().to_plain(head.weight);
     let masked = tolerated(cfg, head.features, |count| {
         ctx.check()?;
         net.params_mut().set_plain(head.weight, &whole);

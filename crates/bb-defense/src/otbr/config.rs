@@ -4,13 +4,13 @@ use bb_core::settings::{SettingsError, Validate, check};
 use serde::{Deserialize, Serialize};
 
 use crate::nwc::{LayerConfig, NwcConfig};
-use crate::settings::{ascending_shares, batch_size, momentum, rate, share};
+use crate::settings::{ascending_shares, batch_size, choice_needs_sweep, momentum, rate, share};
 
 /// Settings of OTBR.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OtbrConfig {
-    /// Repair with every ratio of `sweep_ratios` instead of `prune.gamma` alone, and let `select` choose one.
+    /// Repair with every ratio of `sweep_ratios`, and choose one as `select` says.
     pub sweep: bool,
     /// Pruning ratios of the sweep, in ascending order, each above 0 and at most 1.
     pub sweep_ratios: Vec<f64>,
@@ -96,10 +96,22 @@ pub struct FusionConfig {
     pub floor: f64,
 }
 
+/// How the defender chooses the ratio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Choose {
+    /// It is `prune.gamma`.
+    Fixed,
+    /// The largest of the sweep up to which the model agrees with the suspect's well enough on noise.
+    Agreement,
+}
+
 /// Table `[select]`: the data-free choice among the ratios of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SelectConfig {
+    /// How the defender chooses.
+    pub choose: Choose,
     /// Random images that the models are compared on, at least 1.
     pub images: usize,
     /// Share of the smallest ratio's agreement with the suspect model that a choice must keep, 0 to 1.
@@ -128,6 +140,7 @@ impl Default for OtbrConfig {
                 floor: 1e-6,
             },
             select: SelectConfig {
+                choose: Choose::Fixed,
                 images: 256,
                 agreement: 0.98,
             },
@@ -165,6 +178,11 @@ impl Validate for OtbrConfig {
             "at least 1",
             self.select.images >= 1,
         )?;
-        share("select.agreement", self.select.agreement)
+        share("select.agreement", self.select.agreement)?;
+        choice_needs_sweep(
+            "select.choose",
+            "agreement",
+            self.sweep || self.select.choose == Choose::Fixed,
+        )
     }
 }

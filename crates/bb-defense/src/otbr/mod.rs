@@ -23,13 +23,15 @@
 //!    Shortcuts, batch normalisations with their statistics, and the classifier stay the suspect's.
 //!
 //! With `sweep = true` steps 2 and 3 are done for every ratio of `sweep_ratios`, and there are two results:
-//! - The defender's choice, made without data -> [`fusion::choose`]. The repaired models and the suspect one are given
-//!   the same `select.images` random images, others than the unlearning saw, and the logits of each are compared with
-//!   the suspect's by their correlation over the classes, which the loss of scale that fusion brings does not touch.
-//!   The choice is the largest ratio up to which this agreement is at least the share `select.agreement` of the smallest
-//!   ratio's, which hardly repairs and so tells how much noise says about this network at all. Repairing weakens more
-//!   neurons the larger the ratio is, and what it costs is that the network computes something else; on inputs without
-//!   a trigger it should not, and noise is all of these a defender without data has.
+//! - The defender's choice, made without data.
+//!   - `select.choose = "fixed"`: `prune.gamma`, which is one of the models whether the sweep names it or not.
+//!   - `select.choose = "agreement"` -> [`fusion::choose`]: the repaired models and the suspect one are given the same
+//!     `select.images` random images, others than the unlearning saw, and the logits of each are compared with the
+//!     suspect's by their correlation over the classes, which the loss of scale that fusion brings does not touch. The
+//!     choice is the largest ratio up to which this agreement is at least the share `select.agreement` of the smallest
+//!     ratio's, which hardly repairs and so tells how much noise says about this network at all. Repairing weakens more
+//!     neurons the larger the ratio is, and what it costs is that the network computes something else; on inputs without
+//!     a trigger it should not, and noise is all of these a defender without data has.
 //! - `oracle`: the ratio with the best DER on the test set, found by the harness alone. It says what the method could
 //!   reach, not what a defender can have.
 //!
@@ -61,7 +63,7 @@
 //! ## Settings
 //! - `sweep` (false): repair with every ratio of `sweep_ratios`, see above.
 //! - `sweep_ratios` (0.01 to 0.3, the reference's 7): pruning ratios of the sweep, ascending.
-//! - `layers.exclude` (shortcut): convolutions whose name contains one of these are no target layers.
+//! - `layers.exclude` (shortcut, downsample): convolutions whose name contains one of these are no target layers.
 //! - `unlearn.lr` (0.0001), `unlearn.momentum` (0.9): SGD of the unlearning.
 //! - `unlearn.steps` (20): its steps.
 //! - `unlearn.batch_size` (256): random images in a step.
@@ -73,6 +75,7 @@
 //! - `fusion.lambda` (0.5): share of the transported weights.
 //! - `fusion.cost` ("unaligned"): `"unaligned"` or `"aligned"`, see above.
 //! - `fusion.floor` (0.000001): least mass of a neuron in a layer where some NWC is 0.
+//! - `select.choose` ("fixed"): `"fixed"` or `"agreement"`, see above.
 //! - `select.images` (256): random images on which the models of a sweep are compared.
 //! - `select.agreement` (0.98): share of the smallest ratio's agreement that the choice must keep. Set by four CIFAR-10
 //!   models of width 16 (`docs/benchmarks/defenses-cifar10-small.md`).
@@ -95,7 +98,7 @@ use bb_core::settings::Valid;
 use bb_nn::{Flat, Mode, Net, StateDict, neurons};
 use serde_json::{Value, json};
 
-use self::config::{CostKind, FusionConfig, OtbrConfig};
+use self::config::{Choose, CostKind, FusionConfig, OtbrConfig};
 use self::fusion::{Map, Sizes, agreement, choose, target_masses};
 use self::transport::{Plan, TransportError};
 use self::unlearn::{Targets, noise};
@@ -106,6 +109,7 @@ use crate::method::{Candidate, Defense, Repaired, Suspect};
 use crate::nwc::{Ranking, count_of};
 use crate::parts::clear;
 use crate::recipes::{RecipeFile, recipes};
+use crate::settings::tried;
 
 /// The defense, for the registry.
 pub struct Otbr;
@@ -134,17 +138,16 @@ impl Defense for Otbr {
         let targets = Targets::new(net.params(), &cfg.layers.exclude)?;
         check_chain(net.params(), &targets)?;
         let ranking = unlearn::run(cfg, &suspect, &targets, ctx)?;
-        let ratios = if cfg.sweep {
-            cfg.sweep_ratios.as_slice()
-        } else {
-            std::slice::from_ref(&cfg.prune.gamma)
-        };
+        let fixed = cfg.select.choose == Choose::Fixed;
+        let (ratios, mut chosen) = tried(
+            cfg.sweep.then_some(&cfg.sweep_ratios),
+            fixed.then_some(cfg.prune.gamma),
+        );
         let mut candidates = Vec::with_capacity(ratios.len());
-        for &gamma in ratios {
+        for &gamma in &ratios {
             candidates.push(candidate(cfg, &suspect, &targets, &ranking, gamma, ctx)?);
         }
-        let mut chosen = 0;
-        if cfg.sweep {
+        if !fixed {
             let agreements = agreements(cfg, &suspect, &candidates, ctx)?;
             for (candidate, agreement) in candidates.iter_mut().zip(&agreements) {
                 candidate.notes["agreement"] = json!(agreement);
@@ -381,4 +384,64 @@ fn agreements(
         found.push(agreement);
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bb_nn::ArchSpec;
+
+    /// The parameters of a small network after fusion with what pruning some neurons leaves of it.
+    fn fused(lambda: f64, pruned: &[usize]) -> (Flat, Flat, usize) {
+        let arch = ArchSpec::new("preactresnet18", 4, 10).expect("a small network");
+        let net = Net::new(&arch, 1);
+        let suspect = net.params();
+        let cfg = OtbrConfig::default();
+        let targets = Targets::new(suspect, &cfg.layers.exclude).expect("target layers");
+        let mut own = suspect.clone();
+        prune(&mut own, &targets, pruned);
+        let mut out = suspect.clone();
+        let mut solve = |problem: &Problem<'_>| {
+            let source = vec![1.0; problem.target.len()];
+            Ok(transport::solve(&source, problem.target, problem.costs).expect("a problem"))
+        };
+        let fusion = FusionConfig {
+            lambda,
+            ..cfg.fusion.clone()
+        };
+        let scores = vec![0.5; targets.neurons()];
+        let parts = (suspect, &own);
+        let found = fuse(
+            &fusion,
+            parts,
+            &targets,
+            (&scores, &[0]),
+            &mut out,
+            &mut solve,
+        );
+        let layers = found.expect("fused").layers;
+        (suspect.clone(), out, layers)
+    }
+
+    fn largest_change(a: &Flat, b: &Flat) -> f32 {
+        let tensors = 0..a.layout().entries().len();
+        let pairs = tensors.flat_map(|i| a.to_plain(i).into_iter().zip(b.to_plain(i)));
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn a_network_fused_with_itself_stays_in_every_layer() {
+        let (suspect, out, layers) = fused(0.5, &[]);
+        assert_eq!(layers, 17);
+        assert!(largest_change(&suspect, &out) < 1e-6);
+    }
+
+    #[test]
+    fn without_a_share_nothing_is_transported() {
+        let (suspect, out, layers) = fused(0.0, &[0, 1, 100]);
+        assert_eq!(layers, 17);
+        assert!(suspect.data() == out.data());
+        let (suspect, out, _) = fused(0.5, &[0, 1, 100]);
+        assert!(largest_change(&suspect, &out) > 1e-3);
+    }
 }

@@ -7,17 +7,22 @@ use serde::{Deserialize, Serialize};
 use super::algorithm::Scheme;
 use crate::data::CleanBudget;
 use crate::nwc::{LayerConfig, NwcConfig};
-use crate::settings::{ascending_shares, batch_size, momentum, part, rate, share};
+use crate::settings::{
+    ascending_shares, batch_size, choice_needs_sweep, momentum, part, rate, share,
+};
+
+/// The setting `record_layer` for the last target layer, whatever its name in the suspect's network is.
+pub const LAST: &str = "last";
 
 /// Settings of TSBD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TsbdConfig {
-    /// Repair with every ratio of `sweep_ratios` instead of `reinit.n` alone, and let `select` choose one.
+    /// Repair with every ratio of `sweep_ratios`, and choose one as `select` says.
     pub sweep: bool,
     /// Neuron ratios of the sweep, in ascending order, each above 0 and at most 1.
     pub sweep_ratios: Vec<f64>,
-    /// Parameter tensor whose gradient norm per neuron is recorded while unlearning; empty records none.
+    /// Parameter tensor whose gradient norm per neuron is recorded while unlearning: a name, [`LAST`] or nothing.
     pub record_layer: String,
     /// Measure the model after every n-th epoch of fine-tuning, counted from the first; 0 measures only at the end.
     pub probe_every: usize,
@@ -99,10 +104,22 @@ pub struct FinetuneConfig {
     pub refresh_bn: bool,
 }
 
+/// How the defender chooses the ratio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Choose {
+    /// It is `reinit.n`.
+    Fixed,
+    /// The largest of the sweep whose model is right often enough on held-out clean images.
+    HeldOut,
+}
+
 /// Table `[select]`: the defender's choice among the ratios of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SelectConfig {
+    /// How the defender chooses.
+    pub choose: Choose,
     /// Share of the clean images held out for the choice, above 0 and below 1.
     pub hold_out: f64,
     /// Held-out accuracy a choice may lack to the best ratio's, 0 to 1.
@@ -114,7 +131,7 @@ impl Default for TsbdConfig {
         Self {
             sweep: false,
             sweep_ratios: vec![0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9],
-            record_layer: "layer4.1.conv2.weight".to_owned(),
+            record_layer: LAST.to_owned(),
             probe_every: 10,
             clean: CleanBudget::default(),
             layers: LayerConfig::default(),
@@ -147,10 +164,27 @@ impl Default for TsbdConfig {
                 refresh_bn: true,
             },
             select: SelectConfig {
+                choose: Choose::Fixed,
                 hold_out: 0.2,
                 tolerance: 0.05,
             },
         }
+    }
+}
+
+impl UnlearnConfig {
+    /// Checks the settings, which stand in the table `unlearn`.
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        rate("unlearn.lr", self.lr)?;
+        momentum("unlearn.momentum", self.momentum)?;
+        check(
+            "unlearn.max_epochs",
+            self.max_epochs,
+            "at least 1",
+            self.max_epochs >= 1,
+        )?;
+        share("unlearn.stop_accuracy", self.stop_accuracy)?;
+        batch_size("unlearn.batch_size", self.batch_size)
     }
 }
 
@@ -160,18 +194,7 @@ impl Validate for TsbdConfig {
         self.layers.validate()?;
         self.clean.validate()?;
 
-        let unlearn = &self.unlearn;
-        rate("unlearn.lr", unlearn.lr)?;
-        momentum("unlearn.momentum", unlearn.momentum)?;
-        check(
-            "unlearn.max_epochs",
-            unlearn.max_epochs,
-            "at least 1",
-            unlearn.max_epochs >= 1,
-        )?;
-        share("unlearn.stop_accuracy", unlearn.stop_accuracy)?;
-        batch_size("unlearn.batch_size", unlearn.batch_size)?;
-
+        self.unlearn.validate()?;
         self.nwc.validate()?;
         share("reinit.n", self.reinit.n)?;
         share("reinit.m", self.reinit.m)?;
@@ -188,6 +211,11 @@ impl Validate for TsbdConfig {
         share("finetune.alpha", finetune.alpha)?;
         batch_size("finetune.batch_size", finetune.batch_size)?;
 
+        choice_needs_sweep(
+            "select.choose",
+            "held-out",
+            self.sweep || self.select.choose == Choose::Fixed,
+        )?;
         part("select.hold_out", self.select.hold_out)?;
         share("select.tolerance", self.select.tolerance)
     }
@@ -232,6 +260,7 @@ mod tests {
             ("finetune.alpha=2", "finetune.alpha"),
             ("finetune.norm=tensor", "finetune.norm"),
             ("finetune.batch_size=0", "finetune.batch_size"),
+            ("select.choose=held-out", "select.choose"),
             ("select.hold_out=0", "select.hold_out"),
             ("select.hold_out=1", "select.hold_out"),
             ("select.tolerance=1.5", "select.tolerance"),

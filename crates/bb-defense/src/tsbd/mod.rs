@@ -21,14 +21,18 @@
 //!    [`finetune::Tuner`].
 //!
 //! With `sweep = true` steps 3 and 4 are done for every ratio of `sweep_ratios`, and there are two results:
-//! - The defender's choice. The last `select.hold_out` of the clean images (they are in random order) are held out,
-//!   each zeroed model is fine-tuned on the rest, and of all ratios whose held-out accuracy is at most
-//!   `select.tolerance` below the best ratio's, the largest is taken -> [`algorithm::choose`]. A larger ratio clears
-//!   more of the backdoor, and what it costs is clean accuracy, which is all the defender can see. The comparison is
-//!   with the best ratio and not with the suspect model, because the suspect was trained on the held-out images too
-//!   and remembers them. The model handed back for the chosen ratio is the one that was fine-tuned on all clean
-//!   images, bit for bit the one of a run with `reinit.n` set to it. The ranking of the neurons has seen the held-out
-//!   images; no step of a fine-tuning that is judged on them has.
+//! - The defender's choice.
+//!   - `select.choose = "fixed"`: `reinit.n`, which is one of the models whether the sweep names it or not.
+//!   - `select.choose = "held-out"`: the last `select.hold_out` of the clean images (they are in random order) are held
+//!     out, each zeroed model is fine-tuned on the rest, and of all ratios whose held-out accuracy is at most
+//!     `select.tolerance` below the best ratio's, the largest is taken -> [`algorithm::choose`]. A larger ratio clears
+//!     more of the backdoor, and what it costs is clean accuracy, which is all the defender can see. The comparison is
+//!     with the best ratio and not with the suspect model, because the suspect was trained on the held-out images too
+//!     and remembers them. The ranking of the neurons has seen the held-out images; no step of a fine-tuning that is
+//!     judged on them has.
+//!
+//!   The model handed back is the one that was fine-tuned on all clean images, bit for bit that of a run without a sweep
+//!   and `reinit.n` set to its ratio.
 //! - `oracle`: the ratio with the best DER on the test set, found by the harness alone. It says what the method could
 //!   reach, not what a defender can have.
 //!
@@ -63,13 +67,14 @@
 //! ## Settings
 //! - `sweep` (false): repair with every ratio of `sweep_ratios`, see above.
 //! - `sweep_ratios` (0.01 to 0.9, the reference's 11): neuron ratios of the sweep, ascending.
-//! - `record_layer` ("layer4.1.conv2.weight"): tensor whose gradient norm per neuron in the first epoch of unlearning
-//!   goes to `activeness.csv`; empty for none.
+//! - `record_layer` ("last"): tensor whose gradient norm per neuron in the first epoch of unlearning goes to
+//!   `activeness.csv`, by its name; `"last"` is the last target layer, `layer4.1.conv2.weight` in PreActResNet-18 and
+//!   `features.49.weight` in VGG19-BN; empty for none.
 //! - `probe_every` (10): measure the test set after every n-th epoch of fine-tuning, from the first; 0 only at the end.
 //! - `clean.ratio` (0.05): share of the clean training images that the defender has.
 //! - `clean.seed` (0): seed of their draw, which is that of Python's `random.sample`.
 //! - `clean.index_file` (""): text file with their indices instead.
-//! - `layers.exclude` (shortcut): convolutions whose name contains one of these are no target layers.
+//! - `layers.exclude` (shortcut, downsample): convolutions whose name contains one of these are no target layers.
 //! - `unlearn.lr` (0.0001), `unlearn.momentum` (0.9): SGD of the unlearning.
 //! - `unlearn.max_epochs` (1000): cap on its epochs.
 //! - `unlearn.stop_accuracy` (0.1): accuracy on the clean images that ends it.
@@ -87,13 +92,14 @@
 //! - `finetune.norm` ("per-tensor"): `"per-tensor"` or `"global"`.
 //! - `finetune.batch_size` (256), `finetune.shuffle` (false), `finetune.augment` (true): its batches.
 //! - `finetune.refresh_bn` (true): see above.
+//! - `select.choose` ("fixed"): `"fixed"` or `"held-out"`, see above.
 //! - `select.hold_out` (0.2): share of the clean images held out to choose among the ratios of a sweep.
 //! - `select.tolerance` (0.05): held-out accuracy that the choice may lack to the best ratio's.
 //!
 //! ## Cost
 //! Counted in passes over the clean images: each epoch of unlearning costs a forward and backward pass and a forward
-//! pass, each epoch of fine-tuning two forward and backward passes and a forward pass. A sweep fine-tunes each ratio
-//! twice, the second time without the held-out images.
+//! pass, each epoch of fine-tuning two forward and backward passes and a forward pass. A sweep does the latter for
+//! each ratio, and twice where held-out images choose.
 //!
 //! ## References
 //! - Lin, Liu, Wei, Li, Xiong: Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning Weight Changes and
@@ -114,7 +120,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::algorithm::{Zeroing, choose, zero_reinitialisation};
-use self::config::TsbdConfig;
+use self::config::{Choose, TsbdConfig};
 use self::unlearn::Course;
 use crate::context::{At, Ctx};
 use crate::data::{CleanBudget, CleanImages, HeldOut};
@@ -123,6 +129,7 @@ use crate::finetuning::begun;
 use crate::method::{Candidate, Defense, Repaired, Suspect};
 use crate::nwc::{Ranking, WeightChange};
 use crate::recipes::{RecipeFile, recipes};
+use crate::settings::tried;
 
 /// The defense, for the registry.
 pub struct Tsbd;
@@ -151,18 +158,16 @@ impl Defense for Tsbd {
         suspect: Suspect<'_, CleanImages>,
         ctx: &mut Ctx<'_>,
     ) -> Result<Repaired, DefenseError> {
-        let held = if cfg.sweep {
-            Some(HeldOut::new(suspect.clean(), cfg.select.hold_out)?)
-        } else {
-            None
+        let held = match cfg.select.choose {
+            Choose::Fixed => None,
+            Choose::HeldOut => Some(HeldOut::new(suspect.clean(), cfg.select.hold_out)?),
         };
         let unlearned = unlearn::run(cfg, &suspect, ctx)?;
         let ranking = Ranking::new(unlearned.change.nwc(), &cfg.nwc);
-        let ratios = if cfg.sweep {
-            cfg.sweep_ratios.as_slice()
-        } else {
-            std::slice::from_ref(&cfg.reinit.n)
-        };
+        let (ratios, mut chosen) = tried(
+            cfg.sweep.then_some(&cfg.sweep_ratios),
+            held.is_none().then_some(cfg.reinit.n),
+        );
         let zeroing = |n| {
             zero_reinitialisation(
                 &unlearned.change,
@@ -174,10 +179,9 @@ impl Defense for Tsbd {
         };
 
         let mut candidates = Vec::with_capacity(ratios.len());
-        for &n in ratios {
+        for &n in &ratios {
             candidates.push(candidate(cfg, &suspect, n, &zeroing(n), ctx)?);
         }
-        let mut chosen = 0;
         if let Some(held) = held {
             let mut hits = Vec::with_capacity(ratios.len());
             for (&n, candidate) in ratios.iter().zip(&mut candidates) {

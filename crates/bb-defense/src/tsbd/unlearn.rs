@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::algorithm::NormRecord;
-use super::config::TsbdConfig;
+use super::config::{LAST, TsbdConfig};
 use crate::context::{At, Ctx, training_state};
 use crate::data::CleanImages;
 use crate::error::DefenseError;
@@ -86,7 +86,7 @@ pub fn watched(
     let mut net = suspect.net()?;
     let targets = target_tensors(net.params(), &cfg.layers.exclude);
     let original = plain_tensors(net.params(), &targets);
-    let recorded = recorded_tensor(&net, &cfg.record_layer)?;
+    let recorded = recorded_tensor(&net, &cfg.record_layer, &targets)?;
 
     let mut sgd = Sgd::new(net.params(), unlearn.momentum as f32, 0.0, false);
     let mut course = Course::default();
@@ -226,9 +226,17 @@ pub fn watched(
     Ok(Unlearned { change, course })
 }
 
-fn recorded_tensor(net: &Net, name: &str) -> Result<Option<usize>, DefenseError> {
+/// The place of the tensor that `record_layer` stands for, if it stands for one.
+fn recorded_tensor(
+    net: &Net,
+    name: &str,
+    targets: &[usize],
+) -> Result<Option<usize>, DefenseError> {
     if name.is_empty() {
         return Ok(None);
+    }
+    if name == LAST {
+        return Ok(targets.last().copied());
     }
     let position = net.params().layout().position(name);
     position.map(Some).ok_or_else(|| DefenseError::NoTensor {

@@ -303,13 +303,13 @@ fn a_repaired_cell_is_complete_and_says_what_happened() {
 fn a_sweep_has_a_choice_and_an_oracle() {
     let out = folder();
     let attack = Draft::new().write(out.path());
+    let of = |set: &[&'static str]| {
+        run(&request(&Tsbd, &attack.dir, out.path(), &quick(set))).expect("repaired")
+    };
     // With full tolerance the choice is the largest ratio.
-    let swept = quick(&[
-        "sweep=true",
-        "sweep_ratios=[0.05, 0.4]",
-        "select.tolerance=1.0",
-    ]);
-    let sweep = run(&request(&Tsbd, &attack.dir, out.path(), &swept)).expect("repaired");
+    let swept = ["sweep=true", "sweep_ratios=[0.05, 0.4]"];
+    let held = ["select.choose=held-out", "select.tolerance=1.0"];
+    let sweep = of(&[swept[0], swept[1], held[0], held[1]]);
     let found = results(&sweep);
     let names: Vec<&str> = found
         .candidates
@@ -342,19 +342,24 @@ fn a_sweep_has_a_choice_and_an_oracle() {
     );
 
     // The chosen model is that of a run with this ratio alone.
-    let fixed = run(&request(
-        &Tsbd,
-        &attack.dir,
-        out.path(),
-        &quick(&["reinit.n=0.4"]),
-    ))
-    .expect("repaired");
+    let alone = of(&["reinit.n=0.4"]);
     assert_eq!(
-        bytes(&fixed, "model.safetensors"),
+        bytes(&alone, "model.safetensors"),
         bytes(&sweep, "model.safetensors")
     );
-    assert_eq!(results(&fixed).after, found.after);
-    assert_ne!(fixed.manifest.id, sweep.manifest.id);
+    assert_eq!(results(&alone).after, found.after);
+    assert_ne!(alone.manifest.id, sweep.manifest.id);
+
+    // A fixed ratio stays the choice, and is among the models although the sweep does not name it.
+    let fixed = of(&[swept[0], swept[1], "reinit.n=0.2"]);
+    let found = results(&fixed);
+    let names = found.candidates.iter().map(|candidate| &candidate.name[..]);
+    assert_eq!(names.collect::<Vec<_>>(), ["n=0.05", "n=0.2", "n=0.4"]);
+    assert_eq!(found.chosen, "n=0.2");
+    let rated = found.candidates.iter().map(|candidate| candidate.der);
+    let best = rated.max_by(|a, b| a.partial_cmp(b).expect("numbers"));
+    assert_eq!(Some(found.oracle.expect("three models").der), best);
+    assert!(rows(&fixed.dir).iter().all(|row| row["stage"] != "select"));
 }
 
 #[test]
@@ -626,7 +631,7 @@ fn each_bad_cell_is_one_clear_error() {
             draft
         }),
         (
-            "tensor `conv1.weight` has shape [4, 3, 3, 3], expected [8, 3, 3, 3]",
+            "/model.safetensors` cannot be used: tensor `conv1.weight` has shape [4, 3, 3, 3], expected [8, 3, 3, 3]",
             3,
             {
                 let mut draft = Draft::new();
@@ -653,11 +658,15 @@ fn each_bad_cell_is_one_clear_error() {
             draft.spec.inputs.clear();
             draft
         }),
-        ("holds NaN or an infinity", 3, {
-            let mut draft = Draft::new();
-            draft.files.entry("model.safetensors").and_modify(nan_at);
-            draft
-        }),
+        (
+            "/model.safetensors` cannot be used: tensor `linear.weight` holds NaN or an infinity",
+            3,
+            {
+                let mut draft = Draft::new();
+                draft.files.entry("model.safetensors").and_modify(nan_at);
+                draft
+            },
+        ),
         ("is not a valid safetensors file", 3, {
             let mut draft = Draft::new();
             draft
@@ -786,7 +795,14 @@ fn each_wrong_command_is_one_clear_error() {
             "the model has no target layer",
         ),
         (
-            &["--set", "sweep=true", "--set", "select.hold_out=0.001"],
+            &[
+                "--set",
+                "sweep=true",
+                "--set",
+                "select.choose=held-out",
+                "--set",
+                "select.hold_out=0.001",
+            ],
             2,
             "are too few to hold out 0.001 of them",
         ),

@@ -1,8 +1,7 @@
 //! What holds for every defense of the registry: it runs, to the same bits twice, resumes, and names what is wrong.
 
 use super::*;
-use bb_defense::nad::Nad;
-use bb_defense::nc::Nc;
+use bb_defense::fp::Fp;
 use bb_defense::registry::DEFENSES;
 
 /// Settings under which a method takes a second or so, and ones with which it makes several models.
@@ -35,6 +34,8 @@ const METHODS: &[Quick] = &[
             "clean.ratio=0.1",
             "prune.step=0.1",
             "prune.tolerance=0.5",
+            "unlearn.max_epochs=2",
+            "unlearn.batch_size=8",
             "finetune.epochs=2",
             "finetune.batch_size=8",
             "probe_every=1",
@@ -42,14 +43,18 @@ const METHODS: &[Quick] = &[
         more: &["sweep=true", "sweep_ratios=[0.2, 0.9]"],
         wrong: &[
             ("sweep_ratios=[]", "sweep_ratios"),
+            ("prune.order=size", "prune.order"),
             ("prune.step=0", "prune.step"),
             ("prune.step=1", "prune.step"),
             ("prune.tolerance=-1", "prune.tolerance"),
             ("prune.keep=all", "prune.keep"),
             ("prune.batch_size=0", "prune.batch_size"),
+            ("unlearn.lr=0", "unlearn.lr"),
+            ("unlearn.max_epochs=0", "unlearn.max_epochs"),
             ("finetune.lr=0", "finetune.lr"),
         ],
         changes: &[
+            "prune.order=nwc",
             "prune.step=0.3",
             "prune.one_less=true",
             "prune.augment=false",
@@ -215,6 +220,8 @@ const METHODS: &[Quick] = &[
             "recover.batch_size=8",
             "recover.lr=50",
             "recover.momentum=0.5",
+            // So small that it changes every step.
+            "unlearn.clip=0.1",
             "prune.threshold=0.7",
             "sweep=false",
             "probe_every=1",
@@ -246,6 +253,7 @@ const METHODS: &[Quick] = &[
             ("prune.tolerance=2", "prune.tolerance"),
         ],
         changes: &[
+            "clip_before_backward=true",
             "unlearn.max_epochs=1",
             "unlearn.lr=0.05",
             "recover.epochs=1",
@@ -466,6 +474,7 @@ fn place(output: &Output) -> PathBuf {
 
 #[test]
 fn every_method_gives_the_same_bits_twice_and_resumes_to_them() {
+    let mut kills = 0;
     for defense in DEFENSES {
         let quick = quick_of(*defense);
         let [whole, broken] = [folder(), folder()];
@@ -493,7 +502,7 @@ fn every_method_gives_the_same_bits_twice_and_resumes_to_them() {
                 std::thread::sleep(Duration::from_millis(1));
             }
             child.kill().expect("killed");
-            child.wait().expect("a child");
+            kills += usize::from(!child.wait().expect("a child").success());
         }
         assert_eq!(one(broken.path(), "1"), cell, "{}", quick.id);
         let manifest = |cell: &Path| text(&fs_err::read(cell.join("manifest.json")).expect("one"));
@@ -502,6 +511,10 @@ fn every_method_gives_the_same_bits_twice_and_resumes_to_them() {
         assert!(found.candidates.len() == 1 || found.oracle.is_some());
         assert!(found.after.acc.total == TEST as u64);
     }
+    assert!(
+        kills >= DEFENSES.len(),
+        "{kills} runs were killed on their way"
+    );
 }
 
 fn rows_so_far(cell: &Path) -> usize {
@@ -559,7 +572,8 @@ fn a_data_free_sweep_has_a_choice_and_an_oracle() {
         run(&request(otbr, &attack.dir, out.path(), &set)).expect("repaired")
     };
     let sweep = ["sweep=true", "sweep_ratios=[0.1, 0.3]"];
-    let all = repair(&[sweep[0], sweep[1], "select.agreement=0"]);
+    let by_noise = "select.choose=agreement";
+    let all = repair(&[sweep[0], sweep[1], by_noise, "select.agreement=0"]);
     let found = results(&all);
     assert_eq!((found.clean, found.chosen.as_str()), (None, "gamma=0.3"));
     assert!(found.oracle.expect("two candidates").der >= found.der);
@@ -568,8 +582,21 @@ fn a_data_free_sweep_has_a_choice_and_an_oracle() {
         assert!((-1.0..=1.0).contains(&agreement));
     }
     // The second ratio agrees less, so the first one remains.
-    let none = results(&repair(&[sweep[0], sweep[1], "select.agreement=1"]));
+    let none = results(&repair(&[
+        sweep[0],
+        sweep[1],
+        by_noise,
+        "select.agreement=1",
+    ]));
     assert_eq!(none.chosen, "gamma=0.1");
+    // A fixed ratio stays the choice, and is among the models although the sweep does not name it.
+    let kept = results(&repair(&[sweep[0], sweep[1], "prune.gamma=0.2"]));
+    let names = kept.candidates.iter().map(|candidate| &candidate.name[..]);
+    assert_eq!(
+        names.collect::<Vec<_>>(),
+        ["gamma=0.1", "gamma=0.2", "gamma=0.3"]
+    );
+    assert_eq!(kept.chosen, "gamma=0.2");
     // The chosen model is that of a run with this ratio alone.
     let fixed = repair(&["prune.gamma=0.3"]);
     let tensors = |cell: &Cell| {
@@ -737,6 +764,11 @@ fn a_loss_that_explodes_is_an_error() {
         ("nad", "distill.lr=1e30", "distill repaired diverged"),
         ("nad", "distill.beta1=1e300", "distill repaired diverged"),
         ("nc", "finetune.lr=1e30", "unlearn repaired diverged"),
+        ("ft", "finetune.lr=1e30", "finetune repaired diverged"),
+        ("fp", "finetune.lr=1e30", "finetune masked="),
+        ("ibau", "hypergradient.rate=1e30", "diverged"),
+        ("ulrl", "relearn.lr=1e30", "relearn repaired diverged"),
+        ("rnp", "unlearn.lr=1e30", "unlearn diverged"),
     ] {
         let defense = bb_defense::registry::find(id, &[]).expect("a defense");
         let error = run(&request(
@@ -753,34 +785,58 @@ fn a_loss_that_explodes_is_an_error() {
 }
 
 #[test]
-fn every_architecture_is_distilled_and_cleansed() {
+fn every_method_repairs_every_architecture() {
     let dataset = dataset();
-    let clean = dataset.train.take(12);
     let task = &dataset.spec;
     for name in bb_nn::arch::NAMES {
         let arch = ArchSpec::new(name, WIDTH, task.classes).expect("a small network");
         let state = Net::new(&arch, 0).state().expect("a state");
-        let data = CleanImages::from_split(clean.clone());
-        let suspect = || Suspect::new(&arch, task, &state, &data);
         let bytes = |state: &StateDict| state.to_bytes(&BTreeMap::new()).expect("finite");
-        let nad = config::<Nad>(&with("nad", &["distill.layers=stages"]));
-        let repaired = Nad::repair(&nad, suspect(), &mut Ctx::detached(0)).expect("distilled");
-        assert_ne!(
-            bytes(&repaired.candidates[0].state),
-            bytes(&state),
-            "{name}"
-        );
-        // A map of one pixel says nothing.
-        let attention = repaired.notes["attention"].as_bool();
-        assert_eq!(attention, Some(name.contains("resnet")), "{name}");
-        let nc = config::<Nc>(&with("nc", &["invert.max_epochs=1", "finetune.epochs=1"]));
-        let repaired = Nc::repair(&nc, suspect(), &mut Ctx::detached(0)).expect("cleansed");
-        assert_ne!(
-            bytes(&repaired.candidates[0].state),
-            bytes(&state),
-            "{name}"
-        );
+        for defense in DEFENSES {
+            let id = defense.info().id;
+            let mut set: Vec<String> = quick_of(*defense).set.iter().map(|&s| s.into()).collect();
+            if id == "nad" {
+                set.push("distill.layers=stages".to_owned());
+            }
+            let given = Given {
+                set,
+                ..Given::default()
+            };
+            let ready = defense
+                .resolve("synthetic", &given)
+                .expect("valid settings");
+            let armed = ready.grant(&dataset).expect("granted");
+            let (precision, compute) = (Precision::F32, Compute::Cpu);
+            let mut ctx = Ctx::detached(0);
+            let repaired = armed
+                .repair(&arch, task, &state, precision, &compute, &mut ctx)
+                .unwrap_or_else(|error| panic!("{id} on {name}: {error}"));
+            let chosen = &repaired.candidates[repaired.chosen].state;
+            assert_ne!(bytes(chosen), bytes(&state), "{id} on {name}");
+            if id == "nad" {
+                // A map of one pixel says nothing.
+                let attention = repaired.notes["attention"].as_bool();
+                assert_eq!(attention, Some(name.contains("resnet")), "{name}");
+            }
+        }
     }
+}
+
+#[test]
+fn features_that_no_convolution_gives_have_no_order_by_weight_change() {
+    let dataset = dataset();
+    let arch = ArchSpec::new("vgg19_bn", WIDTH, dataset.spec.classes).expect("a small network");
+    let state = Net::new(&arch, 0).state().expect("a state");
+    let data = CleanImages::from_split(dataset.train.take(12));
+    let suspect = Suspect::new(&arch, &dataset.spec, &state, &data);
+    let fp = config::<Fp>(&with("fp", &["prune.order=nwc"]));
+    let error = Fp::repair(&fp, suspect, &mut Ctx::detached(0)).expect_err("refused");
+    assert!(
+        error
+            .to_string()
+            .starts_with("`prune.order` is `nwc`, expected `activation`")
+    );
+    assert_eq!(error.exit_code(), 2);
 }
 
 /// The defaults of a method with some settings on top.

@@ -219,9 +219,14 @@ fn check_state(net: &Net, golden: &Golden, prefix: &str, tolerance: f64) {
 }
 
 fn check_close(what: &str, got: f64, want: f32, tolerance: f64) {
-    let want = f64::from(want);
     assert!(
-        (got - want).abs() <= tolerance * want.abs(),
+        is_close(got, want, tolerance),
         "{what}: {got} against {want}"
     );
+}
+
+/// Whether a number is within a share of what is wanted.
+fn is_close(got: f64, want: f32, tolerance: f64) -> bool {
+    let want = f64::from(want);
+    (got - want).abs() <= tolerance * want.abs()
 }

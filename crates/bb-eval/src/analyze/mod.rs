@@ -36,7 +36,7 @@ use bb_defense::tsbd::config::TsbdConfig;
 use bb_nn::Compute;
 use serde_json::{Value, json};
 
-use self::output::Findings;
+use self::output::{Findings, Folder};
 use self::subject::Subject;
 
 /// What every analysis is given.
@@ -96,6 +96,24 @@ pub enum AnalyzeError {
         /// The folder.
         path: PathBuf,
     },
+    /// The results cannot be written where they are wanted.
+    #[error("cannot make the folder `{}` for the results", path.display())]
+    Out {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The settings leave no layer to look at.
+    #[error(
+        "`layers.exclude` is {exclude:?}, which leaves no target layer of {arch}, expected at least one"
+    )]
+    NoTargets {
+        /// The network.
+        arch: String,
+        /// The setting.
+        exclude: Vec<String>,
+    },
     /// The layer that is ranked has no weight change.
     #[error("`{layer}` is no target layer, so it has no weight change")]
     NotTarget {
@@ -151,7 +169,8 @@ impl Coded for AnalyzeError {
             | Self::NotItsRepair { .. }
             | Self::NoMasks { .. }
             | Self::Masks { .. } => exit::INPUT,
-            Self::Exists { .. } | Self::NotTarget { .. } => exit::USAGE,
+            Self::Out { source, .. } => source.exit_code(),
+            Self::Exists { .. } | Self::NoTargets { .. } | Self::NotTarget { .. } => exit::USAGE,
             Self::NotFinite { .. } => exit::NUMERICAL,
         }
     }
@@ -162,6 +181,10 @@ impl Coded for AnalyzeError {
             Self::NotClean { .. } => "`bb-attack clean` trains one",
             Self::NotAlike { .. } => "train both with the same `--dataset`, `--arch` and `--width`",
             Self::Exists { .. } => "remove it, or give another `--out`",
+            Self::Out { .. } => "give another `--out`",
+            Self::NoTargets { .. } => {
+                "it leaves out the convolutions whose name contains one of its parts"
+            }
             Self::NotTarget { .. } => "leave it out of `layers.exclude`",
             Self::NotItsRepair { .. } => "repair this very model with `bb-defense`",
             Self::NoMasks { .. } => "ANP and RNP learn masks",
@@ -186,12 +209,13 @@ pub struct Study {
 }
 
 impl Study {
-    /// Checks that the results can be written, and opens the cell and the settings.
+    /// Opens the cell and the settings.
     pub fn begin(request: &Request) -> Result<Self, Failure> {
-        output::check(&request.out)?;
         catch_interrupts()?;
         let subject = Subject::open(&request.cell, request.data.as_deref())?;
         let resolved = settings::<Tsbd>(&subject.cell.manifest.dataset, &request.given)?;
+        // Unlearning would find it out in the end.
+        subject.targets(&resolved.value)?;
         Ok(Self {
             subject,
             cfg: resolved.value,
@@ -243,9 +267,11 @@ pub fn run(
     request: &Request,
     analysis: impl FnOnce(&Study) -> Result<Findings, Failure>,
 ) -> Result<String, Failure> {
+    // First, so that a place that cannot be written to is not found out after all epochs.
+    let folder = Folder::begin(&request.out)?;
     let study = Study::begin(request)?;
     let findings = analysis(&study)?;
-    findings.write(&request.out)?;
+    folder.finish(&findings)?;
     Ok(line(&request.out, &findings))
 }
 

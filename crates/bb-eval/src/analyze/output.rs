@@ -22,29 +22,77 @@ pub struct Findings {
     pub found: Value,
 }
 
-impl Findings {
-    /// Makes the folder `out` with all tables and figures, and `summary.json`.
+/// A folder of results on its way: beside its place until it is whole, and gone if it never is.
+pub struct Folder {
+    out: PathBuf,
+    /// Dropped in this order: first the files, then the folders made for them.
+    unfinished: Unfinished,
+    _parents: Parents,
+}
+
+impl Folder {
+    /// Makes the folder in which `out` will lie, and one beside it for what is not whole yet.
     ///
     /// # Errors
-    /// [`AnalyzeError::Exists`] if it is there; what goes wrong while writing leaves no folder.
-    pub fn write(&self, out: &Path) -> Result<(), Failure> {
+    /// [`AnalyzeError::Exists`] if `out` is there, [`AnalyzeError::Out`] if nothing can be made there.
+    pub fn begin(out: &Path) -> Result<Self, AnalyzeError> {
         check(out)?;
+        let wrong = |source| AnalyzeError::Out {
+            path: out.to_owned(),
+            source,
+        };
         let parent = parent(out);
-        fs_err::create_dir_all(parent)?;
-        let unfinished = Unfinished::new(parent)?;
-        for (name, text) in &self.tables {
-            atomic::write(unfinished.0.join(name), text)?;
+        let parents = Parents::make(parent).map_err(wrong)?;
+        Ok(Self {
+            out: out.to_owned(),
+            unfinished: Unfinished::new(parent).map_err(wrong)?,
+            _parents: parents,
+        })
+    }
+
+    /// Writes all tables and figures, and `summary.json`.
+    ///
+    /// # Errors
+    /// [`AnalyzeError::Exists`] if the folder has come to be meanwhile; what goes wrong while writing leaves no folder.
+    pub fn finish(self, findings: &Findings) -> Result<(), Failure> {
+        let folder = &self.unfinished.0;
+        for (name, text) in &findings.tables {
+            atomic::write(folder.join(name), text)?;
         }
-        for (name, figure) in &self.figures {
-            atomic::write(unfinished.0.join(name), figure.render())?;
+        for (name, figure) in &findings.figures {
+            atomic::write(folder.join(name), figure.render())?;
         }
-        let mut summary = self.facts.clone();
-        summary["found"] = self.found.clone();
+        let mut summary = findings.facts.clone();
+        summary["found"] = findings.found.clone();
         let mut text = serde_json::to_string_pretty(&summary).expect("numbers and words");
         text.push('\n');
-        atomic::write(unfinished.0.join("summary.json"), text)?;
-        check(out)?;
-        Ok(fs_err::rename(&unfinished.0, out)?)
+        atomic::write(folder.join("summary.json"), text)?;
+        check(&self.out)?;
+        Ok(fs_err::rename(folder, &self.out)?)
+    }
+}
+
+/// Folders that were made for the results; those that stay empty go again.
+struct Parents(Vec<PathBuf>);
+
+impl Parents {
+    /// Makes a folder and those above it that are missing.
+    fn make(folder: &Path) -> std::io::Result<Self> {
+        let missing = folder
+            .ancestors()
+            .take_while(|path| *path != Path::new("") && path.symlink_metadata().is_err());
+        let made = Self(missing.map(Path::to_owned).collect());
+        fs_err::create_dir_all(folder)?;
+        Ok(made)
+    }
+}
+
+impl Drop for Parents {
+    fn drop(&mut self) {
+        // The innermost first. One with results in it, or that was never made, cannot be removed, as it should be.
+        for folder in &self.0 {
+            let _ = fs_err::remove_dir(folder);
+        }
     }
 }
 
@@ -68,14 +116,14 @@ fn parent(path: &Path) -> &Path {
 struct Unfinished(PathBuf);
 
 impl Unfinished {
-    fn new(parent: &Path) -> Result<Self, Failure> {
+    fn new(parent: &Path) -> std::io::Result<Self> {
         // Another analysis may be on its way beside this one, and a killed one may have left its folder.
         for number in 0u32.. {
             let path = parent.join(format!(".tmp-analysis-{}-{number}", std::process::id()));
             match fs_err::create_dir(&path) {
                 Ok(()) => return Ok(Self(path)),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         unreachable!("there are more numbers than folders")
@@ -116,11 +164,15 @@ mod tests {
         names
     }
 
+    fn write(out: &Path, findings: &Findings) -> Result<(), Failure> {
+        Folder::begin(out)?.finish(findings)
+    }
+
     #[test]
     fn results_appear_whole_and_never_over_others() {
         let place = tempfile::tempdir().expect("a folder");
         let out = place.path().join("new/results");
-        findings("second.csv").write(&out).expect("written");
+        write(&out, &findings("second.csv")).expect("written");
         assert_eq!(names(&out), ["first.csv", "second.csv", "summary.json"]);
         assert_eq!(names(&place.path().join("new")), ["results"]);
         let summary = fs_err::read_to_string(out.join("summary.json")).expect("readable");
@@ -130,7 +182,7 @@ mod tests {
             json!({ "analysis": "none", "found": { "x": 1.5 } })
         );
 
-        let again = findings("third.csv").write(&out).expect_err("it is there");
+        let again = write(&out, &findings("third.csv")).expect_err("it is there");
         assert!(again.to_string().ends_with("exists already"), "{again}");
         assert_eq!(again.exit_code(), 2);
         assert_eq!(names(&out).len(), 3);
@@ -142,11 +194,25 @@ mod tests {
     #[test]
     fn what_cannot_be_written_leaves_nothing() {
         let place = tempfile::tempdir().expect("a folder");
-        let out = place.path().join("results");
-        let error = findings("no/such/folder.csv")
-            .write(&out)
-            .expect_err("no folder");
+        let out = place.path().join("new/results");
+        let error = write(&out, &findings("no/such/folder.csv")).expect_err("no folder");
         assert!(error.to_string().contains("folder.csv"), "{error}");
         assert_eq!(names(place.path()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_to_is_found_first() {
+        let place = tempfile::tempdir().expect("a folder");
+        fs_err::write(place.path().join("file"), "").expect("written");
+        let out = place.path().join("file/new/results");
+        let Err(error) = Folder::begin(&out) else {
+            panic!("the folder would lie in a file")
+        };
+        let expected = format!("cannot make the folder `{}` for the results", out.display());
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(names(place.path()), ["file"]);
+        // What was begun and not finished leaves nothing.
+        drop(Folder::begin(&place.path().join("a/b/results")).expect("it can be made"));
+        assert_eq!(names(place.path()), ["file"]);
     }
 }

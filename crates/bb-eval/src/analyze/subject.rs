@@ -11,12 +11,13 @@ use bb_defense::context::Ctx;
 use bb_defense::data::{CleanImages, FromNeeds as _, NoImages};
 use bb_defense::harness::{SuspectCell, open_data, open_suspect};
 use bb_defense::method::Suspect;
-use bb_defense::nwc::{MismatchError, target_tensors};
+use bb_defense::nwc::target_tensors;
 use bb_defense::tsbd::config::TsbdConfig;
 use bb_defense::tsbd::unlearn::{Epoch, Unlearned, watched};
 use bb_nn::{ArchSpec, Compute, Net, StateDict};
 
 use super::AnalyzeError;
+use crate::network;
 
 /// A trained model and the data it belongs to.
 pub struct Subject {
@@ -39,8 +40,7 @@ impl Subject {
         // Nothing is written beside the results, so decoded images are not kept.
         let (dataset, poisoned) = open_data(&cell, data, None)?;
         let arch = ArchSpec::new(&arch, width, dataset.spec.classes)?;
-        let state = StateDict::load(&cell.file(MODEL))?;
-        Net::from_state(&arch, &state)?;
+        let (state, _) = network::load(&cell.file(MODEL), &arch)?;
         Ok(Self {
             cell,
             arch,
@@ -116,15 +116,31 @@ impl Subject {
         Ok(NoImages::grant(&self.dataset, &())?.0)
     }
 
-    /// The last layer whose neurons are compared, a place among the parameters, and its name.
-    pub fn last_target(&self, cfg: &TsbdConfig) -> Result<(usize, String), Failure> {
+    /// The layers whose neurons are compared: places among the parameters and names, in the network's order.
+    ///
+    /// # Errors
+    /// [`AnalyzeError::NoTargets`] if the settings leave none.
+    pub fn targets(&self, cfg: &TsbdConfig) -> Result<Vec<(usize, String)>, Failure> {
         let net = Net::from_state(&self.arch, &self.state)?;
-        let targets = target_tensors(net.params(), &cfg.layers.exclude);
-        let last = *targets
-            .last()
-            .ok_or(MismatchError::NoLayers)
-            .map_err(DefenseError::from)?;
-        Ok((last, net.params().layout().entries()[last].name.clone()))
+        let entries = net.params().layout().entries();
+        let targets: Vec<(usize, String)> = target_tensors(net.params(), &cfg.layers.exclude)
+            .into_iter()
+            .map(|tensor| (tensor, entries[tensor].name.clone()))
+            .collect();
+        if targets.is_empty() {
+            return Err(AnalyzeError::NoTargets {
+                arch: self.arch.label(),
+                exclude: cfg.layers.exclude.clone(),
+            }
+            .into());
+        }
+        Ok(targets)
+    }
+
+    /// The last of [`Self::targets`].
+    pub fn last_target(&self, cfg: &TsbdConfig) -> Result<(usize, String), Failure> {
+        let last = self.targets(cfg)?.pop();
+        Ok(last.expect("there is at least one"))
     }
 }
 

@@ -117,6 +117,11 @@ impl Layer {
         })
     }
 
+    /// Name of the convolution's weights.
+    pub fn tensor(&self) -> String {
+        format!("{}.weight", self.conv)
+    }
+
     /// What the batch normalisation multiplies each channel by and adds to it in eval mode.
     pub fn affine(&self, net: &Net) -> Vec<(f64, f64)> {
         let (gamma, beta) = (
@@ -215,14 +220,10 @@ fn weight_change(study: &Study, layer: &Layer) -> Result<Vec<f64>, Failure> {
     })?;
     tell_unless_reached(study, lesson, &unlearned);
     let change = &unlearned.change;
-    let tensor = format!("{}.weight", layer.conv);
+    let tensor = layer.tensor();
     let own = change.nwc().into_iter().enumerate();
     let own = own.filter(|(neuron, _)| change.place(*neuron).layer == tensor);
-    let own: Vec<f64> = own.map(|(_, value)| f64::from(value)).collect();
-    if own.is_empty() {
-        return Err(AnalyzeError::NotTarget { layer: tensor }.into());
-    }
-    Ok(own)
+    Ok(own.map(|(_, value)| f64::from(value)).collect())
 }
 
 fn bound(study: &Study, layer: &Layer) -> Result<Vec<f64>, Failure> {
@@ -283,7 +284,15 @@ pub fn run(study: &Study, repairs: &[PathBuf]) -> Result<Findings, Failure> {
     subject.needs_backdoor("trigger-activated change")?;
     let mut net = subject.net(&study.compute)?;
     let layer = Layer::last(&net)?;
-    // Read first, so that a wrong cell is said before anything is computed.
+    // What the settings or a wrong cell leave without a score is said before anything is computed.
+    let tensor = layer.tensor();
+    if !subject
+        .targets(&study.cfg)?
+        .iter()
+        .any(|(_, name)| *name == tensor)
+    {
+        return Err(AnalyzeError::NotTarget { layer: tensor }.into());
+    }
     let affine = layer.affine(&net);
     let (learned, repairs) = masks::rankings(repairs, subject, (&layer, affine.len()))?;
     study.say(&format!("trigger-activated change of `{}`", layer.conv));

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bb_core::metrics::{self, Metric, Ratio, Scores, Summary};
 
-use crate::paper::{Facts, Paper, Printed};
+use crate::paper::{Facts, Paper, Printed, RepairFacts};
 pub use sheet::Layout;
 use sheet::duration;
 
@@ -64,7 +64,7 @@ pub struct AttackRow {
 }
 
 /// One defense of a table.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DefenseColumn {
     /// Method id, by which the paper's column is found; empty for the undefended model.
     pub method: String,
@@ -72,6 +72,18 @@ pub struct DefenseColumn {
     pub label: String,
     /// What kind of row this is.
     pub role: Role,
+    /// What it worked with, for the comparison with the paper's setting; `None` for the undefended model.
+    pub facts: Option<RepairFacts>,
+}
+
+/// What a table prints for the undefended model.
+pub const UNDEFENDED: &str = "No defense";
+/// What a table prints for the mean over its attacks.
+pub const AVERAGE: &str = "Average";
+
+/// What a table prints for the oracle beside the defense of this label.
+pub fn oracle_label(defense: &str) -> String {
+    format!("{defense} (oracle)")
 }
 
 impl DefenseColumn {
@@ -79,9 +91,16 @@ impl DefenseColumn {
     pub fn undefended() -> Self {
         Self {
             method: String::new(),
-            label: "No defense".to_owned(),
+            label: UNDEFENDED.to_owned(),
             role: Role::Undefended,
+            facts: None,
         }
+    }
+
+    /// What differs from the paper's setting; the undefended model has none of its own.
+    fn differences(&self, paper: &Paper) -> Vec<String> {
+        let facts = self.facts.as_ref();
+        facts.map_or_else(Vec::new, |facts| paper.repair_differences(facts))
     }
 }
 
@@ -100,6 +119,19 @@ pub struct Observation {
     pub before: Option<Scores>,
     /// How long the run took.
     pub seconds: Option<f64>,
+}
+
+/// A cell that is there and cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Index of the attack.
+    pub attack: usize,
+    /// Index of the defense.
+    pub defense: usize,
+    /// The seed of the run.
+    pub seed: u64,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// Everything a table is made of.
@@ -121,6 +153,8 @@ pub struct Input {
     pub seeds: Vec<u64>,
     /// What was measured, at most one per attack, defense and seed.
     pub observations: Vec<Observation>,
+    /// Expected cells that are there and cannot be used.
+    pub damaged: Vec<Damage>,
     /// The paper to compare with, if there is one.
     pub paper: Option<Paper>,
 }
@@ -130,7 +164,7 @@ pub struct Input {
 pub struct PaperRow {
     /// Percentages as printed, in the order of [`COLUMNS`].
     pub values: Printed,
-    /// Whether dataset, network, poisoning and training agree with ours; if not, the difference means little.
+    /// Whether dataset, network, poisoning, training and defense agree with ours; if not, the difference means little.
     pub same_setting: bool,
 }
 
@@ -214,6 +248,8 @@ pub struct Table {
     pub blocks: Vec<Block>,
     /// What was expected and is not there, one line each.
     pub missing: Vec<String>,
+    /// What is there and not shown, one line each: `damaged: ...`, or a repair of a model that is elsewhere.
+    pub left_out: Vec<String>,
     /// What a reader needs to know, one line each.
     pub notes: Vec<String>,
     /// The same for the comparison with the paper.
@@ -227,9 +263,9 @@ impl Table {
     ///
     /// Of two observations with the same attack, defense and seed the first one counts.
     pub fn new(input: &Input) -> Self {
-        let mut missing = Vec::new();
+        let (mut missing, mut left_out) = (Vec::new(), Vec::new());
         let mut blocks: Vec<Block> = (0..input.attacks.len())
-            .map(|attack| block(input, attack, &mut missing))
+            .map(|attack| block(input, attack, &mut missing, &mut left_out))
             .collect();
         if attacks(&blocks).count() > 1 {
             let average = average(input, &blocks);
@@ -264,6 +300,7 @@ impl Table {
             data,
             blocks,
             missing,
+            left_out,
             notes,
             paper_notes,
             paper,
@@ -276,9 +313,13 @@ impl Table {
     }
 }
 
-fn block(input: &Input, attack: usize, missing: &mut Vec<String>) -> Block {
+fn block(
+    input: &Input,
+    attack: usize,
+    missing: &mut Vec<String>,
+    left_out: &mut Vec<String>,
+) -> Block {
     let named = &input.attacks[attack];
-    let differences = input.paper.as_ref().map(|p| p.differences(&named.facts));
     let rows: Vec<Row> = input
         .defenses
         .iter()
@@ -297,10 +338,23 @@ fn block(input: &Input, attack: usize, missing: &mut Vec<String>) -> Block {
                     seconds: o.seconds,
                 });
             }
+            let here = |d: &&Damage| (d.attack, d.defense) == (attack, defense);
+            let damaged: BTreeMap<u64, &str> = input
+                .damaged
+                .iter()
+                .filter(here)
+                .map(|d| (d.seed, d.reason.as_str()))
+                .collect();
+            for (seed, reason) in &damaged {
+                left_out.push(format!(
+                    "damaged: {} / {}: seed {seed}: {reason}",
+                    named.label, column.label
+                ));
+            }
             let absent: Vec<_> = input
                 .seeds
                 .iter()
-                .filter(|s| !cells.contains_key(s))
+                .filter(|s| !cells.contains_key(s) && !damaged.contains_key(s))
                 .map(u64::to_string)
                 .collect();
             if !absent.is_empty() {
@@ -316,11 +370,11 @@ fn block(input: &Input, attack: usize, missing: &mut Vec<String>) -> Block {
                 Summary::of(&cells.iter().filter_map(|c| c.value(i)).collect::<Vec<_>>())
             });
             let paper = input.paper.as_ref().and_then(|p| {
-                let same_setting = differences.as_ref().is_some_and(Vec::is_empty);
-                let comparable = same_setting || p.same_task(&named.facts);
                 let values = p
                     .find(&named.method, &column.method)
-                    .filter(|_| comparable)?;
+                    .filter(|_| p.same_task(&named.facts))?;
+                let same_setting =
+                    p.differences(&named.facts).is_empty() && column.differences(p).is_empty();
                 Some(PaperRow {
                     values,
                     same_setting,
@@ -382,7 +436,7 @@ fn average(input: &Input, blocks: &[Block]) -> Block {
         }
     });
     Block {
-        attack: "Average".to_owned(),
+        attack: AVERAGE.to_owned(),
         average: true,
         clean: false,
         rows: rows.collect(),
@@ -512,19 +566,27 @@ fn paper_notes(input: &Input, blocks: &[Block]) -> Vec<String> {
             "paper: {}; delta: ours - paper, in percentage points",
             paper.citation
         ));
-        let mut differences = BTreeMap::<Vec<String>, Vec<&str>>::new();
-        for attack in &input.attacks {
-            let found = paper.differences(&attack.facts);
-            if !found.is_empty() && paper.same_task(&attack.facts) && paper.has(&attack.method) {
-                differences.entry(found).or_default().push(&attack.label);
-            }
-        }
-        for (found, attacks) in differences {
-            notes.push(format!(
-                "in parentheses: the paper's setting differs, so the delta is no verdict ({}: {})",
-                attacks.join(", "),
-                found.join(", ")
-            ));
+        let attacks = input
+            .attacks
+            .iter()
+            .filter(|attack| paper.same_task(&attack.facts) && paper.has(&attack.method))
+            .map(|attack| (attack.label.as_str(), paper.differences(&attack.facts)));
+        // The oracle has the settings of the defense that stands before it.
+        let compared = |defense: usize| {
+            input.defenses[defense].role != Role::Oracle
+                && blocks.iter().any(|b| b.rows[defense].paper.is_some())
+        };
+        let defenses = (0..input.defenses.len())
+            .filter(|defense| compared(*defense))
+            .map(|defense| &input.defenses[defense])
+            .map(|column| (column.label.as_str(), column.differences(paper)));
+        let differing: Vec<String> = alike(attacks).chain(alike(defenses)).collect();
+        if !differing.is_empty() {
+            notes.push(
+                "in parentheses: the paper's setting differs, so the delta is no verdict"
+                    .to_owned(),
+            );
+            notes.extend(differing);
         }
         let averages = blocks
             .iter()
@@ -541,4 +603,18 @@ fn paper_notes(input: &Input, blocks: &[Block]) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// `BadNets, Blended: width 16 instead of 64`: who differs in the same things, in the order of the table.
+fn alike<'a>(all: impl Iterator<Item = (&'a str, Vec<String>)>) -> impl Iterator<Item = String> {
+    let mut groups: Vec<(Vec<String>, Vec<&str>)> = Vec::new();
+    for (label, differences) in all.filter(|(_, differences)| !differences.is_empty()) {
+        match groups.iter_mut().find(|(known, _)| *known == differences) {
+            Some((_, labels)) => labels.push(label),
+            None => groups.push((differences, vec![label])),
+        }
+    }
+    groups
+        .into_iter()
+        .map(|(differences, labels)| format!("{}: {}", labels.join(", "), differences.join(", ")))
 }

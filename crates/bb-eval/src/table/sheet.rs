@@ -40,7 +40,7 @@ pub(super) struct Sheet {
     pub(super) heads: Vec<Head>,
     /// Groups of rows, divided by a rule.
     pub(super) blocks: Vec<Vec<Vec<Entry>>>,
-    /// Notes and missing cells, one line each.
+    /// Notes, missing cells and what is not shown, one line each.
     pub(super) notes: Vec<String>,
     /// Whether anything is marked as best.
     pub(super) has_best: bool,
@@ -61,6 +61,7 @@ impl Sheet {
             notes.extend_from_slice(&table.paper_notes);
         }
         notes.extend(table.missing.iter().map(|m| format!("missing: {m}")));
+        notes.extend_from_slice(&table.left_out);
         Self {
             title: table.title.clone(),
             heads,

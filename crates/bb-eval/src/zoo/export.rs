@@ -31,7 +31,7 @@ use bb_zoo::torch::{Item, write};
 use serde_json::json;
 
 use super::{ATTACK_RESULT, ZooError, tensors};
-use crate::verify;
+use crate::{network, verify};
 
 /// BackdoorBench's checkpoint of clean training.
 pub const CLEAN_MODEL: &str = "clean_model.pth";
@@ -135,7 +135,7 @@ impl Model {
             })
         };
         Ok(Self {
-            tensors: StateDict::from_bytes(&bytes, &path)?,
+            tensors: StateDict::from_bytes(&bytes, &path).map_err(network::in_file(&path))?,
             arch: field("arch")?.clone(),
             width: number("width")?,
             classes: number("classes")?,
@@ -214,8 +214,13 @@ fn backdoorbench(
     let id = &cell.manifest.dataset;
     let dataset = verify::open_data(cell, request.data.as_deref())?;
     let spec = &dataset.spec;
-    train.check(dataset.train.len(), spec.classes)?;
-    test.check(dataset.test.len(), spec.classes)?;
+    for (set, split, name) in [
+        (&train, &dataset.train, POISON_TRAIN),
+        (&test, &dataset.test, POISON_TEST),
+    ] {
+        set.check(split.len(), spec.classes)
+            .map_err(network::images_in(&cell.file(name)))?;
+    }
     if !["cifar10", "cifar100", "gtsrb", "tiny"].contains(&id.as_str()) {
         warnings.push(format!(
             "BackdoorBench knows no dataset `{id}`, so only `bb-eval zoo import` reads the folder"

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use bb_attack::picture::Picture;
 use bb_core::artifact::{atomic, sha256_file, sha256_hex};
-use bb_core::cell::{self, Cell, CellSpec, ENV, Kind, MODEL, Opened, POISON_TEST, POISON_TRAIN};
+use bb_core::cell::{
+    self, Cell, CellSpec, ENV, Kind, MANIFEST, MODEL, Opened, POISON_TEST, POISON_TRAIN,
+};
 use bb_core::cli::Failure;
 use bb_core::data::{self, Dataset, Images, OpenOptions, Split};
 use bb_core::events::env_facts;
@@ -20,6 +22,7 @@ use bb_zoo::torch::{AttackResult, Checkpoint, DatasetState, NamedTensor, attack}
 use serde_json::json;
 
 use super::{ATTACK_RESULT, Report, Rules, ZooError, tensors};
+use crate::network;
 
 /// What is to be imported.
 #[derive(Clone, Debug)]
@@ -47,7 +50,10 @@ pub(super) struct Found {
     file: PathBuf,
     format: &'static str,
     model_name: Option<String>,
-    classes: Option<usize>,
+    /// Name of the dataset, if the file says it.
+    dataset: Option<String>,
+    /// The field that says how many classes there are, and what it says.
+    classes: Option<(&'static str, usize)>,
     pub(super) state: Vec<NamedTensor>,
     sets: Option<AttackResult>,
 }
@@ -58,16 +64,27 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
     let tensors = std::mem::take(&mut found.state);
     let (kept, ignored) = request.rules.apply(&found.file, tensors)?;
     found.state = kept;
-    let dataset_named = found.sets.as_ref().map(|sets| &sets.dataset);
-    if let Some(named) = dataset_named.filter(|named| **named != request.dataset) {
+    let named = found.dataset.take();
+    if let Some(named) = named.filter(|named| *named != request.dataset) {
         return Err(ZooError::Dataset {
             path: found.file,
-            found: named.clone(),
+            found: named,
             expected: request.dataset.clone(),
         }
         .into());
     }
     let (dataset, limits) = open_data(request, &found)?;
+    if let Some((field, classes)) = found.classes
+        && classes != dataset.spec.classes
+    {
+        return Err(ZooError::Fit {
+            path: found.file,
+            field: field.to_owned(),
+            found: classes.to_string(),
+            expected: dataset.spec.classes.to_string(),
+        }
+        .into());
+    }
     let spec = arch(request, &found, dataset.spec.classes)?;
     let (state, mut report) = tensors::matched(&found.state, &spec)?;
     report.ignored.splice(..0, ignored);
@@ -82,10 +99,12 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         }
         .into());
     }
-    let net = Net::from_state(&spec, &state)?;
+    let net = Net::from_state(&spec, &state).map_err(network::in_file(&found.file))?;
     let (train, test) = sets(&found, &dataset)?;
-    train.check(dataset.train.len(), dataset.spec.classes)?;
-    test.check(dataset.test.len(), dataset.spec.classes)?;
+    for (set, split) in [(&train, &dataset.train), (&test, &dataset.test)] {
+        set.check(split.len(), dataset.spec.classes)
+            .map_err(network::images_in(&found.file))?;
+    }
     let (train_bytes, test_bytes) = (train.to_bytes(), test.to_bytes());
 
     let default = if found.sets.is_some() {
@@ -137,7 +156,9 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
     ];
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
     // Before anything is measured, because NaN is refused here.
-    let model = state.to_bytes(&metadata)?;
+    let model = state
+        .to_bytes(&metadata)
+        .map_err(network::in_file(&found.file))?;
     let mut net = net.on(compute)?;
     let scores = eval::scores(&mut net, &dataset.test, &test, &dataset.spec);
     net.take_failure()?;
@@ -163,11 +184,17 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
 
 /// Reads whatever kind of checkpoint it is, by its first bytes.
 pub(super) fn read(path: &Path) -> Result<Found, Failure> {
-    let file = if path.is_dir() {
-        path.join(ATTACK_RESULT)
-    } else {
-        path.to_owned()
-    };
+    let mut file = path.to_owned();
+    if path.is_dir() {
+        file.push(ATTACK_RESULT);
+        if !file.exists() {
+            return Err(ZooError::NoResult {
+                path: path.to_owned(),
+                cell: path.join(MANIFEST).exists(),
+            }
+            .into());
+        }
+    }
     if is_safetensors(&file)? {
         return read_safetensors(file);
     }
@@ -183,7 +210,8 @@ pub(super) fn read(path: &Path) -> Result<Found, Failure> {
             file,
             format: PYTORCH,
             model_name: Some(sets.model_name.clone()),
-            classes: Some(sets.classes),
+            dataset: Some(sets.dataset.clone()),
+            classes: Some(("num_classes", sets.classes)),
             state: std::mem::take(&mut sets.state),
             sets: Some(sets),
         });
@@ -203,7 +231,8 @@ pub(super) fn read(path: &Path) -> Result<Found, Failure> {
     };
     Ok(Found {
         model_name: text(find("model_name")),
-        classes: number(find("num_classes")),
+        dataset: None,
+        classes: number(find("num_classes")).map(|n| ("num_classes", n)),
         state: attack::state(&checkpoint, field, model)?,
         sets: None,
         format: PYTORCH,
@@ -225,7 +254,8 @@ fn is_safetensors(file: &Path) -> std::io::Result<bool> {
 fn read_safetensors(file: PathBuf) -> Result<Found, Failure> {
     let bytes = fs_err::read(&file)?;
     let metadata = StateDict::metadata(&bytes, &file)?;
-    let mut state = tensors::named(&StateDict::from_bytes(&bytes, &file)?)?;
+    let state = StateDict::from_bytes(&bytes, &file).map_err(network::in_file(&file))?;
+    let mut state = tensors::named(&state).map_err(network::in_file(&file))?;
     for tensor in &mut state {
         if let Some(name) = tensor.name.strip_prefix("module.") {
             tensor.name = name.to_owned();
@@ -234,7 +264,11 @@ fn read_safetensors(file: PathBuf) -> Result<Found, Failure> {
     Ok(Found {
         format: "safetensors",
         model_name: metadata.get("arch").cloned(),
-        classes: metadata.get("classes").and_then(|n| n.parse().ok()),
+        dataset: metadata.get("dataset").cloned(),
+        classes: metadata
+            .get("classes")
+            .and_then(|n| n.parse().ok())
+            .map(|n| ("classes", n)),
         state,
         sets: None,
         file,
@@ -265,10 +299,7 @@ fn open_data(request: &ImportRequest, found: &Found) -> Result<(Dataset, Limits)
         found: found_there,
         expected,
     };
-    let (spec, classes) = (&whole.spec, sets.classes);
-    if classes != spec.classes {
-        return Err(fit("num_classes", classes.to_string(), spec.classes.to_string()).into());
-    }
+    let spec = &whole.spec;
     if sets.image != (spec.height, spec.width) {
         let size = |(h, w): (usize, usize)| format!("{h} x {w}");
         let expected = size((spec.height, spec.width));
@@ -307,11 +338,7 @@ fn arch(request: &ImportRequest, found: &Found, classes: usize) -> Result<ArchSp
         }
         .into());
     }
-    Ok(tensors::spec(
-        name,
-        found.classes.unwrap_or(classes),
-        &found.state,
-    )?)
+    Ok(tensors::spec(name, classes, &found.state)?)
 }
 
 /// The poisoned training and test images.

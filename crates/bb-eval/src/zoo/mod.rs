@@ -50,6 +50,14 @@ pub enum ZooError {
         /// What the dataset has.
         expected: String,
     },
+    /// A folder that BackdoorBench did not leave.
+    #[error("`{}` has no `{ATTACK_RESULT}`, expected a folder with one, or a file of tensors", path.display())]
+    NoResult {
+        /// The folder.
+        path: PathBuf,
+        /// Whether it is a cell of ours.
+        cell: bool,
+    },
     /// The architecture of a bare state dictionary is not known.
     #[error("`{}` does not say what network it belongs to", path.display())]
     NoArch {
@@ -116,6 +124,12 @@ impl Coded for ZooError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::NoArch { .. } => Some("name it with `--arch`".to_owned()),
+            Self::NoResult { cell: true, .. } => Some(
+                "a cell needs no import: `bb-defense` and `bb-eval` take it as it is".to_owned(),
+            ),
+            Self::NoResult { .. } => {
+                Some("name the file itself (`.pt`, `.pth` or `.safetensors`)".to_owned())
+            }
             Self::Dataset { found, .. } => Some(format!("import it with `--dataset {found}`")),
             _ => None,
         }

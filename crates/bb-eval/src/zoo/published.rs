@@ -21,6 +21,7 @@ use bb_zoo::index::{Entry, Expected, Index, Listed, Poison};
 use serde_json::json;
 
 use super::{ZooError, import, tensors};
+use crate::network;
 
 /// The index of this repository, seen from its root.
 pub const INDEX: &str = "model_zoo/index.toml";
@@ -278,17 +279,21 @@ pub fn check(request: &CheckRequest, compute: &Compute) -> Result<Checked, Failu
         }
         .into());
     }
-    let mut net = Net::from_state(&arch, &state)?.on(compute)?;
+    let net = Net::from_state(&arch, &state).map_err(network::in_file(&path))?;
+    let mut net = net.on(compute)?;
     let poisoned = match (&entry.poison, poison_file) {
-        (_, Some(path)) => Some(PoisonSet::load(path)?),
+        (_, Some(path)) => {
+            let poisoned = PoisonSet::load(&path)?;
+            poisoned
+                .check(dataset.test.len(), dataset.spec.classes)
+                .map_err(network::images_in(&path))?;
+            Some(poisoned)
+        }
         (Some(Poison::Recipe { seed, set }), None) => {
             Some(from_recipe(entry, *seed, set, &dataset, &arch)?)
         }
         _ => None,
     };
-    if let Some(poisoned) = &poisoned {
-        poisoned.check(dataset.test.len(), dataset.spec.classes)?;
-    }
     let limit = if request.full { usize::MAX } else { QUICK };
     let acc = eval::accuracy(&mut net, &dataset.test.take(limit), &dataset.spec);
     let asr = poisoned.as_ref().map(|poisoned| {

@@ -1,0 +1,32 @@
+//! Networks read from files, with errors that name the file.
+use std::path::Path;
+
+use bb_core::cli::Failure;
+use bb_core::poison::{PoisonError, PoisonFault};
+use bb_nn::{ArchSpec, Net, NnError, StateDict};
+
+/// Reads the network of `arch` in a file.
+pub(crate) fn load(path: &Path, arch: &ArchSpec) -> Result<(StateDict, Net), Failure> {
+    let state = StateDict::load(path).map_err(in_file(path))?;
+    let net = Net::from_state(arch, &state).map_err(in_file(path))?;
+    Ok((state, net))
+}
+
+/// Names the file in an error about what it holds, which knows only the tensor.
+pub(crate) fn in_file(path: &Path) -> impl FnOnce(NnError) -> Failure {
+    move |error| match error {
+        NnError::Read { .. } | NnError::Format { .. } => error.into(),
+        error => Failure::from(error).context(format!(
+            "the network in `{}` cannot be used",
+            path.display()
+        )),
+    }
+}
+
+/// Names the file that poisoned images come from in an error about them.
+pub(crate) fn images_in(path: &Path) -> impl FnOnce(PoisonFault) -> PoisonError {
+    move |source| PoisonError::Invalid {
+        path: path.to_owned(),
+        source,
+    }
+}
