@@ -4,24 +4,21 @@
 //! defense works; so does a bare state dictionary, as the cell of a network without a backdoor.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use bb_attack::picture::Picture;
 use bb_core::artifact::{atomic, sha256_file, sha256_hex};
-use bb_core::cell::{
-    self, Cell, CellSpec, ENV, Kind, MANIFEST, MODEL, Opened, POISON_TEST, POISON_TRAIN,
-};
+use bb_core::cell::{self, Cell, CellSpec, ENV, Kind, MODEL, Opened, POISON_TEST, POISON_TRAIN};
 use bb_core::cli::Failure;
 use bb_core::data::{self, Dataset, Images, OpenOptions, Split};
 use bb_core::events::env_facts;
 use bb_core::poison::PoisonSet;
-use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
-use bb_zoo::torch::pickle::Value;
-use bb_zoo::torch::{AttackResult, Checkpoint, DatasetState, NamedTensor, attack};
+use bb_nn::{ArchSpec, Compute, Net, eval};
+use bb_zoo::torch::DatasetState;
 use serde_json::json;
 
-use super::{ATTACK_RESULT, Report, Rules, ZooError, tensors};
+use super::source::{self, Found};
+use super::{Report, Rules, ZooError, tensors};
 use crate::network;
 
 /// What is to be imported.
@@ -45,22 +42,9 @@ pub struct ImportRequest {
     pub out: PathBuf,
 }
 
-/// A network and poisoned sets, from whatever kind of file.
-pub(super) struct Found {
-    file: PathBuf,
-    format: &'static str,
-    model_name: Option<String>,
-    /// Name of the dataset, if the file says it.
-    dataset: Option<String>,
-    /// The field that says how many classes there are, and what it says.
-    classes: Option<(&'static str, usize)>,
-    pub(super) state: Vec<NamedTensor>,
-    sets: Option<AttackResult>,
-}
-
 /// Makes a cell of a published model; one that was made before is verified and returned.
 pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Report), Failure> {
-    let mut found = read(&request.path)?;
+    let mut found = source::read(&request.path)?;
     let tensors = std::mem::take(&mut found.state);
     let (kept, ignored) = request.rules.apply(&found.file, tensors)?;
     found.state = kept;
@@ -180,99 +164,6 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         },
     }))?;
     Ok((cell, report))
-}
-
-/// Reads whatever kind of checkpoint it is, by its first bytes.
-pub(super) fn read(path: &Path) -> Result<Found, Failure> {
-    let mut file = path.to_owned();
-    if path.is_dir() {
-        file.push(ATTACK_RESULT);
-        if !file.exists() {
-            return Err(ZooError::NoResult {
-                path: path.to_owned(),
-                cell: path.join(MANIFEST).exists(),
-            }
-            .into());
-        }
-    }
-    if is_safetensors(&file)? {
-        return read_safetensors(file);
-    }
-    let checkpoint = Checkpoint::open(&file)?;
-    let entries = checkpoint.pickle().dict(&checkpoint.pickle().root);
-    let find = |name: &str| {
-        let is = |entry: &&(Value, Value)| matches!(&entry.0, Value::Text(t) if &**t == name);
-        Some(&entries?.iter().rev().find(is)?.1)
-    };
-    if find("bd_test").is_some() {
-        let mut sets = AttackResult::of(&checkpoint)?;
-        return Ok(Found {
-            file,
-            format: PYTORCH,
-            model_name: Some(sets.model_name.clone()),
-            dataset: Some(sets.dataset.clone()),
-            classes: Some(("num_classes", sets.classes)),
-            state: std::mem::take(&mut sets.state),
-            sets: Some(sets),
-        });
-    }
-    // What a defense of the bench saves, or a state dictionary alone.
-    let text = |value: Option<&Value>| match value {
-        Some(Value::Text(text)) => Some(text.to_string()),
-        _ => None,
-    };
-    let number = |value: Option<&Value>| match value {
-        Some(Value::Int(n)) => usize::try_from(*n).ok(),
-        _ => None,
-    };
-    let (field, model) = match find("model") {
-        Some(model) if checkpoint.pickle().dict(model).is_some() => ("model", model),
-        _ => ("", &checkpoint.pickle().root),
-    };
-    Ok(Found {
-        model_name: text(find("model_name")),
-        dataset: None,
-        classes: number(find("num_classes")).map(|n| ("num_classes", n)),
-        state: attack::state(&checkpoint, field, model)?,
-        sets: None,
-        format: PYTORCH,
-        file,
-    })
-}
-
-/// The word in a cell's settings for PyTorch's two formats.
-const PYTORCH: &str = "pytorch";
-
-/// Whether a file begins as safetensors do: with the length of a header, and its brace.
-fn is_safetensors(file: &Path) -> std::io::Result<bool> {
-    let mut head = Vec::new();
-    fs_err::File::open(file)?.take(9).read_to_end(&mut head)?;
-    Ok(head.get(8) == Some(&b'{') && !head.starts_with(b"PK"))
-}
-
-/// A network as safetensors; a file of ours names its architecture.
-fn read_safetensors(file: PathBuf) -> Result<Found, Failure> {
-    let bytes = fs_err::read(&file)?;
-    let metadata = StateDict::metadata(&bytes, &file)?;
-    let state = StateDict::from_bytes(&bytes, &file).map_err(network::in_file(&file))?;
-    let mut state = tensors::named(&state).map_err(network::in_file(&file))?;
-    for tensor in &mut state {
-        if let Some(name) = tensor.name.strip_prefix("module.") {
-            tensor.name = name.to_owned();
-        }
-    }
-    Ok(Found {
-        format: "safetensors",
-        model_name: metadata.get("arch").cloned(),
-        dataset: metadata.get("dataset").cloned(),
-        classes: metadata
-            .get("classes")
-            .and_then(|n| n.parse().ok())
-            .map(|n| ("classes", n)),
-        state,
-        sets: None,
-        file,
-    })
 }
 
 /// Limits on the first images of the two splits.

@@ -15,6 +15,7 @@ use bb_core::cli::{Coded, exit};
 pub mod export;
 pub mod import;
 pub mod published;
+mod source;
 pub mod tensors;
 
 pub use export::{ExportRequest, Exported, Format, export};

@@ -20,7 +20,7 @@ use bb_zoo::fetch::{self, FetchError, Source};
 use bb_zoo::index::{Entry, Expected, Index, Listed, Poison};
 use serde_json::json;
 
-use super::{ZooError, import, tensors};
+use super::{ZooError, source, tensors};
 use crate::network;
 
 /// The index of this repository, seen from its root.
@@ -269,7 +269,7 @@ pub fn check(request: &CheckRequest, compute: &Compute) -> Result<Checked, Failu
     let options = OpenOptions::default();
     let dataset = data::open(&entry.dataset, request.data.as_deref(), &options)?;
     let arch = ArchSpec::new(&entry.arch, entry.width, dataset.spec.classes)?;
-    let found = import::read(&path)?;
+    let found = source::read(&path)?;
     let (state, report) = tensors::matched(&found.state, &arch)?;
     if !report.is_clean() {
         return Err(ZooError::Tensors {
