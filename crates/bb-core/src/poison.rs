@@ -137,11 +137,33 @@ pub enum PoisonFault {
         /// The last class.
         last: u32,
     },
+    /// The pictures are not of the images that stand in the rows of their indices.
+    #[error(
+        "{unlike} of {judged} pictures resemble other images more than the one of their index, such as that of image {index}"
+    )]
+    Rows {
+        /// Pictures that do not resemble their rows.
+        unlike: usize,
+        /// Pictures that were looked at.
+        judged: usize,
+        /// The index of the first one.
+        index: usize,
+    },
 }
 
 impl Coded for PoisonFault {
     fn exit_code(&self) -> u8 {
         exit::INPUT
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Rows { .. } => Some(
+                "the rows of the dataset stand in another order than those the pictures were made from; `bb-eval zoo import` says which order fits"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
     }
 }
 
@@ -150,6 +172,13 @@ impl Coded for PoisonError {
         match self {
             Self::Read { source, .. } => source.exit_code(),
             Self::Invalid { source, .. } => source.exit_code(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Read { .. } => None,
+            Self::Invalid { source, .. } => source.hint(),
         }
     }
 }
