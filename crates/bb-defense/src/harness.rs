@@ -16,6 +16,7 @@ use bb_core::events::{Log, env_facts};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::{PoisonError, PoisonSet};
 use bb_core::precision::Precision;
+use bb_core::rows;
 use bb_nn::{ArchSpec, Compute, Net, StateDict};
 use serde_json::{Value, json};
 
@@ -240,7 +241,8 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
 /// has a cell to call it with.
 ///
 /// # Errors
-/// [`DefenseError::OtherDataset`], [`DefenseError::OtherTestSet`] and [`DefenseError::ImageSize`] if they do not fit.
+/// [`DefenseError::OtherDataset`], [`DefenseError::OtherTestSet`] and [`DefenseError::ImageSize`] if they do not fit, and
+/// [`DefenseError::Poison`] if the pictures of a record are not of these images.
 pub fn open_data(
     attack: &Cell,
     data: Option<&Path>,
@@ -311,6 +313,13 @@ pub fn open_data(
                 reason,
             });
         }
+    }
+    // Our own attacks made the pictures of this very data, by whatever trigger.
+    if manifest.settings.get("imported").is_some() {
+        rows::check(&poisoned, &dataset.test).map_err(|source| PoisonError::Invalid {
+            path,
+            source,
+        })?;
     }
     Ok((dataset, poisoned))
 }

@@ -18,7 +18,7 @@ use crate::plan;
 use crate::prepare::{Places, Prepared};
 use crate::table::{self, Layout, Table};
 use crate::zoo::published::{self, CheckRequest, GetRequest};
-use crate::zoo::{self, ExportRequest, ImportRequest, Rules};
+use crate::zoo::{self, ExportRequest, ImportRequest, RepairedRequest, Rules};
 use crate::{collect, run, verify};
 
 /// Compare backdoor attacks and defenses
@@ -62,9 +62,9 @@ enum Command {
         /// How to write it
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
-        /// One row per attack and defense, or the defenses side by side; CSV is always long
-        #[arg(long, value_enum, default_value_t = LayoutArg::Long)]
-        layout: LayoutArg,
+        /// One row per attack and defense, or the defenses side by side; CSV is always long [default: long]
+        #[arg(long, value_enum)]
+        layout: Option<LayoutArg>,
         #[command(flatten)]
         places: PlaceArgs,
     },
@@ -76,7 +76,8 @@ enum Command {
         /// Folder with the datasets
         #[arg(long, value_name = "DIR")]
         data: Option<PathBuf>,
-        /// The attack that a defense repaired, if it has been moved
+        /// The attack that a defense repaired, if it has been moved; for any other model, the attack whose test images
+        /// it is to be measured on
         #[arg(long, value_name = "CELL")]
         attack: Option<PathBuf>,
         #[command(flatten)]
@@ -93,22 +94,36 @@ enum Command {
 #[derive(Subcommand, Debug)]
 enum ZooCommand {
     /// Make an attack's cell of a folder of BackdoorBench, or a clean one of a bare state dictionary; prints its folder
+    ///
+    /// ACC is of all clean test images, ASR and RA of the poisoned ones that the folder has.
     Import {
         /// Folder with `attack_result.pt`, a PyTorch file (`.pt`, `.pth`) or a `.safetensors` file
         #[arg(value_name = "PATH")]
         path: PathBuf,
-        /// Name of the dataset
-        #[arg(long, value_name = "NAME")]
-        dataset: String,
+        /// Name of the dataset; not needed with `--attack-cell`
+        #[arg(long, value_name = "NAME", required_unless_present = "attack_cell")]
+        dataset: Option<String>,
         /// Folder with the datasets
         #[arg(long, value_name = "DIR")]
         data: Option<PathBuf>,
         /// Architecture, for a file that does not name it
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", conflicts_with = "attack_cell")]
         arch: Option<String>,
         /// Name of the attack that the cell is filed under [default: `imported`, or `clean` without poisoned images]
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", conflicts_with = "attack_cell")]
         attack: Option<String>,
+        /// The file holds what a defense made of this attack: make the defense's cell
+        #[arg(long, value_name = "CELL")]
+        attack_cell: Option<PathBuf>,
+        /// Name of the defense that the cell is filed under [default: `imported`]
+        #[arg(long, value_name = "NAME", requires = "attack_cell")]
+        defense: Option<String>,
+        /// Measure on the first N images of the test split only
+        #[arg(long, value_name = "N", conflicts_with = "attack_cell")]
+        test_limit: Option<NonZeroUsize>,
+        /// Find the row of each picture of a record, because the dataset stands in another order
+        #[arg(long, conflicts_with = "attack_cell")]
+        match_rows: bool,
         /// What tensors are called here: names that begin with FROM begin with TO instead; may be repeated
         #[arg(long, value_name = "FROM=TO")]
         rename: Vec<String>,
@@ -307,6 +322,12 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             layout,
             places,
         } => {
+            if (format, layout) == (Format::Csv, Some(LayoutArg::Wide)) {
+                return Err(Failure::usage(
+                    "`--layout wide` does nothing with `--format csv`, which is always long",
+                )
+                .hint("leave it out"));
+            }
             let tables = tables(&source, places, extra)?;
             // The other formats say it below the table.
             if format == Format::Csv {
@@ -315,8 +336,8 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
                 }
             }
             let layout = match layout {
-                LayoutArg::Long => Layout::Long,
-                LayoutArg::Wide => Layout::Wide,
+                Some(LayoutArg::Wide) => Layout::Wide,
+                Some(LayoutArg::Long) | None => Layout::Long,
             };
             cli::print(&write(&tables, format, layout))
         }
@@ -344,7 +365,8 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
                     count(s.ra)
                 )
             };
-            let (expected, found) = (say(&verified.expected), say(&verified.found));
+            let expected = verified.expected.as_ref().unwrap_or(&verified.found);
+            let (expected, found) = (say(expected), say(&verified.found));
             Err(Failure::check(format!(
                 "the manifest of `{}` says {expected}, found {found}",
                 cell.display()
@@ -363,6 +385,10 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             data,
             arch,
             attack,
+            attack_cell,
+            defense,
+            test_limit,
+            match_rows,
             rename,
             rename_file,
             ignore,
@@ -381,19 +407,40 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                 rules.read(&path)?;
             }
             let compute = machine.start(false)?;
-            let request = ImportRequest {
-                path,
-                dataset,
-                data,
-                arch,
-                attack,
-                rules,
-                report,
-                out,
+            let (cell, report) = if let Some(attack) = attack_cell {
+                let request = RepairedRequest {
+                    path,
+                    attack,
+                    defense,
+                    dataset,
+                    data,
+                    rules,
+                    report,
+                    out,
+                };
+                zoo::import_repaired(&request, &compute)?
+            } else {
+                let request = ImportRequest {
+                    path,
+                    dataset: dataset.unwrap_or_default(),
+                    data,
+                    arch,
+                    attack,
+                    rules,
+                    report,
+                    test_limit: test_limit.map(NonZeroUsize::get),
+                    match_rows,
+                    out,
+                };
+                zoo::import(&request, &compute)?
             };
-            let (cell, report) = zoo::import(&request, &compute)?;
             let text = format!("tensors: {report}");
-            Log::new(false).info("imported", &text, &Value::Null)?;
+            let log = Log::new(false);
+            log.info("imported", &text, &Value::Null)?;
+            if let Some(images) = zoo::record::images(&cell) {
+                let text = format!("images: {images}");
+                log.info("imported", &text, &cell.manifest.results["images"])?;
+            }
             cli::print(&format!("{}\n", cell.dir.display()))
         }
         ZooCommand::Export {

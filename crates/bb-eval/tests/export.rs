@@ -55,6 +55,8 @@ fn import_of(path: PathBuf, out: &Path) -> ImportRequest {
         attack: Some("badnets".to_owned()),
         rules: Rules::default(),
         report: None,
+        test_limit: None,
+        match_rows: false,
         out: out.to_owned(),
     }
 }

@@ -29,6 +29,8 @@ fn request(shared: &Path, path: PathBuf, out: &Path) -> ImportRequest {
         attack: None,
         rules: Rules::default(),
         report: None,
+        test_limit: None,
+        match_rows: false,
         out: out.to_owned(),
     }
 }

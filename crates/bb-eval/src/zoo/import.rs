@@ -6,23 +6,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bb_attack::picture::Picture;
 use bb_core::artifact::{atomic, sha256_file, sha256_hex};
 use bb_core::cell::{self, Cell, CellSpec, ENV, Kind, MODEL, Opened, POISON_TEST, POISON_TRAIN};
 use bb_core::cli::Failure;
-use bb_core::data::{self, Dataset, Images, OpenOptions, Split};
 use bb_core::events::env_facts;
-use bb_core::poison::PoisonSet;
-use bb_nn::{ArchSpec, Compute, Net, eval};
-use bb_zoo::torch::DatasetState;
-use serde_json::json;
+use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
+use serde_json::{Value, json};
 
 use super::source::{self, Found};
-use super::{Report, Rules, ZooError, tensors};
+use super::{Report, Rules, ZooError, record, tensors};
 use crate::network;
 
 /// What is to be imported.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ImportRequest {
     /// A folder with `attack_result.pt`, that file, or a file with a state dictionary (PyTorch's, or safetensors).
     pub path: PathBuf,
@@ -38,16 +34,17 @@ pub struct ImportRequest {
     pub rules: Rules,
     /// A JSON file for the five lists of [`Report`], written also when the tensors do not fit.
     pub report: Option<PathBuf>,
+    /// Measure on the first images of the test split only.
+    pub test_limit: Option<usize>,
+    /// Look for the row of each picture of a record, because the dataset stands in another order.
+    pub match_rows: bool,
     /// Folder for the results.
     pub out: PathBuf,
 }
 
 /// Makes a cell of a published model; one that was made before is verified and returned.
 pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Report), Failure> {
-    let mut found = source::read(&request.path)?;
-    let tensors = std::mem::take(&mut found.state);
-    let (kept, ignored) = request.rules.apply(&found.file, tensors)?;
-    found.state = kept;
+    let (mut found, ignored) = renamed(&request.path, &request.rules)?;
     let named = found.dataset.take();
     if let Some(named) = named.filter(|named| *named != request.dataset) {
         return Err(ZooError::Dataset {
@@ -57,7 +54,8 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         }
         .into());
     }
-    let (dataset, limits) = open_data(request, &found)?;
+    let data = record::open(request, &found)?;
+    let (dataset, limits) = (&data.dataset, data.limits);
     if let Some((field, classes)) = found.classes
         && classes != dataset.spec.classes
     {
@@ -70,25 +68,8 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         .into());
     }
     let spec = arch(request, &found, dataset.spec.classes)?;
-    let (state, mut report) = tensors::matched(&found.state, &spec)?;
-    report.ignored.splice(..0, ignored);
-    if let Some(path) = &request.report {
-        atomic::write(path, format!("{:#}\n", report.to_json()))?;
-    }
-    if !report.is_clean() {
-        return Err(ZooError::Tensors {
-            path: found.file,
-            arch: spec.label(),
-            report: report.to_string(),
-        }
-        .into());
-    }
-    let net = Net::from_state(&spec, &state).map_err(network::in_file(&found.file))?;
-    let (train, test) = sets(&found, &dataset)?;
-    for (set, split) in [(&train, &dataset.train), (&test, &dataset.test)] {
-        set.check(split.len(), dataset.spec.classes)
-            .map_err(network::images_in(&found.file))?;
-    }
+    let (state, net, report) = fitted(&found, &spec, ignored, request.report.as_deref())?;
+    let (train, test) = record::sets(request, &found, &data)?;
     let (train_bytes, test_bytes) = (train.to_bytes(), test.to_bytes());
 
     let default = if found.sets.is_some() {
@@ -97,14 +78,9 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         "clean"
     };
     let method = request.attack.as_deref().unwrap_or(default);
-    let mut imported = json!({ "format": found.format, "model_name": found.model_name });
-    // Only where there are some, so that the name of a cell does not depend on what was not asked for.
-    let Rules { rename, ignore } = &request.rules;
-    if !rename.is_empty() {
-        imported["rename"] = json!(rename);
-    }
-    if !ignore.is_empty() {
-        imported["ignore"] = json!(ignore);
+    let mut imported = origin(&found, &request.rules);
+    if request.match_rows {
+        imported["rows"] = json!("matched");
     }
     let cell = CellSpec {
         kind: Kind::Attack,
@@ -159,6 +135,7 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         "asr": some(scores.asr),
         "ra": some(scores.ra),
         "poison": { "train": train.len(), "test": test.len() },
+        "images": record::counts(&data, &test),
         "tensors": {
             "loaded": report.loaded.len(), "ignored": report.ignored.len(),
         },
@@ -166,50 +143,51 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
     Ok((cell, report))
 }
 
-/// Limits on the first images of the two splits.
-type Limits = (Option<usize>, Option<usize>);
+/// Reads a file, and renames its tensors; gives the names of those that are left out as well.
+pub(super) fn renamed(path: &Path, rules: &Rules) -> Result<(Found, Vec<String>), Failure> {
+    let mut found = source::read(path)?;
+    let tensors = std::mem::take(&mut found.state);
+    let (kept, ignored) = rules.apply(&found.file, tensors)?;
+    found.state = kept;
+    Ok((found, ignored))
+}
 
-/// The dataset, cut to the images that the checkpoint was made from.
-fn open_data(request: &ImportRequest, found: &Found) -> Result<(Dataset, Limits), Failure> {
-    let open = |train_limit, test_limit| {
-        let options = OpenOptions {
-            cache_dir: Some(request.out.join("cache")),
-            train_limit,
-            test_limit,
-            seed: 0,
-        };
-        data::open(&request.dataset, request.data.as_deref(), &options)
-    };
-    let whole = open(None, None)?;
-    let Some(sets) = &found.sets else {
-        return Ok((whole, (None, None)));
-    };
-    let fit = |field: &str, found_there: String, expected: String| ZooError::Fit {
-        path: found.file.clone(),
-        field: field.to_owned(),
-        found: found_there,
-        expected,
-    };
-    let spec = &whole.spec;
-    if sets.image != (spec.height, spec.width) {
-        let size = |(h, w): (usize, usize)| format!("{h} x {w}");
-        let expected = size((spec.height, spec.width));
-        return Err(fit("img_size", size(sets.image), expected).into());
+/// The network of an architecture with the tensors of a file, and what became of each; `report` is a file for that.
+pub(super) fn fitted(
+    found: &Found,
+    spec: &ArchSpec,
+    ignored: Vec<String>,
+    report: Option<&Path>,
+) -> Result<(StateDict, Net, Report), Failure> {
+    let (state, mut lists) = tensors::matched(&found.state, spec)?;
+    lists.ignored.splice(..0, ignored);
+    if let Some(path) = report {
+        atomic::write(path, format!("{:#}\n", lists.to_json()))?;
     }
-    let limit = |field, state: Option<&DatasetState>, split: &Split| match state {
-        Some(state) if state.images > split.len() => {
-            let (found, expected) = (format!("{} images", state.images), split.len().to_string());
-            Err(fit(field, found, expected))
+    if !lists.is_clean() {
+        return Err(ZooError::Tensors {
+            path: found.file.clone(),
+            arch: spec.label(),
+            report: lists.to_string(),
         }
-        Some(state) if state.images < split.len() => Ok(Some(state.images)),
-        _ => Ok(None),
-    };
-    let train = limit("bd_train", sets.train.as_ref(), &whole.train)?;
-    let test = limit("bd_test", Some(&sets.test), &whole.test)?;
-    if (train, test) == (None, None) {
-        return Ok((whole, (None, None)));
+        .into());
     }
-    Ok((open(train, test)?, (train, test)))
+    let net = Net::from_state(spec, &state).map_err(network::in_file(&found.file))?;
+    Ok((state, net, lists))
+}
+
+/// What the settings of a cell say of the file that it was made from.
+pub(super) fn origin(found: &Found, rules: &Rules) -> Value {
+    let mut imported = json!({ "format": found.format, "model_name": found.model_name });
+    // Only where there are some, so that the name of a cell does not depend on what was not asked for.
+    let Rules { rename, ignore } = rules;
+    if !rename.is_empty() {
+        imported["rename"] = json!(rename);
+    }
+    if !ignore.is_empty() {
+        imported["ignore"] = json!(ignore);
+    }
+    imported
 }
 
 /// The architecture by name, with its width read off the first convolution.
@@ -230,64 +208,4 @@ fn arch(request: &ImportRequest, found: &Found, classes: usize) -> Result<ArchSp
         .into());
     }
     Ok(tensors::spec(name, classes, &found.state)?)
-}
-
-/// The poisoned training and test images.
-fn sets(found: &Found, dataset: &Dataset) -> Result<(PoisonSet, PoisonSet), Failure> {
-    let empty = |split: &Split| {
-        let images = Images::new(0, split.images.height(), split.images.width(), Vec::new())?;
-        Ok::<_, Failure>(PoisonSet::new(Vec::new(), images, Vec::new(), Vec::new())?)
-    };
-    let Some(sets) = &found.sets else {
-        return Ok((empty(&dataset.train)?, empty(&dataset.test)?));
-    };
-    let train = match &sets.train {
-        Some(state) => poison_set(found, "bd_train", state, &dataset.train)?,
-        None => empty(&dataset.train)?,
-    };
-    let test = poison_set(found, "bd_test", &sets.test, &dataset.test)?;
-    // The attack success rate is defined over the other classes; the benchmark leaves these images out, too.
-    let mut labels = test.labels.iter().zip(&test.original_labels);
-    if let Some(row) = labels.position(|(attacked, is)| attacked == is) {
-        return Err(ZooError::Target {
-            path: found.file.clone(),
-            index: test.indices[row],
-            label: test.labels[row],
-        }
-        .into());
-    }
-    Ok((train, test))
-}
-
-fn poison_set(
-    found: &Found,
-    field: &str,
-    state: &DatasetState,
-    split: &Split,
-) -> Result<PoisonSet, Failure> {
-    let folder = found.file.parent().unwrap_or(Path::new("."));
-    let (height, width) = (split.images.height(), split.images.width());
-    let mut pixels = Vec::with_capacity(state.records.len() * height * width * 3);
-    for record in &state.records {
-        let (said, is) = (record.original, split.labels[record.index]);
-        if said != is {
-            return Err(ZooError::Fit {
-                path: found.file.clone(),
-                field: format!("{field}: label of image {}", record.index),
-                found: said.to_string(),
-                expected: is.to_string(),
-            }
-            .into());
-        }
-        let path = folder.join(record.file());
-        let picture = Picture::read_sized(&path, height, width).map_err(ZooError::from)?;
-        pixels.extend_from_slice(picture.pixels());
-    }
-    let records = &state.records;
-    Ok(PoisonSet::new(
-        records.iter().map(|r| r.index).collect(),
-        Images::new(records.len(), height, width, pixels)?,
-        records.iter().map(|r| r.label).collect(),
-        records.iter().map(|r| r.original).collect(),
-    )?)
 }

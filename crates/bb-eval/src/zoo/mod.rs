@@ -1,7 +1,9 @@
 //! Models that strangers published, as ordinary cells of an attack, and our own cells for other programs.
 //!
 //! - [`import()`] makes a cell of a folder that BackdoorBench left (`attack_result.pt` and the pictures beside it), on
-//!   which every defense works, or of a bare state dictionary, as the cell of a network without a backdoor.
+//!   which every defense works, or of a bare state dictionary, as the cell of a network without a backdoor;
+//!   [`record`] compares its pictures with the dataset.
+//! - [`import_repaired()`] makes a defense's cell of a network that another program repaired.
 //! - [`export()`] makes such a folder of a cell, or a state dictionary in PyTorch's format or as safetensors.
 //! - [`published`] lists, fetches and measures the models of an index.
 //!
@@ -15,11 +17,14 @@ use bb_core::cli::{Coded, exit};
 pub mod export;
 pub mod import;
 pub mod published;
+pub mod record;
+pub mod repaired;
 mod source;
 pub mod tensors;
 
 pub use export::{ExportRequest, Exported, Format, export};
 pub use import::{ImportRequest, import};
+pub use repaired::{RepairedRequest, import_repaired};
 pub use tensors::{Report, Rules};
 
 /// Name of BackdoorBench's checkpoint in its folder.
