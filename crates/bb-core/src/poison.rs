@@ -138,7 +138,9 @@ pub enum PoisonFault {
         last: u32,
     },
     /// A true label is not that of the image of its index.
-    #[error("`original_label` {found} in row {row} is not that of image {index}, which is {expected}")]
+    #[error(
+        "`original_label` {found} in row {row} is not that of image {index}, which is {expected}"
+    )]
     TrueLabel {
         /// The row.
         row: usize,

@@ -316,10 +316,8 @@ pub fn open_data(
     }
     // Our own attacks made the pictures of this very data, by whatever trigger.
     if manifest.settings.get("imported").is_some() {
-        rows::check(&poisoned, &dataset.test).map_err(|source| PoisonError::Invalid {
-            path,
-            source,
-        })?;
+        rows::check(&poisoned, &dataset.test)
+            .map_err(|source| PoisonError::Invalid { path, source })?;
     }
     Ok((dataset, poisoned))
 }

@@ -10,6 +10,7 @@ use bb_core::poison::PoisonSet;
 use bb_eval::zoo::{ImportRequest, Rules, import};
 use bb_nn::data::{Normaliser, plain_input};
 use bb_nn::{ArchSpec, Compute, Mode, Net, StateDict};
+use serde_json::json;
 
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn shared() -> Option<PathBuf> {
@@ -43,15 +44,38 @@ fn ratio(cell: &Cell, field: &str) -> Ratio {
 fn folders_of_backdoorbench_have_the_bench_own_figures() {
     let Some(shared) = shared() else { return };
     let out = tempfile::tempdir().expect("a temporary folder");
-    for (folder, acc, asr, ra) in [("badnet_w16", 740, 816, 57), ("wanet_w16", 559, 48, 510)] {
+    for (folder, acc, acc_of_all, asr, ra) in [
+        ("badnet_w16", 740, 7329, 816, 57),
+        ("wanet_w16", 559, 5358, 48, 510),
+    ] {
         let path = shared.join("zoo").join(folder);
-        let request = request(&shared, path.clone(), out.path());
+        let whole = request(&shared, path.clone(), out.path());
+        // The benchmark measured on the first 1,000 images.
+        let request = ImportRequest {
+            test_limit: Some(1000),
+            ..whole.clone()
+        };
         let (cell, report) = import(&request, &Compute::Cpu).expect("a genuine folder");
         assert_eq!(report.to_string(), "102 loaded", "{folder}");
         let hits = |field| (ratio(&cell, field).hits, ratio(&cell, field).total);
         assert_eq!(hits("acc"), (acc, 1000), "{folder}");
         assert_eq!(hits("asr"), (asr, 897), "{folder}");
         assert_eq!(hits("ra"), (ra, 897), "{folder}");
+
+        // Of all images it says as much as the record's own figure of all.
+        let (all, _) = import(&whole, &Compute::Cpu).expect("a genuine folder");
+        let counted = |field| (ratio(&all, field).hits, ratio(&all, field).total);
+        assert_eq!(counted("acc"), (acc_of_all, 10_000), "{folder}");
+        assert_eq!(
+            (counted("asr"), counted("ra")),
+            ((asr, 897), (ra, 897)),
+            "{folder}"
+        );
+        let images = &all.manifest.results["images"];
+        assert_eq!(
+            (&images["test_poisoned"], &images["test_possible"]),
+            (&json!(897), &json!(9000))
+        );
 
         // A second import finds the first one.
         let (again, _) = import(&request, &Compute::Cpu).expect("a complete cell");

@@ -75,6 +75,14 @@ pub enum RecordError {
         /// The last poisoned image.
         index: usize,
     },
+    /// A limit that leaves nothing out.
+    #[error("`--test-limit {limit}` leaves nothing out: the test split has {images} images")]
+    WideLimit {
+        /// The limit.
+        limit: usize,
+        /// Images of the test split.
+        images: usize,
+    },
     /// Rows of pictures that do not exist.
     #[error("`{}` has no poisoned pictures, so `--match-rows` has nothing to do", path.display())]
     NoPictures {
@@ -87,7 +95,9 @@ impl Coded for RecordError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Label { .. } | Self::Rows { .. } | Self::NoRow { .. } => exit::INPUT,
-            Self::TestLimit { .. } | Self::NoPictures { .. } => exit::USAGE,
+            Self::TestLimit { .. } | Self::WideLimit { .. } | Self::NoPictures { .. } => {
+                exit::USAGE
+            }
         }
     }
 
@@ -100,7 +110,7 @@ impl Coded for RecordError {
                 Some("this may be another copy, split or size of the dataset".to_owned())
             }
             Self::TestLimit { .. } => None,
-            Self::NoPictures { .. } => Some("leave it out".to_owned()),
+            Self::WideLimit { .. } | Self::NoPictures { .. } => Some("leave it out".to_owned()),
         }
     }
 }
@@ -127,7 +137,11 @@ pub(super) fn open(request: &ImportRequest, found: &Found) -> Result<Data, Failu
         data::open(&request.dataset, request.data.as_deref(), &options)
     };
     let whole = open(None, None)?;
-    let mut limits = (None, request.test_limit);
+    let images = whole.test.len();
+    if let Some(limit) = request.test_limit.filter(|&limit| limit > images) {
+        return Err(RecordError::WideLimit { limit, images }.into());
+    }
+    let mut limits = (None, request.test_limit.filter(|&limit| limit < images));
     if let Some(sets) = &found.sets {
         let fit = |field: &str, found_there: String, expected: String| ZooError::Fit {
             path: found.file.clone(),
@@ -357,7 +371,9 @@ pub fn images(cell: &Cell) -> Option<String> {
         text.push_str(&format!("; {poisoned} poisoned of {possible} possible"));
     }
     if train < train_all {
-        text.push_str(&format!("; trained on the first {train} of {train_all} images"));
+        text.push_str(&format!(
+            "; trained on the first {train} of {train_all} images"
+        ));
     }
     Some(text)
 }
