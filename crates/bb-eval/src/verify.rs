@@ -136,7 +136,7 @@ pub fn verify(
     let width = model["width"]
         .as_u64()
         .ok_or_else(|| no_field("settings.model.width"))?;
-    let arch = ArchSpec::new(name, width as usize, dataset.spec.classes)?;
+    let arch = ArchSpec::for_dataset(name, width as usize, &dataset.spec)?;
     let (_, net) = network::load(&cell.file(MODEL), &arch)?;
     let mut net = net.on(compute)?;
     let path = attack.file(POISON_TEST);
@@ -144,8 +144,8 @@ pub fn verify(
     poisoned
         .check(dataset.test.len(), dataset.spec.classes)
         .map_err(network::images_in(&path))?;
-    let found = eval::scores(&mut net, &dataset.test, &poisoned, &dataset.spec);
-    net.take_failure()?;
+    let found = eval::scores(&mut net, &dataset.test, &poisoned, &dataset.spec)
+        .map_err(network::scores_of(&cell.file(MODEL)))?;
     Ok(Verified { found, expected })
 }
 
