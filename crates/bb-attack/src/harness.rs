@@ -23,7 +23,7 @@ use bb_core::cell::{
     POISON_TRAIN, Work,
 };
 use bb_core::cli::catch_interrupts;
-use bb_core::data::{Dataset, DatasetSpec, OpenOptions, Split};
+use bb_core::data::{Dataset, OpenOptions, Split};
 use bb_core::events::{Log, Progress, env_facts};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
@@ -31,11 +31,12 @@ use bb_core::precision::Precision;
 use bb_nn::data::{Batch, batch_count};
 use bb_nn::kernels::loss::Loss;
 use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, StepAt, TrainError, fit};
-use bb_nn::{ArchSpec, Compute, Flat, Mode, Net, eval};
+use bb_nn::{ArchSpec, Compute, Flat, Mode, Net, NnError, eval};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::AttackError;
+use crate::in_loop::Counts;
 use crate::method::{AnyAttack, Ctx, Finished, Given, Poisoned, Ready, TrainHook};
 use crate::prep::Prep;
 use crate::{registry, static_attack, stealth};
@@ -159,7 +160,8 @@ impl Inputs {
             seed: 0,
         };
         let dataset = bb_core::data::open(&request.dataset, request.data.as_deref(), &options)?;
-        let arch = ArchSpec::new(&request.arch, request.width, dataset.spec.classes)?;
+        let arch = ArchSpec::for_dataset(&request.arch, request.width, &dataset.spec)?;
+        ready.check(&dataset, request.seed)?;
         Ok(Self {
             ready,
             dataset,
@@ -323,6 +325,7 @@ impl Run<'_> {
             }
             (loop_part.last_row, loop_part.measured)
         };
+        let counts = hook.as_deref().and_then(TrainHook::counts);
         let finished = match hook {
             None => None,
             Some(mut hook) => hook.finish(&mut net)?,
@@ -338,10 +341,12 @@ impl Run<'_> {
                 None
             }
         };
-        let (spec, test) = (&self.dataset.spec, &self.dataset.test);
         let scores = match scores {
             Some(scores) => scores,
-            None => measured_on(&mut net, test, &sets.test, spec)?,
+            None => {
+                let total = self.ready.recipe().epochs;
+                measured_on(&mut net, self.dataset, &sets.test, (total, total))?
+            }
         };
         work.write(MODEL, &net.state()?.to_bytes(&self.metadata())?)?;
 
@@ -349,7 +354,7 @@ impl Run<'_> {
         let say = format!("{}; {seconds:.0} s", percentages(&scores));
         log.info("trained", &say, &json!({ "seconds": seconds }))
             .map_err(AttackError::log(&dir))?;
-        Ok(work.finish(self.results(&scores, row.as_ref(), &sets))?)
+        Ok(work.finish(self.results(&scores, row.as_ref(), &sets, counts))?)
     }
 
     fn fit(
@@ -405,7 +410,17 @@ impl Run<'_> {
     }
 
     /// The results in the manifest.
-    fn results(self, scores: &Scores, row: Option<&EpochRow>, sets: &Finished) -> Value {
+    fn results(
+        self,
+        scores: &Scores,
+        row: Option<&EpochRow>,
+        sets: &Finished,
+        counts: Option<Counts>,
+    ) -> Value {
+        let mut poison = json!({ "train": sets.train.len(), "test": sets.test.len() });
+        if let Some(counts) = counts {
+            poison["in_training"] = json!(counts);
+        }
         // Without poisoned images there is no such score, which is not a score of 0.
         let some = |ratio: Ratio| (ratio.total > 0).then_some(ratio);
         json!({
@@ -417,7 +432,7 @@ impl Run<'_> {
                 "loss": row.train_loss,
                 "acc": train_acc(row),
             })),
-            "poison": { "train": sets.train.len(), "test": sets.test.len() },
+            "poison": poison,
             "stealth": (!sets.test.is_empty())
                 .then(|| stealth::measure(&self.dataset.test.images, &sets.test)),
         })
@@ -531,8 +546,8 @@ impl<'a> LoopPart<'a> {
                 Ok(())
             };
             let told = hook.epoch_before(epoch, &mut done)?;
-            let state = hook.save()?;
             let done = epoch + 1;
+            let state = saved(hook, done)?;
             atomic::write(self.before_state(done), state)?;
             if epoch > 0 {
                 // As in `end_epoch`.
@@ -585,11 +600,11 @@ impl<'a> LoopPart<'a> {
         let due = every > 0 && done.is_multiple_of(every);
         self.measured = None;
         if due || done == self.recipe.epochs {
-            self.measured = Some(self.measure(net)?);
+            self.measured = Some(self.measure(net, done)?);
         }
         self.write_row(row)?;
         if let Some(hook) = self.hook.as_deref_mut() {
-            let state = hook.save()?;
+            let state = saved(hook, done)?;
             atomic::write(self.hook_state(done), state)?;
             // The checkpoint of this epoch is not written yet, so the state before is still needed.
             if done >= 2 {
@@ -601,14 +616,14 @@ impl<'a> LoopPart<'a> {
         Ok(())
     }
 
-    fn measure(&mut self, net: &mut Net) -> Result<Scores, AttackError> {
+    fn measure(&mut self, net: &mut Net, done: usize) -> Result<Scores, AttackError> {
         let dataset = self.run.dataset;
         let own = match self.hook.as_deref_mut() {
             Some(hook) => hook.test_set()?,
             None => None,
         };
         let poisoned = own.as_ref().unwrap_or(self.test);
-        measured_on(net, &dataset.test, poisoned, &dataset.spec)
+        measured_on(net, dataset, poisoned, (done, self.recipe.epochs))
     }
 
     fn write_row(&mut self, row: &EpochRow) -> Result<(), AttackError> {
@@ -686,16 +701,34 @@ impl Hooks for LoopPart<'_> {
     }
 }
 
-/// The scores, if what computed them did not fail.
+/// The scores after `done` of `total` epochs.
 fn measured_on(
     net: &mut Net,
-    clean: &Split,
+    dataset: &Dataset,
     poisoned: &PoisonSet,
-    spec: &DatasetSpec,
+    (done, total): (usize, usize),
 ) -> Result<Scores, AttackError> {
-    let scores = eval::scores(net, clean, poisoned, spec);
-    net.take_failure()?;
-    Ok(scores)
+    eval::scores(net, &dataset.test, poisoned, &dataset.spec).map_err(|source| match source {
+        NnError::Logits(_) => AttackError::Scores {
+            done,
+            total,
+            source,
+        },
+        other => other.into(),
+    })
+}
+
+/// The state of a hook after `done` epochs; one that is not finite is a training that diverged.
+fn saved(hook: &dyn TrainHook, done: usize) -> Result<Vec<u8>, AttackError> {
+    hook.save().map_err(|error| match error {
+        AttackError::Nn(NnError::NotFinite { name, .. }) => {
+            AttackError::Train(TrainError::NotFinite {
+                epoch: done,
+                tensor: name,
+            })
+        }
+        other => other,
+    })
 }
 
 /// Writes the poisoned images and the files of the attack's own.

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::AttackError;
+use crate::in_loop::Counts;
 use crate::prep::Prep;
 use crate::recipes;
 
@@ -38,6 +39,12 @@ pub trait Attack: 'static {
 
     /// Files that the settings name, as (setting, path). Their contents become part of the cell's identity.
     fn files(cfg: &Self::Config) -> Vec<(&'static str, PathBuf)>;
+
+    /// Refuses what cannot work on these data, before anything is computed. [`Attack::prepare`] is called afterwards.
+    fn check(cfg: &Valid<Self::Config>, dataset: &Dataset, seed: u64) -> Result<(), AttackError> {
+        let _ = (cfg, dataset, seed);
+        Ok(())
+    }
 
     /// Poisons the data, and builds the hook of an attack that shapes the training too.
     fn prepare(cfg: &Valid<Self::Config>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError>;
@@ -118,6 +125,11 @@ pub trait TrainHook {
         Ok(net.loss_grad(&batch.input, &batch.labels, Mode::Train, grads))
     }
 
+    /// How many images the whole run poisons, for the record.
+    fn counts(&self) -> Option<Counts> {
+        None
+    }
+
     /// The poisoned test set as the trigger is now; `None` if the one made before training still holds.
     fn test_set(&mut self) -> Result<Option<PoisonSet>, AttackError> {
         Ok(None)
@@ -192,6 +204,9 @@ pub trait Ready {
     /// Files that the settings name.
     fn files(&self) -> Vec<(&'static str, PathBuf)>;
 
+    /// Refuses what cannot work on these data, see [`Attack::check`].
+    fn check(&self, dataset: &Dataset, seed: u64) -> Result<(), AttackError>;
+
     /// Poisons the data, see [`Attack::prepare`].
     fn prepare(&self, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError>;
 }
@@ -255,6 +270,10 @@ impl<A: Attack> Ready for Checked<A> {
 
     fn files(&self) -> Vec<(&'static str, PathBuf)> {
         A::files(&self.0.value)
+    }
+
+    fn check(&self, dataset: &Dataset, seed: u64) -> Result<(), AttackError> {
+        A::check(&self.0.value, dataset, seed)
     }
 
     fn prepare(&self, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {

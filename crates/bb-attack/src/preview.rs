@@ -64,7 +64,8 @@ pub fn run(request: &PreviewRequest) -> Result<Stealth, AttackError> {
     // The data are opened as for a run, but nothing beside the sheet is written, so there is no cache.
     let options = OpenOptions::default();
     let dataset = bb_core::data::open(&request.dataset, request.data.as_deref(), &options)?;
-    let arch = ArchSpec::new(&request.arch, request.width, dataset.spec.classes)?;
+    let arch = ArchSpec::for_dataset(&request.arch, request.width, &dataset.spec)?;
+    ready.check(&dataset, request.seed)?;
     let Poisoned {
         test,
         hook,

@@ -121,7 +121,8 @@ fn the_scores_are_those_of_the_stored_network_on_the_stored_images() {
     let state = StateDict::load(&cell.file(MODEL)).expect("the network");
     let mut net = Net::from_state(&arch, &state).expect("a state of this architecture");
     let poison = PoisonSet::load(cell.file(POISON_TEST)).expect("the images");
-    let scores = eval::scores(&mut net, &dataset.test, &poison, &dataset.spec);
+    let scores =
+        eval::scores(&mut net, &dataset.test, &poison, &dataset.spec).expect("finite logits");
     let results = &cell.manifest.results;
     let stored: Scores = serde_json::from_value(serde_json::json!({
         "acc": results["acc"], "asr": results["asr"], "ra": results["ra"],

@@ -147,7 +147,7 @@ pub fn run(
         }
     }
     progress.finish();
-    match net.params().first_not_finite() {
+    match net.first_not_finite() {
         Some(tensor) => Err(DefenseError::NotFinite {
             stage: label,
             tensor: tensor.to_owned(),

@@ -111,7 +111,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     let ready = req.defense.resolve(&attack.manifest.dataset, &req.given)?;
     req.compute.supports(req.precision)?;
     let (dataset, poisoned) = open_data(&attack, req.data.as_deref(), req.cache.as_deref())?;
-    let arch = ArchSpec::new(&arch, width, dataset.spec.classes)?;
+    let arch = ArchSpec::for_dataset(&arch, width, &dataset.spec)?;
     let path = attack.file(MODEL);
     let state = StateDict::load(&path).map_err(DefenseError::in_file(&path))?;
     let suspect = Net::from_state(&arch, &state).map_err(DefenseError::in_file(&path))?;
@@ -153,7 +153,10 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     let before = if let Some(saved) = host.load::<Scores>(BEFORE)? {
         saved.progress
     } else {
-        let before = host.scores(&mut suspect.on(&req.compute)?)?;
+        let before = host.scores(
+            &mut suspect.on(&req.compute)?,
+            &format!("the suspect model `{}`", path.display()),
+        )?;
         host.append_scores(At::stage("suspect"), &before)?;
         host.save(BEFORE, &StateDict::new(), &before)?;
         before
@@ -371,7 +374,8 @@ fn measure(
         }
         let net =
             Net::from_state(arch, &candidate.state).map_err(|error| not_finite(name, error))?;
-        let scores = host.scores(&mut net.on(compute)?)?;
+        let network = format!("candidate `{name}`");
+        let scores = host.scores(&mut net.on(compute)?, &network)?;
         host.append_scores(At::stage("final").variant(name), &scores)?;
         measured.push((name.clone(), scores, candidate.notes.clone()));
     }

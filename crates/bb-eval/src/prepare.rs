@@ -155,7 +155,7 @@ impl Prepared {
             seed: 0,
         };
         let dataset = data::open(&grid.dataset, data.as_deref(), &options).map_err(no_data)?;
-        let arch = ArchSpec::new(&grid.arch, grid.width, dataset.spec.classes)?;
+        let arch = ArchSpec::for_dataset(&grid.arch, grid.width, &dataset.spec)?;
         for (prepared, entry) in attacks.iter().zip(&grid.attacks) {
             check_choice(prepared, &dataset, &grid.seeds)
                 .map_err(|e| located(e.into(), &grid, entry, Kind::Attack))?;
@@ -317,6 +317,9 @@ fn check_choice(
         Err(_) => LabelMap::clean_label(target, classes)?,
     };
     poison_index::test(&dataset.test.labels, &map)?;
+    for &seed in seeds {
+        prepared.ready.check(dataset, seed)?;
+    }
     let ratio = settings["ratio"].as_f64();
     let Some(ratio) = ratio.filter(|_| !IN_LOOP.contains(&prepared.attack.info().id)) else {
         return Ok(());

@@ -236,12 +236,11 @@ fn measure(
     let width = model["width"]
         .as_u64()
         .ok_or_else(|| no_field("settings.model.width"))?;
-    let arch = ArchSpec::new(name, width as usize, dataset.spec.classes)?;
+    let arch = ArchSpec::for_dataset(name, width as usize, &dataset.spec)?;
     let (_, net) = network::load(&cell.file(MODEL), &arch)?;
     let mut net = net.on(compute)?;
-    let scores = eval::scores(&mut net, &dataset.test, poisoned, &dataset.spec);
-    net.take_failure()?;
-    Ok(scores)
+    eval::scores(&mut net, &dataset.test, poisoned, &dataset.spec)
+        .map_err(network::scores_of(&cell.file(MODEL)))
 }
 
 /// The poisoned images of an attack's cell in the file `name`, which fit a split of its dataset.

@@ -1,5 +1,6 @@
 //! What can go wrong in the engine.
 
+use crate::eval::NotFiniteLogits;
 use crate::kernels::precision::UnsupportedPrecision;
 use bb_core::cli::{Coded, exit};
 use std::path::PathBuf;
@@ -72,6 +73,35 @@ pub enum NnError {
         /// The first such element.
         index: usize,
     },
+    /// A running variance is below 0, whose square root is NaN.
+    #[error(
+        "tensor `{name}` holds {found} at flat index {index}, expected variances of at least 0"
+    )]
+    Variance {
+        /// The tensor's name.
+        name: String,
+        /// The first such element.
+        index: usize,
+        /// Its value.
+        found: f32,
+    },
+    /// Images without a class, so that there is no score.
+    #[error(transparent)]
+    Logits(#[from] NotFiniteLogits),
+    /// The images are smaller than the architecture's layers can take.
+    #[error(
+        "`{arch}` needs images of at least {least} x {least} pixels, the dataset has {height} x {width}"
+    )]
+    ImageSize {
+        /// The architecture.
+        arch: String,
+        /// Its least side.
+        least: usize,
+        /// Height of the images.
+        height: usize,
+        /// Width of the images.
+        width: usize,
+    },
     /// A checkpoint file cannot be read.
     #[error("cannot read checkpoint `{}`", path.display())]
     Read {
@@ -122,8 +152,10 @@ impl Coded for NnError {
         match self {
             Self::UnknownArch { .. }
             | Self::ArchSize { .. }
+            | Self::ImageSize { .. }
             | Self::NotOnGpu { .. }
             | Self::Precision(_) => exit::USAGE,
+            Self::Logits(_) => exit::NUMERICAL,
             Self::Read { source, .. } => source.exit_code(),
             Self::Candle(_) | Self::UnknownFeature { .. } => exit::BUG,
             // The machine's trouble, not the input's; a run that is started again goes on from its checkpoint.
@@ -134,6 +166,12 @@ impl Coded for NnError {
     }
 
     fn hint(&self) -> Option<String> {
-        matches!(self, Self::NotOnGpu { .. }).then(|| "use `--device cpu`".to_owned())
+        match self {
+            Self::NotOnGpu { .. } => Some("use `--device cpu`".to_owned()),
+            Self::ImageSize { .. } => {
+                Some("choose another architecture, or a dataset with larger images".to_owned())
+            }
+            _ => None,
+        }
     }
 }

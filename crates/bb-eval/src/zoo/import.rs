@@ -68,6 +68,7 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         .into());
     }
     let spec = arch(request, &found, dataset.spec.classes)?;
+    spec.check_images(&dataset.spec)?;
     let (state, net, report) = fitted(&found, &spec, ignored, request.report.as_deref())?;
     let (train, test) = record::sets(request, &found, &data)?;
     let (train_bytes, test_bytes) = (train.to_bytes(), test.to_bytes());
@@ -120,8 +121,8 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         .to_bytes(&metadata)
         .map_err(network::in_file(&found.file))?;
     let mut net = net.on(compute)?;
-    let scores = eval::scores(&mut net, &dataset.test, &test, &dataset.spec);
-    net.take_failure()?;
+    let scores = eval::scores(&mut net, &dataset.test, &test, &dataset.spec)
+        .map_err(network::scores_of(&found.file))?;
     let mut facts = env_facts();
     facts["device"] = json!(compute.name());
     facts["imported_from"] = json!(std::path::absolute(&found.file)?);

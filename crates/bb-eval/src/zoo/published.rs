@@ -268,7 +268,7 @@ pub fn check(request: &CheckRequest, compute: &Compute) -> Result<Checked, Failu
 
     let options = OpenOptions::default();
     let dataset = data::open(&entry.dataset, request.data.as_deref(), &options)?;
-    let arch = ArchSpec::new(&entry.arch, entry.width, dataset.spec.classes)?;
+    let arch = ArchSpec::for_dataset(&entry.arch, entry.width, &dataset.spec)?;
     let found = source::read(&path)?;
     let (state, report) = tensors::matched(&found.state, &arch)?;
     if !report.is_clean() {
@@ -295,13 +295,18 @@ pub fn check(request: &CheckRequest, compute: &Compute) -> Result<Checked, Failu
         _ => None,
     };
     let limit = if request.full { usize::MAX } else { QUICK };
-    let acc = eval::accuracy(&mut net, &dataset.test.take(limit), &dataset.spec);
-    let asr = poisoned.as_ref().map(|poisoned| {
-        let images = poisoned.images.take(limit);
-        let predictions = eval::predict(&mut net, &images, &dataset.spec);
-        eval::agreement(&predictions, &poisoned.labels[..images.len()])
-    });
-    net.take_failure()?;
+    let acc = eval::accuracy(&mut net, &dataset.test.take(limit), &dataset.spec)
+        .map_err(network::scores_of(&path))?;
+    let asr = match &poisoned {
+        None => None,
+        Some(poisoned) => {
+            let images = poisoned.images.take(limit);
+            let predictions = eval::predict(&mut net, &images, &dataset.spec)
+                .map_err(network::scores_of(&path))?;
+            let labels = &poisoned.labels[..images.len()];
+            Some(eval::agreement(&predictions, labels))
+        }
+    };
     let count = poisoned.map_or(0, |poisoned| poisoned.len());
     Ok(Checked {
         id: entry.id.clone(),

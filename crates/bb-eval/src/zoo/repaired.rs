@@ -185,13 +185,13 @@ pub fn import_repaired(
         .to_bytes(&metadata)
         .map_err(network::in_file(&found.file))?;
     let (_, suspect) = network::load(&attack.file(MODEL), &spec)?;
-    let measure = |net: bb_nn::Net| -> Result<_, Failure> {
+    let measure = |net: bb_nn::Net, file: &Path| {
         let mut net = net.on(compute)?;
-        let scores = eval::scores(&mut net, &dataset.test, &poisoned, &dataset.spec);
-        net.take_failure()?;
-        Ok(scores)
+        eval::scores(&mut net, &dataset.test, &poisoned, &dataset.spec)
+            .map_err(network::scores_of(file))
     };
-    let (before, after) = (measure(suspect)?, measure(net)?);
+    let before = measure(suspect, &attack.file(MODEL))?;
+    let after = measure(net, &found.file)?;
     let mut facts = env_facts();
     facts["device"] = json!(compute.name());
     facts["imported_from"] = json!(std::path::absolute(&found.file)?);
