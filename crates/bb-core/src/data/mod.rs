@@ -7,42 +7,53 @@
 //!
 //! | id | from |
 //! |---|---|
-//! | `cifar10` | Parquet shards, the official binary batches, or the hub (`--data hub`, feature `hub`) |
-//! | `cifar100`, `gtsrb`, `tiny` | Parquet shards as on the Hugging Face hub |
-//! | `folder` | `train/<class>/*.png` and `test/<class>/*.png` (also jpg, jpeg; also `val/`) |
+//! | `cifar10`, `cifar100` | Parquet shards, the official files (binary or Python's, also in their archives), or for `cifar10` the hub (`--data hub`, feature `hub`) |
+//! | `gtsrb` | Parquet shards, the official folders and tables, BackdoorBench's and Kaggle's |
+//! | `tiny` | Parquet shards, the official folders |
+//! | `folder` | `train/<class>/` and `test/<class>/` with images, or Parquet shards |
 //! | `synthetic` | nothing: made by the program |
 //!
-//! Parquet files are looked for in the folder given, in its sub-folder named after the dataset, and in the
-//! sub-folders `plain_text`, `data` and `default` of both.
-//! Each has one image per row: an `img` or `image` column `struct<bytes, path>` with PNG or JPEG files, and an integer
-//! column `label` or `fine_label`.
+//! Files are looked for in the folder given, in its sub-folder named after the dataset, and in the sub-folders of both
+//! that usual tools make (`plain_text`, `data`, `default`, `cifar-10-batches-py`); docs/guide/datasets.md shows all
+//! layouts.
+//! Parquet files have one image per row: a column of PNG or JPEG files, as bytes or as `struct<bytes, path>`, and a column
+//! of whole numbers.
 //! Subsets are welcome: no number of rows is expected.
+
 use std::path::{Path, PathBuf};
 
-mod binary;
+mod batches;
 mod cache;
+mod classes;
 mod decode;
 mod error;
 mod folder;
 #[cfg(feature = "hub")]
 mod hub;
 mod images;
+mod listing;
 mod locate;
+mod pickled;
 pub mod resize;
 mod shards;
+mod signs;
 mod spec;
 mod synthetic;
+mod table;
+mod tiny;
 
 pub use decode::ImageFault;
 pub use error::DataError;
 pub use images::{Images, Split};
+pub use pickled::PickleFault;
 pub use spec::{DATASETS, DatasetSpec, spec};
 
 use crate::artifact::sha256_hex;
+use crate::events::Log;
 use cache::{Digested, Key};
-
-/// A reader of the files of one split, whole or as many rows as are enough.
-type Read = fn(&[PathBuf], &DatasetSpec, Option<usize>) -> Result<Split, DataError>;
+use locate::Source;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// The word that stands for the Hugging Face hub where a folder is expected.
 const HUB: &str = "hub";
@@ -59,6 +70,87 @@ pub struct Dataset {
     /// SHA-256 over the pixels and labels of both splits, in hexadecimal: equal for equal content, wherever it came
     /// from.
     pub digest: String,
+    /// The names of the classes in label order, one for each; the number as text where nobody named them. They are no
+    /// part of the digest, so that no cell depends on how a file spells them.
+    pub class_names: Vec<String>,
+    /// What people should know of these data beside that.
+    pub notes: Vec<Note>,
+}
+
+/// Something about the data that the log of a run should say, in one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// As one would expect.
+    Info(String),
+    /// Perhaps not what was meant; said even when quiet.
+    Warning(String),
+}
+
+impl Dataset {
+    /// Says what these data are: how many images, the classes in label order, and the notes.
+    ///
+    /// # Errors
+    /// If the log cannot be written.
+    pub fn describe(&self, log: &Log) -> std::io::Result<()> {
+        let (spec, names) = (&self.spec, &self.class_names);
+        let text = format!(
+            "{}: {} training and {} test images of {}x{}, {} classes: {}",
+            spec.title,
+            self.train.len(),
+            self.test.len(),
+            spec.height,
+            spec.width,
+            names.len(),
+            shortened(names),
+        );
+        log.info("data", &text, &json!({ "classes": names }))?;
+        for note in &self.notes {
+            match note {
+                Note::Info(text) => log.info("data", text, &Value::Null)?,
+                Note::Warning(text) => log.warn("data", text, &Value::Null)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names for a line of text; of many the first and the last.
+fn shortened(names: &[String]) -> String {
+    const SHOWN: usize = 12;
+    match names {
+        [first @ .., last] if names.len() > SHOWN => {
+            format!("{}, ..., {last}", first[..SHOWN - 2].join(", "))
+        }
+        _ => names.join(", "),
+    }
+}
+
+/// A split as its reader delivers it.
+struct Decoded {
+    split: Split,
+    facts: Facts,
+}
+
+/// What a reader learns beside images and labels; kept with them in the cache.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Facts {
+    /// The names of the classes in label order, where the files have them.
+    class_names: Option<Vec<String>>,
+    /// Images that were resized.
+    resized: usize,
+    /// Images of 16-bit grey with values that were cut at 255.
+    clipped: usize,
+}
+
+impl Facts {
+    fn counted(tally: &decode::Tally) -> Self {
+        Self {
+            class_names: None,
+            resized: tally.resized(),
+            clipped: tally.clipped(),
+        }
+    }
 }
 
 /// How to open a dataset.
@@ -70,6 +162,8 @@ pub struct OpenOptions {
     pub train_limit: Option<usize>,
     /// Use the first images of the test split only; for `synthetic`, the number to make.
     pub test_limit: Option<usize>,
+    /// The split to measure on, where it is not the usual one: the name of its folder or shards.
+    pub test_split: Option<String>,
     /// Seed of `synthetic`; the others do not depend on it.
     pub seed: u64,
 }
@@ -84,68 +178,60 @@ pub struct OpenOptions {
 pub fn open(id: &str, root: Option<&Path>, opts: &OpenOptions) -> Result<Dataset, DataError> {
     let spec = spec(id)?;
     if spec.id == "synthetic" {
+        only_test(Path::new(spec.id), opts)?;
         let train = opts.train_limit.unwrap_or(synthetic::TRAIN);
         let test = opts.test_limit.unwrap_or(synthetic::TEST);
-        return finish(
-            spec.clone(),
-            Digested::new(synthetic::split(spec, opts.seed, "train", train)?),
-            Digested::new(synthetic::split(spec, opts.seed, "test", test)?),
-        );
+        let make = |split, n| -> Result<Digested, DataError> {
+            Ok(Digested::new(Decoded {
+                split: synthetic::split(spec, opts.seed, split, n)?,
+                facts: Facts::default(),
+            }))
+        };
+        let (train, test) = (make("train", train)?, make("test", test)?);
+        return finish(spec.clone(), None, Vec::new(), train, test);
     }
     let root = root.ok_or(DataError::NoRoot { id: spec.id })?;
-    if spec.id == "folder" {
-        return open_folder(spec, root, opts);
-    }
-    if root == Path::new(HUB) {
+    if root == Path::new(HUB) && spec.id != "folder" {
+        only_test(root, opts)?;
         return open_hub(spec, opts);
     }
-    let (read, train, test): (Read, _, _) = match locate::find(spec, root)? {
-        locate::Files::Parquet { train, test } => (shards::read, train, test),
-        locate::Files::Binary { train, test } => (binary::read, train, test),
+    let test_split = opts.test_split.as_deref();
+    let found = match spec.id {
+        "folder" => folder::find(spec, root, test_split)?,
+        _ => locate::find(spec, root, test_split)?,
     };
-    let open = |split, files: &[PathBuf], limit| {
+    let open = |split, source: &Source, limit| {
         let key = Key {
-            spec,
+            spec: &found.spec,
             split,
-            place: files[0].parent().unwrap_or(root),
-            sources: files,
+            chosen: opts.test_split.as_deref().filter(|_| split == "test"),
+            place: &found.place,
+            sources: source.files(),
+            labels: source.labels(),
         };
         cache::open(opts.cache_dir.as_deref(), &key, limit, |enough| {
-            read(files, spec, enough)
+            source.read(&found.spec, enough)
         })
     };
-    let train = open("train", &train, opts.train_limit)?;
-    let test = open("test", &test, opts.test_limit)?;
-    finish(spec.clone(), train, test)
+    let train = open("train", &found.train, opts.train_limit)?;
+    let test = open("test", &found.test, opts.test_limit)?;
+    if let (Some(a), Some(b)) = (&train.facts.class_names, &test.facts.class_names) {
+        classes::check_same((&found.train.files()[0], a), (&found.test.files()[0], b))?;
+    }
+    finish(found.spec, found.class_names, found.notes, train, test)
 }
 
-fn open_folder(
-    spec: &'static DatasetSpec,
-    root: &Path,
-    opts: &OpenOptions,
-) -> Result<Dataset, DataError> {
-    let layout = folder::list(spec, root)?;
-    let (height, width) = folder::size(&layout)?;
-    let spec = DatasetSpec {
-        classes: layout.classes,
-        height,
-        width,
-        ..spec.clone()
-    };
-    let open = |split, listing: &folder::Listing, limit| {
-        let key = Key {
-            spec: &spec,
-            split,
-            place: root,
-            sources: &listing.files,
-        };
-        cache::open(opts.cache_dir.as_deref(), &key, limit, |enough| {
-            folder::load(listing, height, width, enough)
-        })
-    };
-    let train = open("train", &layout.train, opts.train_limit)?;
-    let test = open("test", &layout.test, opts.test_limit)?;
-    finish(spec, train, test)
+/// Refuses a chosen test split where there is one only.
+fn only_test(place: &Path, opts: &OpenOptions) -> Result<(), DataError> {
+    match &opts.test_split {
+        Some(chosen) if chosen != "test" => Err(DataError::NoSplit {
+            wanted: chosen.clone(),
+            place: place.to_path_buf(),
+            found: vec!["train".to_owned(), "test".to_owned()],
+            advice: None,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Opens what the hub has; its loader delivers both splits at once and is called at most once.
@@ -167,16 +253,21 @@ fn open_hub(spec: &'static DatasetSpec, opts: &OpenOptions) -> Result<Dataset, D
         let key = Key {
             spec,
             split,
+            chosen: None,
             place: Path::new(HUB),
             sources: &[],
+            labels: &[],
         };
         cache::open(opts.cache_dir.as_deref(), &key, limit, |_| {
-            fetch().map(pick)
+            fetch().map(pick).map(|split| Decoded {
+                split,
+                facts: Facts::default(),
+            })
         })
     };
     let train = open("train", opts.train_limit, |both| both.0)?;
     let test = open("test", opts.test_limit, |both| both.1)?;
-    finish(spec.clone(), train, test)
+    finish(spec.clone(), None, Vec::new(), train, test)
 }
 
 #[cfg(not(feature = "hub"))]
@@ -187,17 +278,53 @@ fn open_hub(spec: &'static DatasetSpec, _: &OpenOptions) -> Result<Dataset, Data
     Err(DataError::FeatureOff)
 }
 
-fn finish(spec: DatasetSpec, train: Digested, test: Digested) -> Result<Dataset, DataError> {
+/// Joins the splits; `class_names` are those of the layout, if it has some.
+fn finish(
+    spec: DatasetSpec,
+    class_names: Option<Vec<String>>,
+    mut notes: Vec<Note>,
+    train: Digested,
+    test: Digested,
+) -> Result<Dataset, DataError> {
     for (split, side) in [("train", &train), ("test", &test)] {
         if side.split.is_empty() {
             return Err(DataError::EmptySplit { id: spec.id, split });
         }
     }
     let digest = [b"bb-dataset-1".as_slice(), &train.digest, &test.digest].concat();
+    for (split, side) in [("training", &train), ("test", &test)] {
+        let images = |n: usize| match n {
+            1 => format!("1 {split} image"),
+            _ => format!("{n} {split} images"),
+        };
+        if side.facts.resized > 0 {
+            notes.push(Note::Info(format!(
+                "{} of another size resized to {}x{}, bilinear as in Pillow",
+                images(side.facts.resized),
+                spec.height,
+                spec.width
+            )));
+        }
+        if side.facts.clipped > 0 {
+            notes.push(Note::Warning(format!(
+                "{} of 16-bit grey with values above 255, which become white as in Pillow; scale them to 8 bits before",
+                images(side.facts.clipped),
+            )));
+        }
+    }
+    let known =
+        || classes::known(spec.id).map(|names| names.iter().map(ToString::to_string).collect());
+    let class_names = class_names
+        .or(train.facts.class_names)
+        .or(test.facts.class_names)
+        .or_else(known)
+        .unwrap_or_else(|| (0..spec.classes).map(|class| class.to_string()).collect());
     Ok(Dataset {
         spec,
         train: train.split,
         test: test.split,
         digest: sha256_hex(digest),
+        class_names,
+        notes,
     })
 }

@@ -6,12 +6,6 @@ use bb_core::data::{DataError, OpenOptions, open};
 
 use super::data_files::*;
 
-fn put(root: &Path, name: &str, bytes: &[u8]) {
-    let path = root.join(name);
-    fs_err::create_dir_all(path.parent().expect("a file has a folder")).expect("create");
-    fs_err::write(path, bytes).expect("write");
-}
-
 /// Two classes, three train images and two test images, of 20x24 pixels but one.
 fn good(root: &Path) {
     let image = |seed| png(&pixels(seed, 20, 24), 20, 24);
@@ -37,6 +31,7 @@ fn classes_are_the_sorted_names_and_the_first_image_gives_the_size() {
         (data.spec.classes, data.spec.height, data.spec.width),
         (2, 20, 24)
     );
+    assert_eq!(data.class_names, ["cat", "dog"]);
     assert_eq!(
         (data.spec.id, data.spec.crop_padding, data.spec.flip),
         ("folder", 4, false)
@@ -74,11 +69,11 @@ fn every_defect_of_a_folder_has_its_error() {
     let cases: [(Damage, &str); 9] = [
         (
             |root| fs_err::remove_dir_all(root.join("train")).expect("remove"),
-            "no folder `train` of `folder` in",
+            "no split `train` in",
         ),
         (
             |root| fs_err::remove_dir_all(root.join("val")).expect("remove"),
-            "no folder `test` or `val` of `folder` in",
+            "no split `test` in",
         ),
         (
             |root| {
@@ -89,19 +84,19 @@ fn every_defect_of_a_folder_has_its_error() {
         ),
         (
             |root| put(root, "train/eel/readme.md", b"no image"),
-            "class folder `train/eel` has no image (png, jpg or jpeg)",
+            "class folder `train/eel` has no image (png, jpg, ppm, pgm, pbm or bmp)",
         ),
         (
             |root| put(root, "val/eel/a.png", &picture(0)),
             "class folder `val/eel` has no counterpart in `train`",
         ),
         (
-            |root| put(root, "train/dog/c.ppm", b"P6 1 1 255 abc"),
-            "`train/dog/c.ppm` has an image format that is not read, expected png, jpg or jpeg",
+            |root| put(root, "train/dog/c.tiff", b"II*\0"),
+            "`train/dog/c.tiff` has an image format that is not read, expected png, jpg, ppm, pgm, pbm or bmp",
         ),
         (
             |root| put(root, "train/dog/c.png", b"GIF89a.."),
-            "`train/dog/c.png` is not a usable image: neither PNG nor JPEG: the bytes begin with `4749463839612e2e`",
+            "`train/dog/c.png` is not a usable image: not a PNG, JPEG, BMP or PNM image: the bytes begin with `4749463839612e2e`",
         ),
         (
             |root| put(root, "train/cat/a.png", &picture(0)[..60]),
