@@ -122,14 +122,14 @@ pub fn run_with(attack: &dyn AnyAttack, request: &AttackRequest) -> Result<Cell,
         dataset,
         arch,
     } = &inputs;
-    Run {
+    let run = Run {
         attack,
         ready: &**ready,
         request,
         dataset,
         arch,
-    }
-    .train(*work)
+    };
+    work.complete(|work| run.train(work))
 }
 
 /// The cell that [`run`] would leave, so that it can be looked for; opens the data, and writes nothing but their cache.
@@ -251,7 +251,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn train(self, work: Work) -> Result<Cell, AttackError> {
+    /// Trains the network and writes all files; gives the results.
+    fn train(self, work: &Work) -> Result<Value, AttackError> {
         // The attack's own networks, of trigger, encoder or mask, are part of its time.
         let started = Instant::now();
         let dir = work.dir().to_owned();
@@ -293,7 +294,7 @@ impl Run<'_> {
             artefacts,
         };
         self.check(&sets)?;
-        write_sets(&work, &sets)?;
+        write_sets(work, &sets)?;
         let poisoned = match &hook {
             Some(_) => "images poisoned while training".to_owned(),
             None => format!(
@@ -321,8 +322,8 @@ impl Run<'_> {
             .on(&self.request.compute)?
             .with_precision(self.request.precision)?;
         let (row, measured) = {
-            let mut loop_part = LoopPart::new(self, &work, &log, &sets.test, hook.as_deref_mut())?;
-            self.fit(&mut net, &split, &work, &mut loop_part)?;
+            let mut loop_part = LoopPart::new(self, work, &log, &sets.test, hook.as_deref_mut())?;
+            self.fit(&mut net, &split, work, &mut loop_part)?;
             if let Some(progress) = loop_part.progress.take() {
                 progress.finish();
             }
@@ -339,7 +340,7 @@ impl Run<'_> {
                 sets = finished;
                 net.take_failure()?;
                 self.check(&sets)?;
-                write_sets(&work, &sets)?;
+                write_sets(work, &sets)?;
                 // The sets may have changed after the last epoch was measured.
                 None
             }
@@ -357,7 +358,7 @@ impl Run<'_> {
         let say = format!("{}; {seconds:.0} s", percentages(&scores));
         log.info("trained", &say, &json!({ "seconds": seconds }))
             .map_err(AttackError::log(&dir))?;
-        Ok(work.finish(self.results(&scores, row.as_ref(), &sets, counts))?)
+        Ok(self.results(&scores, row.as_ref(), &sets, counts))
     }
 
     fn fit(

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use crate::context::{At, Ctx, Host, not_finite};
 use crate::data::Granted;
 use crate::error::DefenseError;
-use crate::method::{AnyDefense, Given, Ready, Repaired};
+use crate::method::{AnyDefense, Armed, Given, Ready, Repaired};
 use crate::results::{Oracle, Results};
 
 /// The best candidate in a defense's cell, if there were several.
@@ -137,6 +137,46 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
         }
         Opened::Work(work) => work,
     };
+    let task = Task {
+        req,
+        attack: &attack,
+        arch: &arch,
+        state: &state,
+        settings: ready.to_toml(),
+        armed: &*armed,
+        dataset: &dataset,
+        poisoned: &poisoned,
+        began,
+    };
+    work.complete(|work| repair(work, &task, suspect))
+}
+
+/// A repair with all its inputs at hand.
+struct Task<'a> {
+    req: &'a DefenseRequest,
+    attack: &'a Cell,
+    arch: &'a ArchSpec,
+    state: &'a StateDict,
+    settings: String,
+    armed: &'a dyn Armed,
+    dataset: &'a Dataset,
+    poisoned: &'a PoisonSet,
+    began: Instant,
+}
+
+/// Repairs and measures the model, and writes all files; gives the results.
+fn repair(work: &Work, task: &Task<'_>, suspect: Net) -> Result<Value, DefenseError> {
+    let &Task {
+        req,
+        attack,
+        arch,
+        state,
+        armed,
+        dataset,
+        poisoned,
+        began,
+        ..
+    } = task;
     catch_interrupts()?;
     let log = Log::open(&work.dir().join(LOG), req.quiet).map_err(DefenseError::log(work.dir()))?;
     let text = format!(
@@ -147,10 +187,10 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     log.info("begin", &text, &json!({ "cell": work.dir() }))
         .and_then(|()| dataset.describe(&log))
         .map_err(DefenseError::log(work.dir()))?;
-    work.write(CONFIG, ready.to_toml().as_bytes())?;
-    write_env(&work, &attack, req, None)?;
+    work.write(CONFIG, task.settings.as_bytes())?;
+    write_env(work, attack, req, None)?;
 
-    let mut host = Host::resume(&work, &log, &dataset.test, &poisoned, &dataset.spec)?;
+    let mut host = Host::resume(work, &log, &dataset.test, poisoned, &dataset.spec)?;
     let before = if let Some(saved) = host.load::<Scores>(BEFORE)? {
         saved.progress
     } else {
@@ -164,9 +204,9 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     };
     let mut ctx = Ctx::new(req.seed, req.quiet, host);
     let repaired = armed.repair(
-        &arch,
+        arch,
         &dataset.spec,
-        &state,
+        state,
         req.precision,
         &req.compute,
         &mut ctx,
@@ -180,7 +220,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     let oracle = armed.oracle();
     let results = measure(
         &mut host,
-        &arch,
+        arch,
         &req.compute,
         before,
         (&repaired, oracle),
@@ -220,7 +260,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
                 .map_err(|error| not_finite(name, error))?,
         )?;
     }
-    write_env(&work, &attack, req, Some(began))?;
+    write_env(work, attack, req, Some(began))?;
     let percent = |scores: &Scores| {
         // A model that was trained without a backdoor has no poisoned images, and so no ASR.
         let part = |ratio: Ratio| {
@@ -236,7 +276,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     );
     log.info("end", &text, &Value::Null)
         .map_err(DefenseError::log(work.dir()))?;
-    Ok(work.finish(json!(results))?)
+    Ok(json!(results))
 }
 
 /// The dataset that an attack used and the poisoned test images made from it, which fit each other.

@@ -42,6 +42,15 @@ enum Command {
         places: PlaceArgs,
         #[command(flatten)]
         machine: MachineArgs,
+        /// Wait for cells that other processes work on; this is the default
+        #[arg(long, overrides_with = "no_wait")]
+        wait: bool,
+        /// End with exit code 75 if only cells are left that other processes work on
+        #[arg(long, overrides_with = "wait")]
+        no_wait: bool,
+        /// Compute cells again that failed in an earlier run
+        #[arg(long)]
+        retry: bool,
         /// No progress and no log lines, only warnings and errors
         #[arg(short, long)]
         quiet: bool,
@@ -302,12 +311,20 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             grid,
             places,
             machine,
+            wait: _,
+            no_wait,
+            retry,
             quiet,
         } => {
             // Opening the data uses the threads already.
             let compute = machine.start(quiet)?;
             let prepared = places.prepare(&grid, extra)?;
-            let outcome = run::run(&prepared, &compute, quiet)?;
+            let options = run::Options {
+                quiet,
+                wait: !no_wait,
+                retry,
+            };
+            let outcome = run::run(&prepared, &compute, options)?;
             cli::print(&table::text::write(&outcome.table, Layout::Long))?;
             outcome.into_result()
         }

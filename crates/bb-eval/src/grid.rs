@@ -12,6 +12,7 @@
 //! out = "runs/quickstart"             # optional; `--out` wins; relative to the current folder
 //! train_limit = 2000                  # optional: only the first images
 //! test_limit = 500
+//! asr_floor = 0.5                     # optional: an attack below is marked, see `table`; this is the default
 //!
 //! [[attack]]
 //! method = "badnets"
@@ -32,6 +33,8 @@ use bb_core::cli::{Coded, DEFAULT_ARCH, DEFAULT_WIDTH, exit};
 use bb_core::data;
 use bb_core::precision::Precision;
 use bb_zoo::strict::{Document, Field, StrictError, Table};
+
+use crate::table::DEFAULT_ASR_FLOOR;
 
 /// Seeds of a grid that names none: enough for a mean and a spread.
 pub const DEFAULT_SEEDS: [u64; 3] = [0, 1, 2];
@@ -107,6 +110,8 @@ pub struct Grid {
     pub train_limit: Option<usize>,
     /// Only the first images of the test split.
     pub test_limit: Option<usize>,
+    /// The ASR, 0 to 1, under which an attack did not plant its backdoor.
+    pub asr_floor: f64,
     /// The attacks.
     pub attacks: Vec<Entry>,
     /// The defenses.
@@ -156,6 +161,7 @@ impl Grid {
                 "out",
                 "train_limit",
                 "test_limit",
+                "asr_floor",
             ])?;
             let dataset = required(&t, "dataset")?;
             if let Err(error) = data::spec(&dataset.value) {
@@ -174,6 +180,7 @@ impl Grid {
                 out: path("out")?,
                 train_limit: count(&t, "train_limit")?,
                 test_limit: count(&t, "test_limit")?,
+                asr_floor: share(&t, "asr_floor")?.unwrap_or(DEFAULT_ASR_FLOOR),
                 attacks: entries(&top, "attack", document.path())?,
                 defenses: entries(&top, "defense", document.path())?,
             };
@@ -247,6 +254,14 @@ fn count(t: &Table<'_>, name: &str) -> Result<Option<usize>, StrictError> {
     usize::try_from(field.value)
         .map(Some)
         .map_err(|_| field.refuse("a number that fits this machine"))
+}
+
+fn share(t: &Table<'_>, name: &str) -> Result<Option<f64>, StrictError> {
+    let field = t.number(name)?.map(|f| {
+        let valid = |share: &f64| (0.0..=1.0).contains(share);
+        f.check(valid, "a share of 0 to 1")
+    });
+    Ok(field.transpose()?.map(|f| f.value))
 }
 
 fn precision(t: &Table<'_>) -> Result<Precision, StrictError> {
@@ -324,6 +339,7 @@ set.n = 0.3
             (4, &[3, 1][..], Some(100), None)
         );
         assert_eq!(grid.precision, Precision::F32, "the default");
+        assert_eq!(grid.asr_floor.to_bits(), 0.5_f64.to_bits(), "the default");
         assert_eq!(grid.out.as_deref(), Some(Path::new("runs/x")));
         let [first, second] = &grid.attacks[..] else {
             panic!("two attacks")
@@ -341,13 +357,14 @@ set.n = 0.3
             (9, 14, "BadNets 5 %")
         );
         assert_eq!(grid.defenses[0].set, ["n=0.3"]);
-        let small = "grid = { name = 'a', dataset = 'cifar10', precision = 'bf16' }\nattack = [{ method = 'badnets' }]";
+        let small = "grid = { name = 'a', dataset = 'cifar10', precision = 'bf16', asr_floor = 0 }\nattack = [{ method = 'badnets' }]";
         let grid = Grid::parse("g.toml", small).expect("a small grid");
         assert_eq!(
             (grid.width, grid.seeds.as_slice()),
             (DEFAULT_WIDTH, &DEFAULT_SEEDS[..])
         );
         assert_eq!(grid.precision, Precision::Bf16);
+        assert_eq!(grid.asr_floor.to_bits(), 0.0_f64.to_bits());
         assert!(grid.defenses.is_empty(), "attacks alone may be wanted");
     }
 
@@ -376,6 +393,18 @@ set.n = 0.3
                 "train_limit = 100",
                 "precision = \"fp16\"",
                 "`grid.precision` is `fp16`, expected `f32`, `bf16` or `tf32`\n  in g.toml, line 7",
+                "",
+            ),
+            (
+                "train_limit = 100",
+                "asr_floor = 50",
+                "`grid.asr_floor` is `50`, expected a share of 0 to 1\n  in g.toml, line 7",
+                "",
+            ),
+            (
+                "train_limit = 100",
+                "asr_floor = nan",
+                "`grid.asr_floor` is `nan`, expected a finite number\n  in g.toml, line 7",
                 "",
             ),
             (

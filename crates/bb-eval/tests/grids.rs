@@ -9,9 +9,15 @@ use bb_defense::data::NoImages;
 use bb_defense::method::{Defense, Repaired, Suspect};
 use bb_eval::grid::Grid;
 use bb_eval::prepare::{Places, Prepared, methods};
-use bb_eval::run::{Counts, run};
+use bb_eval::run::{Counts, Options, run};
 use bb_nn::Compute;
 use serde::{Deserialize, Serialize};
+
+const QUIET: Options = Options {
+    quiet: true,
+    wait: true,
+    retry: false,
+};
 
 #[test]
 fn committed_grids_are_valid() {
@@ -99,7 +105,7 @@ fn a_defense_of_another_crate_runs_in_a_grid() {
     let error = prepare(&[]).err().expect("bb-defense does not have it");
     assert_eq!(error.exit_code(), 2);
     let prepared = prepare(&[&Nothing]).expect("all is there");
-    let outcome = run(&prepared, &Compute::Cpu, true).expect("it runs");
+    let outcome = run(&prepared, &Compute::Cpu, QUIET).expect("it runs");
     assert_eq!(
         outcome.counts,
         Counts {
@@ -118,7 +124,7 @@ fn a_defense_of_another_crate_runs_in_a_grid() {
         assert_eq!(rows[0].values[i], rows[1].values[i]);
     }
     outcome.into_result().expect("nothing failed");
-    let outcome = run(&prepared, &Compute::Cpu, true).expect("it runs again");
+    let outcome = run(&prepared, &Compute::Cpu, QUIET).expect("it runs again");
     assert_eq!(
         outcome.counts,
         Counts {

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 
 pub use args::{DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, HostArgs, RunArgs, threads};
 pub use device::{Backend, Device, ParseDeviceError};
+pub(crate) use failure::causes;
 pub use failure::{Coded, Failure};
 pub use interrupt::{Interrupted, catch_interrupts, check_interrupt, interrupted};
 
