@@ -6,6 +6,7 @@ use bb_core::settings::{
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -650,4 +651,17 @@ proptest! {
         let _ = defaults().set(&format!("file={value}"));
         let _ = defaults().toml_text("x", &format!("stage1 = {value}"));
     }
+}
+
+#[test]
+fn a_setting_that_came_later_is_left_out_of_the_identity_at_its_default() {
+    let defaults = json!({ "a": 1, "t": { "b": 0.5, "c": "x" } });
+    let identity = |set: &str| {
+        let layers = Layers::new(&defaults).set(set).expect("a setting");
+        let resolved = layers.resolve::<Value>().expect("any value");
+        resolved.identity(&["t.c", "a"], &defaults)
+    };
+    assert_eq!(identity("t.c=x"), json!({ "t": { "b": 0.5 } }));
+    assert_eq!(identity("t.c=y"), json!({ "t": { "b": 0.5, "c": "y" } }));
+    assert_eq!(identity("a=2"), json!({ "a": 2, "t": { "b": 0.5 } }));
 }

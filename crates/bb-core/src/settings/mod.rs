@@ -186,6 +186,34 @@ impl<T> Resolved<T> {
         write::document(&self.tree)
     }
 
+    /// The tree without those of the settings `later` (dotted keys) that have the value that they have in `defaults`.
+    ///
+    /// A setting that was added to a type changes the tree of everybody, also where its default is what was always done;
+    /// left out there, settings that are equal in effect are recognised as equal over versions.
+    ///
+    /// # Panics
+    /// If one of `later` is no setting.
+    pub fn identity(&self, later: &[&str], defaults: &impl Serialize) -> Value {
+        let defaults = canonical(defaults);
+        let mut tree = self.tree.clone();
+        for key in later {
+            let usual = lookup(&defaults, key).expect("a setting that came later is one");
+            if lookup(&tree, key) == Some(usual) {
+                let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
+                let table = match table {
+                    "" => Some(&mut tree),
+                    table => table
+                        .split('.')
+                        .try_fold(&mut tree, |tree, name| tree.get_mut(name)),
+                };
+                if let Some(table) = table.and_then(Value::as_object_mut) {
+                    table.shift_remove(name);
+                }
+            }
+        }
+        tree
+    }
+
     /// Checks the settings, and names the origin of one that is refused.
     pub fn valid(self) -> Result<Resolved<Valid<T>>, SettingsError>
     where
