@@ -1,7 +1,9 @@
 //! What can go wrong in the engine.
 
+use crate::arch::NAMES;
 use crate::kernels::precision::UnsupportedPrecision;
 use bb_core::cli::{Coded, exit};
+use bb_core::settings::did_you_mean;
 use std::path::PathBuf;
 
 /// Errors of the engine; see the variants.
@@ -134,6 +136,10 @@ impl Coded for NnError {
     }
 
     fn hint(&self) -> Option<String> {
-        matches!(self, Self::NotOnGpu { .. }).then(|| "use `--device cpu`".to_owned())
+        match self {
+            Self::UnknownArch { name, .. } => did_you_mean(name, NAMES.iter().copied()),
+            Self::NotOnGpu { .. } => Some("use `--device cpu`".to_owned()),
+            _ => None,
+        }
     }
 }

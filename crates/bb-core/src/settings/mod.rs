@@ -46,7 +46,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 pub use error::{Origin, SettingsError};
-pub use suggest::nearest;
+pub use suggest::{did_you_mean, nearest};
 pub use valid::{Valid, Validate, check};
 pub use write::render;
 
@@ -132,11 +132,8 @@ impl Layers {
         let tree = Value::Object(tree);
         let value: T = serde_path_to_error::deserialize(&tree).map_err(|error| {
             let key = error.path().to_string();
-            SettingsError::Invalid {
-                origin: origin_of(&origins, &key),
-                key,
-                reason: error.into_inner().to_string(),
-            }
+            let origin = origin_of(&origins, &key);
+            SettingsError::refused(key, &error.into_inner().to_string(), origin)
         })?;
         let canonical = canonical(&value);
         // A number that does not fit the float type of its field has become infinite, which serialises as null.
