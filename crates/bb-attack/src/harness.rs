@@ -255,6 +255,9 @@ impl Run<'_> {
         let dir = work.dir().to_owned();
         let log = Log::open(&dir.join(LOG), self.request.quiet).map_err(AttackError::log(&dir))?;
         work.write(CONFIG, self.ready.to_toml().as_bytes())?;
+        self.dataset
+            .describe(&log)
+            .map_err(AttackError::log(&dir))?;
         let mut facts = env_facts();
         facts["device"] = json!(self.request.compute.name());
         work.write(ENV, facts.to_string().as_bytes())?;

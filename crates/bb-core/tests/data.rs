@@ -8,6 +8,8 @@ mod data_files;
 mod data_folder;
 #[path = "data/golden.rs"]
 mod data_golden;
+#[path = "data/names.rs"]
+mod data_names;
 #[path = "data/parquet_files.rs"]
 mod data_parquet;
 #[path = "data/synthetic.rs"]

@@ -144,6 +144,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
         attack.dir.display()
     );
     log.info("begin", &text, &json!({ "cell": work.dir() }))
+        .and_then(|()| dataset.describe(&log))
         .map_err(DefenseError::log(work.dir()))?;
     work.write(CONFIG, ready.to_toml().as_bytes())?;
     write_env(&work, &attack, req, None)?;

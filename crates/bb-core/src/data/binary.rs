@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use super::images::{CHANNELS, Images, Split};
-use super::{DataError, DatasetSpec};
+use super::{DataError, DatasetSpec, Decoded, Facts};
 
 /// The files in the order of their images.
 pub(super) const TRAIN: [&str; 5] = [
@@ -28,7 +28,7 @@ pub(super) fn read(
     files: &[PathBuf],
     spec: &DatasetSpec,
     limit: Option<usize>,
-) -> Result<Split, DataError> {
+) -> Result<Decoded, DataError> {
     let wrong_length = |path: &PathBuf, found: u64| DataError::BinaryLength {
         path: path.clone(),
         expected: (ROWS * ROW) as u64,
@@ -68,8 +68,11 @@ pub(super) fn read(
             }
         }
     }
-    Ok(Split {
-        images: Images::new(labels.len(), spec.height, spec.width, pixels)?,
-        labels: labels.into(),
+    Ok(Decoded {
+        split: Split {
+            images: Images::new(labels.len(), spec.height, spec.width, pixels)?,
+            labels: labels.into(),
+        },
+        facts: Facts::default(),
     })
 }

@@ -1,7 +1,8 @@
 //! Decoded splits kept on disk, so that the images of a dataset are decoded once.
 //!
-//! One file per split and place: a header of 128 bytes, the pixels as they lie in memory, the labels.
-//! The header has a key made from the source files (names, sizes, times, the bytes at both ends of each) and a digest
+//! One file per split and place: a header of 128 bytes, the pixels as they lie in memory, the labels, and as JSON what
+//! else the reader learned ([`Facts`]).
+//! The header has a key made from the source files (names, sizes, times, the bytes at both ends of each) and digests
 //! of everything else.
 //! A file that is absent, of another key, or damaged is made anew without a word; one that cannot be written is
 //! done without, because the cache only saves time.
@@ -16,12 +17,12 @@ use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use super::images::{Images, Split, byte_count};
-use super::{DataError, DatasetSpec};
+use super::{DataError, DatasetSpec, Decoded, Facts};
 use crate::artifact::atomic;
 
 const MAGIC: &[u8; 8] = b"bb-data\0";
 /// Raised whenever the layout of the file or the decoding of images changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 128;
 /// Bytes read at each end of a source file for the key; the end of a Parquet file describes all of it.
 const SAMPLE: u64 = 64 * 1024;
@@ -29,21 +30,29 @@ const SAMPLE: u64 = 64 * 1024;
 /// SHA-256 of a split: its shape, pixels and labels.
 pub(super) type SplitDigest = [u8; 32];
 
-/// A split with its digest.
+/// A split with its digest, which the facts are no part of.
 pub(super) struct Digested {
     pub(super) split: Split,
+    pub(super) facts: Facts,
     pub(super) digest: SplitDigest,
 }
 
 impl Digested {
-    pub(super) fn new(split: Split) -> Self {
+    pub(super) fn new(Decoded { split, facts }: Decoded) -> Self {
         let digest = digest(&split);
-        Self { split, digest }
+        Self {
+            split,
+            facts,
+            digest,
+        }
     }
 
     fn take(self, limit: Option<usize>) -> Self {
         match limit {
-            Some(n) if n < self.split.len() => Self::new(self.split.take(n)),
+            Some(n) if n < self.split.len() => Self::new(Decoded {
+                split: self.split.take(n),
+                facts: self.facts,
+            }),
             _ => self,
         }
     }
@@ -65,7 +74,7 @@ pub(super) fn open(
     dir: Option<&Path>,
     key: &Key<'_>,
     limit: Option<usize>,
-    build: impl FnOnce(Option<usize>) -> Result<Split, DataError>,
+    build: impl FnOnce(Option<usize>) -> Result<Decoded, DataError>,
 ) -> Result<Digested, DataError> {
     let Some(dir) = dir else {
         return Ok(Digested::new(build(limit)?).take(limit));
@@ -152,11 +161,14 @@ fn load(path: &Path, fingerprint: &[u8; 32]) -> Option<Digested> {
     }
     let (n, h, w) = (header.n, header.h, header.w);
     let pixels = byte_count(n, h, w)?;
-    let end = HEADER.checked_add(pixels)?;
-    if map.len() != end.checked_add(n.checked_mul(4)?)? {
+    let labels = HEADER.checked_add(pixels)?;
+    let facts = labels.checked_add(n.checked_mul(4)?)?;
+    let json = map.get(facts..)?;
+    if Sha256::digest(json)[..] != header.facts {
         return None;
     }
-    let labels = map[end..]
+    let facts = serde_json::from_slice(json).ok()?;
+    let labels = map[labels..map.len() - json.len()]
         .chunks_exact(4)
         .map(|bytes| u32::from_le_bytes(bytes.try_into().expect("chunks of four")))
         .collect();
@@ -164,7 +176,7 @@ fn load(path: &Path, fingerprint: &[u8; 32]) -> Option<Digested> {
         images: Images::from_shared(n, h, w, HEADER, Arc::new(map)).ok()?,
         labels,
     };
-    let found = Digested::new(split);
+    let found = Digested::new(Decoded { split, facts });
     (found.digest == header.digest).then_some(found)
 }
 
@@ -179,12 +191,16 @@ fn map(path: &Path) -> Option<Mmap> {
 /// Writes a cache file and says whether it stands.
 fn store(path: &Path, fingerprint: &[u8; 32], built: &Digested) -> bool {
     let images = &built.split.images;
+    let Ok(facts) = serde_json::to_vec(&built.facts) else {
+        return false;
+    };
     let header = Header {
         n: images.len(),
         h: images.height(),
         w: images.width(),
         fingerprint: *fingerprint,
         digest: built.digest,
+        facts: Sha256::digest(&facts).into(),
     };
     let labels: Vec<u8> = built
         .split
@@ -198,6 +214,7 @@ fn store(path: &Path, fingerprint: &[u8; 32], built: &Digested) -> bool {
         file.write_all(&header.bytes()).ok()?;
         file.write_all(images.as_bytes()).ok()?;
         file.write_all(&labels).ok()?;
+        file.write_all(&facts).ok()?;
         file.commit().ok()
     };
     write().is_some()
@@ -209,6 +226,8 @@ struct Header {
     w: usize,
     fingerprint: [u8; 32],
     digest: SplitDigest,
+    /// SHA-256 of the JSON at the end.
+    facts: [u8; 32],
 }
 
 /// Places in the header; the rest is zero.
@@ -218,6 +237,7 @@ const AT_WIDTH: Range<usize> = 16..20;
 const AT_COUNT: Range<usize> = 24..32;
 const AT_FINGERPRINT: Range<usize> = 32..64;
 const AT_DIGEST: Range<usize> = 64..96;
+const AT_FACTS: Range<usize> = 96..128;
 
 impl Header {
     fn bytes(&self) -> [u8; HEADER] {
@@ -229,6 +249,7 @@ impl Header {
         out[AT_COUNT].copy_from_slice(&(self.n as u64).to_le_bytes());
         out[AT_FINGERPRINT].copy_from_slice(&self.fingerprint);
         out[AT_DIGEST].copy_from_slice(&self.digest);
+        out[AT_FACTS].copy_from_slice(&self.facts);
         out
     }
 
@@ -246,6 +267,7 @@ impl Header {
             w: u32_at(AT_WIDTH)? as usize,
             fingerprint: bytes.get(AT_FINGERPRINT)?.try_into().ok()?,
             digest: bytes.get(AT_DIGEST)?.try_into().ok()?,
+            facts: bytes.get(AT_FACTS)?.try_into().ok()?,
         })
     }
 }

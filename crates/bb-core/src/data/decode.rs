@@ -1,14 +1,21 @@
-//! From the bytes of a PNG or JPEG file to 8-bit RGB, within limits.
+//! From the bytes of an image file to 8-bit RGB, within limits.
+//!
+//! The pixels are those of Pillow's `Image.open(file).convert("RGB")`, which is what PyTorch's users train on: alpha,
+//! colour profiles and EXIF orientation are not applied, the high byte counts of 16-bit colours, and 16-bit grey is cut
+//! at 255. JPEG decoders differ from each other by a level or two.
 //!
 //! The limits are checked from the header, before memory for the pixels is taken, so that a file of a few hundred
 //! bytes that announces a huge picture costs nothing.
 
 use std::fmt::Write;
 use std::io::Cursor;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use image::codecs::bmp::BmpDecoder;
 use image::codecs::jpeg::JpegDecoder;
 use image::codecs::png::PngDecoder;
-use image::{DynamicImage, ImageDecoder, ImageError, Limits};
+use image::codecs::pnm::PnmDecoder;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageError, Limits};
 
 use super::images::CHANNELS;
 use super::resize;
@@ -23,11 +30,14 @@ const MAX_BYTES: u64 = 64_000_000;
 #[non_exhaustive]
 pub enum ImageFault {
     /// Some other kind of data.
-    #[error("neither PNG nor JPEG: the bytes begin with `{head}`")]
+    #[error("not a PNG, JPEG, BMP or PNM image: the bytes begin with `{head}`")]
     Format {
         /// The first bytes, in hexadecimal.
         head: String,
     },
+    /// A side of no pixel.
+    #[error("the image has no pixels")]
+    Empty,
     /// Too many pixels on a side.
     #[error("the image has {height}x{width} pixels, the limit is {MAX_SIDE}x{MAX_SIDE}")]
     Side {
@@ -62,11 +72,35 @@ pub(super) struct Rgb {
     pub(super) h: usize,
     pub(super) w: usize,
     pub(super) pixels: Vec<u8>,
+    /// Whether 16-bit grey values were cut at 255.
+    pub(super) clipped: bool,
 }
 
+/// Counts, over the images of a split, of what the user should know.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    resized: AtomicUsize,
+    clipped: AtomicUsize,
+}
+
+impl Tally {
+    /// Images that had another size.
+    pub(super) fn resized(&self) -> usize {
+        self.resized.load(Ordering::Relaxed)
+    }
+
+    /// Images of 16-bit grey with values that were cut at 255.
+    pub(super) fn clipped(&self) -> usize {
+        self.clipped.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Clone, Copy)]
 enum Format {
     Png,
     Jpeg,
+    Bmp,
+    Pnm,
 }
 
 fn format(bytes: &[u8]) -> Result<Format, ImageFault> {
@@ -74,6 +108,11 @@ fn format(bytes: &[u8]) -> Result<Format, ImageFault> {
         Ok(Format::Png)
     } else if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
         Ok(Format::Jpeg)
+    } else if bytes.starts_with(b"BM") {
+        Ok(Format::Bmp)
+    } else if matches!(bytes, [b'P', b'1'..=b'6', next, ..] if next.is_ascii_whitespace() || *next == b'#')
+    {
+        Ok(Format::Pnm)
     } else {
         let mut head = String::new();
         for byte in bytes.iter().take(8) {
@@ -83,27 +122,56 @@ fn format(bytes: &[u8]) -> Result<Format, ImageFault> {
     }
 }
 
-/// Decodes a PNG or JPEG file; grey becomes RGB, an alpha channel is dropped, both as Pillow's `convert("RGB")` does.
+/// Decodes an image file of any format that is read.
 pub(super) fn rgb(bytes: &[u8]) -> Result<Rgb, ImageFault> {
     let reader = Cursor::new(bytes);
     match format(bytes)? {
-        Format::Png => pixels(PngDecoder::with_limits(reader, limits())?),
+        Format::Png => {
+            /// Place of the colour type in the header, which is always the first chunk.
+            const COLOUR_TYPE: usize = 25;
+            let decoder = PngDecoder::with_limits(reader, limits())?;
+            // The decoder makes an alpha channel of a transparent grey, so it is asked for the type in the file.
+            let narrow = match bytes.get(COLOUR_TYPE) {
+                Some(0) => Narrow::Clip,
+                _ => Narrow::HighByte,
+            };
+            pixels(decoder, narrow)
+        }
         Format::Jpeg => {
             let decoder = JpegDecoder::new(reader)?;
             if !is_complete_jpeg(bytes) {
                 return Err(ImageFault::Truncated);
             }
-            pixels(decoder)
+            pixels(decoder, Narrow::HighByte)
+        }
+        Format::Bmp => pixels(BmpDecoder::new(reader)?, Narrow::HighByte),
+        Format::Pnm => {
+            let decoder = PnmDecoder::new(reader)?;
+            let narrow = match decoder.color_type() {
+                ColorType::L16 => Narrow::Clip,
+                _ => Narrow::Round,
+            };
+            pixels(decoder, narrow)
         }
     }
 }
 
 /// Decodes into `out`, which has shape `[h, w, 3]`, resizing as Pillow does if the image has another size.
-pub(super) fn rgb_into(bytes: &[u8], h: usize, w: usize, out: &mut [u8]) -> Result<(), ImageFault> {
+pub(super) fn rgb_into(
+    bytes: &[u8],
+    h: usize,
+    w: usize,
+    out: &mut [u8],
+    tally: &Tally,
+) -> Result<(), ImageFault> {
     let image = rgb(bytes)?;
+    if image.clipped {
+        tally.clipped.fetch_add(1, Ordering::Relaxed);
+    }
     if (image.h, image.w) == (h, w) {
         out.copy_from_slice(&image.pixels);
     } else {
+        tally.resized.fetch_add(1, Ordering::Relaxed);
         out.copy_from_slice(&resize::pil_bilinear(&image.pixels, image.h, image.w, h, w));
     }
     Ok(())
@@ -115,6 +183,8 @@ pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), ImageFault> {
     let (width, height) = match format(bytes)? {
         Format::Png => checked_size(&PngDecoder::with_limits(reader, limits())?)?,
         Format::Jpeg => checked_size(&JpegDecoder::new(reader)?)?,
+        Format::Bmp => checked_size(&BmpDecoder::new(reader)?)?,
+        Format::Pnm => checked_size(&PnmDecoder::new(reader)?)?,
     };
     Ok((height as usize, width as usize))
 }
@@ -128,6 +198,9 @@ fn limits() -> Limits {
 
 fn checked_size(decoder: &impl ImageDecoder) -> Result<(u32, u32), ImageFault> {
     let (width, height) = decoder.dimensions();
+    if width.min(height) == 0 {
+        return Err(ImageFault::Empty);
+    }
     if width.max(height) > MAX_SIDE {
         return Err(ImageFault::Side { height, width });
     }
@@ -139,14 +212,51 @@ fn checked_size(decoder: &impl ImageDecoder) -> Result<(u32, u32), ImageFault> {
     Ok((width, height))
 }
 
-fn pixels(decoder: impl ImageDecoder) -> Result<Rgb, ImageFault> {
+/// How samples of 16 bits become 8.
+#[derive(Clone, Copy)]
+enum Narrow {
+    /// Values above 255 become 255: what Pillow does with 16-bit grey.
+    Clip,
+    /// What Pillow does with all other 16-bit PNG files.
+    HighByte,
+    /// What Pillow does with 16-bit PPM files.
+    Round,
+}
+
+fn pixels(decoder: impl ImageDecoder, narrow: Narrow) -> Result<Rgb, ImageFault> {
     let (width, height) = checked_size(&decoder)?;
-    let image = DynamicImage::from_decoder(decoder)?.into_rgb8();
-    debug_assert_eq!(image.len(), width as usize * height as usize * CHANNELS);
+    let image = DynamicImage::from_decoder(decoder)?;
+    let (pixels, clipped) = match image.as_flat_samples_u16() {
+        None => (image.into_rgb8().into_raw(), false),
+        Some(flat) => {
+            let channels = usize::from(image.color().channel_count());
+            let clipped = matches!(narrow, Narrow::Clip)
+                && flat
+                    .samples
+                    .chunks_exact(channels)
+                    .any(|pixel| pixel[0] > 255);
+            let byte = |sample: u16| match narrow {
+                Narrow::Clip => sample.min(255) as u8,
+                Narrow::HighByte => (sample >> 8) as u8,
+                Narrow::Round => ((u32::from(sample) + 128) / 257) as u8,
+            };
+            let rgb = |pixel: &[u16]| match *pixel {
+                [r, g, b] | [r, g, b, _] => [r, g, b],
+                _ => [pixel[0]; CHANNELS],
+            };
+            let pixels = flat.samples.chunks_exact(channels);
+            (
+                pixels.flat_map(|pixel| rgb(pixel).map(byte)).collect(),
+                clipped,
+            )
+        }
+    };
+    debug_assert_eq!(pixels.len(), width as usize * height as usize * CHANNELS);
     Ok(Rgb {
         h: height as usize,
         w: width as usize,
-        pixels: image.into_raw(),
+        pixels,
+        clipped,
     })
 }
 
@@ -203,14 +313,9 @@ mod tests {
         chunk.extend_from_slice(&w.to_be_bytes());
         chunk.extend_from_slice(&h.to_be_bytes());
         chunk.extend_from_slice(&[bits, 6, 0, 0, 0]);
-        let crc = !chunk.iter().fold(!0_u32, |crc, byte| {
-            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-                (crc >> 1) ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 }
-            })
-        });
         let mut out = b"\x89PNG\r\n\x1a\n\0\0\0\x0d".to_vec();
         out.extend_from_slice(&chunk);
-        out.extend_from_slice(&crc.to_be_bytes());
+        out.extend_from_slice(&crc(&chunk));
         out.extend_from_slice(b"\0\0\0\0IDAT\x35\xaf\x06\x1e");
         out
     }
@@ -233,11 +338,136 @@ mod tests {
         assert_eq!(grey.pixels, [90; 192]);
     }
 
+    /// The values are those of Pillow 13.0.0 for the same files.
+    #[test]
+    fn sixteen_bits_become_eight_as_in_pillow() {
+        let values: [u16; 12] = [
+            0, 1, 100, 127, 255, 256, 511, 4095, 32767, 32768, 65407, 65535,
+        ];
+        let clipped = [0, 1, 100, 127, 255, 255, 255, 255, 255, 255, 255, 255];
+        let high = [0, 0, 0, 0, 0, 1, 1, 15, 127, 128, 255, 255];
+        let samples = |each: usize| -> Vec<u8> {
+            let each = values.iter().flat_map(|v| std::iter::repeat_n(*v, each));
+            each.flat_map(u16::to_ne_bytes).collect()
+        };
+        let file = |color, each| png(12, 1, color, &samples(each));
+        let grey = file(ExtendedColorType::L16, 1);
+        let transparent = with_chunk(&grey, b"tRNS", &100_u16.to_be_bytes());
+        let pgm = [
+            b"P5 12 1 65535\n".to_vec(),
+            values.iter().flat_map(|v| v.to_be_bytes()).collect(),
+        ]
+        .concat();
+        for (file, expect, cut) in [
+            (grey, clipped, true),
+            (transparent, clipped, true),
+            (pgm, clipped, true),
+            (file(ExtendedColorType::La16, 2), high, false),
+            (file(ExtendedColorType::Rgb16, 3), high, false),
+            (file(ExtendedColorType::Rgba16, 4), high, false),
+        ] {
+            let image = rgb(&file).expect("decodes");
+            let reds: Vec<u8> = image.pixels.iter().step_by(3).copied().collect();
+            assert_eq!(reds, expect);
+            assert_eq!(image.clipped, cut);
+        }
+        let bytes: Vec<u8> = [7_u16, 255].iter().flat_map(|v| v.to_ne_bytes()).collect();
+        let dark = rgb(&png(2, 1, ExtendedColorType::L16, &bytes)).expect("decodes");
+        assert_eq!(
+            (dark.pixels, dark.clipped),
+            (vec![7, 7, 7, 255, 255, 255], false)
+        );
+        let ppm = [
+            b"P6 1 2 65535\n".to_vec(),
+            vec![0, 0, 0, 255, 1, 127, 1, 128, 156, 64, 255, 255],
+        ];
+        assert_eq!(
+            rgb(&ppm.concat()).expect("decodes").pixels,
+            [0, 1, 1, 1, 156, 255]
+        );
+    }
+
+    #[test]
+    fn the_old_formats_are_read_as_in_pillow() {
+        for (file, expect) in [
+            (
+                &b"P6 2 1 255\n\x01\x02\x03\xff\x00\x07"[..],
+                [1, 2, 3, 255, 0, 7],
+            ),
+            (
+                b"P6\n# GIMP\n2 1\n15\n\x00\x01\x07\x0f\x0f\x0f",
+                [0, 17, 119, 255, 255, 255],
+            ),
+            (b"P3 2 1 255 1 2 3 255 0 7", [1, 2, 3, 255, 0, 7]),
+            (b"P5 2 1 255 \x05\xc8", [5, 5, 5, 200, 200, 200]),
+            (b"P4 2 1 \x80", [0, 0, 0, 255, 255, 255]),
+        ] {
+            let image = rgb(file).expect("decodes");
+            assert_eq!((image.h, image.w, &image.pixels[..]), (1, 2, &expect[..]));
+            assert_eq!(size(file).expect("a header"), (1, 2));
+        }
+        let mut bmp = Vec::new();
+        image::codecs::bmp::BmpEncoder::new(&mut bmp)
+            .write_image(&[1, 2, 3, 4, 5, 6], 1, 2, ExtendedColorType::Rgb8)
+            .expect("a small image can be encoded");
+        assert_eq!(rgb(&bmp).expect("decodes").pixels, [1, 2, 3, 4, 5, 6]);
+        for (file, expect) in [
+            (
+                &b"P6 5000 1 255\n"[..],
+                "the image has 1x5000 pixels, the limit is 4096x4096",
+            ),
+            (
+                b"P6 4096 4096 65535\n",
+                "the image decodes to 100663296 bytes, the limit is 64000000",
+            ),
+            (b"P6 0 0 255\n", "the image has no pixels"),
+            (
+                b"P7\nWIDTH 1\n",
+                "not a PNG, JPEG, BMP or PNM image: the bytes begin with `50370a5749445448`",
+            ),
+            (b"P6 2 2 255\n\x01\x02", "the image bytes cannot be decoded"),
+        ] {
+            assert_eq!(rgb(file).expect_err(expect).to_string(), expect);
+        }
+    }
+
+    /// The file with one more chunk behind its header.
+    fn with_chunk(png: &[u8], kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+        /// End of the signature and the header.
+        const HEADER: usize = 33;
+        let chunk = [&kind[..], data].concat();
+        let length = (data.len() as u32).to_be_bytes();
+        [
+            &png[..HEADER],
+            &length,
+            &chunk,
+            &crc(&chunk),
+            &png[HEADER..],
+        ]
+        .concat()
+    }
+
+    fn crc(chunk: &[u8]) -> [u8; 4] {
+        let crc = !chunk.iter().fold(!0_u32, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                (crc >> 1) ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 }
+            })
+        });
+        crc.to_be_bytes()
+    }
+
     #[test]
     fn another_size_is_resized() {
         let mut out = [0; 4 * 4 * 3];
-        rgb_into(&png(8, 2, ExtendedColorType::L8, &[33; 16]), 4, 4, &mut out).expect("decodes");
+        let (tally, image) = (
+            Tally::default(),
+            png(8, 2, ExtendedColorType::L8, &[33; 16]),
+        );
+        rgb_into(&image, 4, 4, &mut out, &tally).expect("decodes");
         assert_eq!(out, [33; 48]);
+        assert_eq!(tally.resized(), 1);
+        rgb_into(&image, 2, 8, &mut out, &tally).expect("decodes");
+        assert_eq!(tally.resized(), 1, "the same size");
     }
 
     #[test]
@@ -281,7 +511,7 @@ mod tests {
         let fault = rgb(b"<html>").expect_err("no image");
         assert_eq!(
             fault.to_string(),
-            "neither PNG nor JPEG: the bytes begin with `3c68746d6c3e`"
+            "not a PNG, JPEG, BMP or PNM image: the bytes begin with `3c68746d6c3e`"
         );
     }
 }

@@ -175,6 +175,39 @@ pub enum DataError {
         /// Classes that the file names.
         found: usize,
     },
+    /// The file numbers the classes of a known dataset otherwise.
+    #[error(
+        "`{}` numbers the classes of `{id}` otherwise: class {class} is `{found}`, expected `{expected}`",
+        path.display()
+    )]
+    ClassOrder {
+        /// The file.
+        path: PathBuf,
+        /// The dataset.
+        id: &'static str,
+        /// The class.
+        class: usize,
+        /// Its name in the file.
+        found: String,
+        /// Its name in the dataset.
+        expected: String,
+    },
+    /// Two files of one dataset name a class differently.
+    #[error(
+        "class {class} is `{name_a}` in `{}` and `{name_b}` in `{}`", a.display(), b.display()
+    )]
+    ClassNames {
+        /// One file.
+        a: PathBuf,
+        /// Another file.
+        b: PathBuf,
+        /// The class.
+        class: usize,
+        /// Its name in the one.
+        name_a: String,
+        /// Its name in the other.
+        name_b: String,
+    },
     /// A split has no image.
     #[error("the {split} split of `{id}` has no image")]
     EmptySplit {

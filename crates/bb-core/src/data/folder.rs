@@ -10,17 +10,18 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use super::decode::Tally;
 use super::images::{CHANNELS, Images, Split};
-use super::{DataError, DatasetSpec, decode};
+use super::{DataError, DatasetSpec, Decoded, Facts, decode};
 
 /// Names of the test split's folder, the first one that exists counts.
 const TEST: [&str; 3] = ["test", "val", "valid"];
 /// Formats that are read, by the ending of the name.
-const READ: [&str; 3] = ["png", "jpg", "jpeg"];
-/// Formats that are images but not read; leaving them out silently would give a smaller dataset than the user has.
-const NOT_READ: [&str; 12] = [
-    "avif", "bmp", "gif", "heic", "jp2", "pbm", "pgm", "pnm", "ppm", "tif", "tiff", "webp",
+const READ: [&str; 10] = [
+    "bmp", "jfif", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm",
 ];
+/// Formats that are images but not read; leaving them out silently would give a smaller dataset than the user has.
+const NOT_READ: [&str; 8] = ["avif", "gif", "heic", "jp2", "jxl", "tif", "tiff", "webp"];
 
 /// The files of one split, in order, with their classes.
 pub(super) struct Listing {
@@ -32,7 +33,8 @@ pub(super) struct Listing {
 pub(super) struct Layout {
     pub(super) train: Listing,
     pub(super) test: Listing,
-    pub(super) classes: usize,
+    /// Names of the class folders in label order.
+    pub(super) class_names: Vec<String>,
 }
 
 /// Lists the images below `root`.
@@ -84,7 +86,10 @@ pub(super) fn list(spec: &DatasetSpec, root: &Path) -> Result<Layout, DataError>
     Ok(Layout {
         train: train_listing,
         test: test_listing,
-        classes: classes.len(),
+        class_names: classes
+            .iter()
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect(),
     })
 }
 
@@ -100,21 +105,27 @@ pub(super) fn load(
     h: usize,
     w: usize,
     limit: Option<usize>,
-) -> Result<Split, DataError> {
+) -> Result<Decoded, DataError> {
     let n = listing.files.len().min(limit.unwrap_or(usize::MAX));
     let image_bytes = h * w * CHANNELS;
     let mut pixels = vec![0; n * image_bytes];
+    let tally = Tally::default();
     let fault = pixels
         .par_chunks_exact_mut(image_bytes)
         .zip(&listing.files)
-        .map(|(out, path)| decode::rgb_into(&read(path)?, h, w, out).map_err(unusable(path)))
+        .map(|(out, path)| {
+            decode::rgb_into(&read(path)?, h, w, out, &tally).map_err(unusable(path))
+        })
         .find_map_first(Result::err);
     if let Some(fault) = fault {
         return Err(fault);
     }
-    Ok(Split {
-        images: Images::new(n, h, w, pixels)?,
-        labels: listing.labels.iter().take(n).copied().collect(),
+    Ok(Decoded {
+        split: Split {
+            images: Images::new(n, h, w, pixels)?,
+            labels: listing.labels.iter().take(n).copied().collect(),
+        },
+        facts: Facts::counted(&tally),
     })
 }
 

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 mod binary;
 mod cache;
+mod classes;
 mod decode;
 mod error;
 mod folder;
@@ -39,10 +40,13 @@ pub use images::{Images, Split};
 pub use spec::{DATASETS, DatasetSpec, spec};
 
 use crate::artifact::sha256_hex;
+use crate::events::Log;
 use cache::{Digested, Key};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// A reader of the files of one split, whole or as many rows as are enough.
-type Read = fn(&[PathBuf], &DatasetSpec, Option<usize>) -> Result<Split, DataError>;
+type Read = fn(&[PathBuf], &DatasetSpec, Option<usize>) -> Result<Decoded, DataError>;
 
 /// The word that stands for the Hugging Face hub where a folder is expected.
 const HUB: &str = "hub";
@@ -59,6 +63,87 @@ pub struct Dataset {
     /// SHA-256 over the pixels and labels of both splits, in hexadecimal: equal for equal content, wherever it came
     /// from.
     pub digest: String,
+    /// The names of the classes in label order, one for each; the number as text where nobody named them. They are no
+    /// part of the digest, so that no cell depends on how a file spells them.
+    pub class_names: Vec<String>,
+    /// What people should know of these data beside that.
+    pub notes: Vec<Note>,
+}
+
+/// Something about the data that the log of a run should say, in one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// As one would expect.
+    Info(String),
+    /// Perhaps not what was meant; said even when quiet.
+    Warning(String),
+}
+
+impl Dataset {
+    /// Says what these data are: how many images, the classes in label order, and the notes.
+    ///
+    /// # Errors
+    /// If the log cannot be written.
+    pub fn describe(&self, log: &Log) -> std::io::Result<()> {
+        let (spec, names) = (&self.spec, &self.class_names);
+        let text = format!(
+            "{}: {} training and {} test images of {}x{}, {} classes: {}",
+            spec.title,
+            self.train.len(),
+            self.test.len(),
+            spec.height,
+            spec.width,
+            names.len(),
+            shortened(names),
+        );
+        log.info("data", &text, &json!({ "classes": names }))?;
+        for note in &self.notes {
+            match note {
+                Note::Info(text) => log.info("data", text, &Value::Null)?,
+                Note::Warning(text) => log.warn("data", text, &Value::Null)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names for a line of text; of many the first and the last.
+fn shortened(names: &[String]) -> String {
+    const SHOWN: usize = 12;
+    match names {
+        [first @ .., last] if names.len() > SHOWN => {
+            format!("{}, ..., {last}", first[..SHOWN - 2].join(", "))
+        }
+        _ => names.join(", "),
+    }
+}
+
+/// A split as its reader delivers it.
+struct Decoded {
+    split: Split,
+    facts: Facts,
+}
+
+/// What a reader learns beside images and labels; kept with them in the cache.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Facts {
+    /// The names of the classes in label order, where the files have them.
+    class_names: Option<Vec<String>>,
+    /// Images that were resized.
+    resized: usize,
+    /// Images of 16-bit grey with values that were cut at 255.
+    clipped: usize,
+}
+
+impl Facts {
+    fn counted(tally: &decode::Tally) -> Self {
+        Self {
+            class_names: None,
+            resized: tally.resized(),
+            clipped: tally.clipped(),
+        }
+    }
 }
 
 /// How to open a dataset.
@@ -86,11 +171,14 @@ pub fn open(id: &str, root: Option<&Path>, opts: &OpenOptions) -> Result<Dataset
     if spec.id == "synthetic" {
         let train = opts.train_limit.unwrap_or(synthetic::TRAIN);
         let test = opts.test_limit.unwrap_or(synthetic::TEST);
-        return finish(
-            spec.clone(),
-            Digested::new(synthetic::split(spec, opts.seed, "train", train)?),
-            Digested::new(synthetic::split(spec, opts.seed, "test", test)?),
-        );
+        let make = |split, n| -> Result<Digested, DataError> {
+            Ok(Digested::new(Decoded {
+                split: synthetic::split(spec, opts.seed, split, n)?,
+                facts: Facts::default(),
+            }))
+        };
+        let (train, test) = (make("train", train)?, make("test", test)?);
+        return finish(spec.clone(), None, train, test);
     }
     let root = root.ok_or(DataError::NoRoot { id: spec.id })?;
     if spec.id == "folder" {
@@ -114,9 +202,13 @@ pub fn open(id: &str, root: Option<&Path>, opts: &OpenOptions) -> Result<Dataset
             read(files, spec, enough)
         })
     };
-    let train = open("train", &train, opts.train_limit)?;
-    let test = open("test", &test, opts.test_limit)?;
-    finish(spec.clone(), train, test)
+    let (train_files, test_files) = (train, test);
+    let train = open("train", &train_files, opts.train_limit)?;
+    let test = open("test", &test_files, opts.test_limit)?;
+    if let (Some(a), Some(b)) = (&train.facts.class_names, &test.facts.class_names) {
+        classes::check_same((&train_files[0], a), (&test_files[0], b))?;
+    }
+    finish(spec.clone(), None, train, test)
 }
 
 fn open_folder(
@@ -127,7 +219,7 @@ fn open_folder(
     let layout = folder::list(spec, root)?;
     let (height, width) = folder::size(&layout)?;
     let spec = DatasetSpec {
-        classes: layout.classes,
+        classes: layout.class_names.len(),
         height,
         width,
         ..spec.clone()
@@ -145,7 +237,7 @@ fn open_folder(
     };
     let train = open("train", &layout.train, opts.train_limit)?;
     let test = open("test", &layout.test, opts.test_limit)?;
-    finish(spec, train, test)
+    finish(spec, Some(layout.class_names), train, test)
 }
 
 /// Opens what the hub has; its loader delivers both splits at once and is called at most once.
@@ -171,12 +263,15 @@ fn open_hub(spec: &'static DatasetSpec, opts: &OpenOptions) -> Result<Dataset, D
             sources: &[],
         };
         cache::open(opts.cache_dir.as_deref(), &key, limit, |_| {
-            fetch().map(pick)
+            fetch().map(pick).map(|split| Decoded {
+                split,
+                facts: Facts::default(),
+            })
         })
     };
     let train = open("train", opts.train_limit, |both| both.0)?;
     let test = open("test", opts.test_limit, |both| both.1)?;
-    finish(spec.clone(), train, test)
+    finish(spec.clone(), None, train, test)
 }
 
 #[cfg(not(feature = "hub"))]
@@ -187,17 +282,53 @@ fn open_hub(spec: &'static DatasetSpec, _: &OpenOptions) -> Result<Dataset, Data
     Err(DataError::FeatureOff)
 }
 
-fn finish(spec: DatasetSpec, train: Digested, test: Digested) -> Result<Dataset, DataError> {
+/// Joins the splits; `class_names` are those of the layout, if it has some.
+fn finish(
+    spec: DatasetSpec,
+    class_names: Option<Vec<String>>,
+    train: Digested,
+    test: Digested,
+) -> Result<Dataset, DataError> {
     for (split, side) in [("train", &train), ("test", &test)] {
         if side.split.is_empty() {
             return Err(DataError::EmptySplit { id: spec.id, split });
         }
     }
     let digest = [b"bb-dataset-1".as_slice(), &train.digest, &test.digest].concat();
+    let mut notes = Vec::new();
+    for (split, side) in [("training", &train), ("test", &test)] {
+        let images = |n: usize| match n {
+            1 => format!("1 {split} image"),
+            _ => format!("{n} {split} images"),
+        };
+        if side.facts.resized > 0 {
+            notes.push(Note::Info(format!(
+                "{} of another size resized to {}x{}, bilinear as in Pillow",
+                images(side.facts.resized),
+                spec.height,
+                spec.width
+            )));
+        }
+        if side.facts.clipped > 0 {
+            notes.push(Note::Warning(format!(
+                "{} of 16-bit grey with values above 255, which become white as in Pillow; scale them to 8 bits before",
+                images(side.facts.clipped),
+            )));
+        }
+    }
+    let known =
+        || classes::known(spec.id).map(|names| names.iter().map(ToString::to_string).collect());
+    let class_names = class_names
+        .or(train.facts.class_names)
+        .or(test.facts.class_names)
+        .or_else(known)
+        .unwrap_or_else(|| (0..spec.classes).map(|class| class.to_string()).collect());
     Ok(Dataset {
         spec,
         train: train.split,
         test: test.split,
         digest: sha256_hex(digest),
+        class_names,
+        notes,
     })
 }

@@ -14,8 +14,9 @@ use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 use rayon::prelude::*;
 
+use super::decode::Tally;
 use super::images::{CHANNELS, Images, Split};
-use super::{DataError, DatasetSpec, decode};
+use super::{DataError, DatasetSpec, Decoded, Facts, classes, decode};
 
 /// Rows decoded at a time: enough for all threads, little memory.
 const BATCH: usize = 2048;
@@ -29,20 +30,39 @@ pub(super) fn read(
     files: &[PathBuf],
     spec: &DatasetSpec,
     limit: Option<usize>,
-) -> Result<Split, DataError> {
+) -> Result<Decoded, DataError> {
     let mut sink = Sink {
         spec,
         limit: limit.unwrap_or(usize::MAX),
         pixels: Vec::new(),
         labels: Vec::new(),
+        tally: Tally::default(),
     };
+    let mut named: Option<(&Path, Vec<String>)> = None;
     for path in files {
-        DataError::guard(path, || Shard::open(path, spec)?.read_into(&mut sink))?;
+        let names = DataError::guard(path, || {
+            let shard = Shard::open(path, spec)?;
+            shard.read_into(&mut sink)?;
+            Ok(shard.names)
+        })?;
+        match (&named, names) {
+            (None, Some(names)) => named = Some((path, names)),
+            (Some((first, expected)), Some(names)) => {
+                classes::check_same((first, expected), (path, &names))?;
+            }
+            (_, None) => {}
+        }
     }
     let images = Images::new(sink.labels.len(), spec.height, spec.width, sink.pixels)?;
-    Ok(Split {
-        images,
-        labels: sink.labels.into(),
+    Ok(Decoded {
+        split: Split {
+            images,
+            labels: sink.labels.into(),
+        },
+        facts: Facts {
+            class_names: named.map(|(_, names)| names),
+            ..Facts::counted(&sink.tally)
+        },
     })
 }
 
@@ -52,6 +72,7 @@ struct Sink<'a> {
     limit: usize,
     pixels: Vec<u8>,
     labels: Vec<u32>,
+    tally: Tally,
 }
 
 impl Sink<'_> {
@@ -85,14 +106,15 @@ impl Sink<'_> {
             })?);
         }
         let image_bytes = height * width * CHANNELS;
-        let start = self.pixels.len();
+        let (start, tally) = (self.pixels.len(), &self.tally);
         self.pixels.resize(start + images.len() * image_bytes, 0);
         let fault = self.pixels[start..]
             .par_chunks_exact_mut(image_bytes)
             .zip(images)
             .enumerate()
             .map(|(i, (out, bytes))| {
-                decode::rgb_into(bytes.data(), height, width, out).map_err(|source| (i, source))
+                decode::rgb_into(bytes.data(), height, width, out, tally)
+                    .map_err(|source| (i, source))
             })
             .find_map_first(Result::err);
         match fault {
@@ -112,6 +134,8 @@ struct Shard<'a> {
     reader: SerializedFileReader<std::fs::File>,
     image: Column,
     label: Column,
+    /// Names of the classes, where the file has them.
+    names: Option<Vec<String>>,
 }
 
 /// A leaf column.
@@ -132,7 +156,8 @@ impl<'a> Shard<'a> {
         let length = fs_err::metadata(path).map_err(DataError::io(path))?.len();
         check_places(reader.metadata(), length).map_err(unreadable(path))?;
         let facts = reader.metadata().file_metadata();
-        check_class_names(path, facts.key_value_metadata(), spec.classes)?;
+        let names = class_names(facts.key_value_metadata());
+        check_class_names(path, names.as_deref(), spec)?;
 
         let columns = facts.schema_descr().columns();
         let found = || columns.iter().map(|c| c.path().string()).collect();
@@ -164,6 +189,7 @@ impl<'a> Shard<'a> {
                 is_image,
             )?,
             label: typed(path, columns, label, "a column of integers", is_label)?,
+            names,
             path,
             reader,
         })
@@ -355,33 +381,41 @@ fn typed(
     })
 }
 
-/// Refuses files whose own description names another number of classes, so that no dataset is taken for another.
-fn check_class_names(
-    path: &Path,
-    metadata: Option<&Vec<parquet::file::metadata::KeyValue>>,
-    classes: usize,
-) -> Result<(), DataError> {
-    let text = metadata
-        .into_iter()
-        .flatten()
+/// The names of the classes in the description that the hub's tools leave in a file.
+fn class_names(metadata: Option<&Vec<parquet::file::metadata::KeyValue>>) -> Option<Vec<String>> {
+    let text = metadata?
+        .iter()
         .find(|entry| entry.key == "huggingface")
-        .and_then(|entry| entry.value.as_deref());
-    // The description is optional and its form is not ours: what is not understood is not checked.
-    let Some(Ok(description)) = text.map(serde_json::from_str::<serde_json::Value>) else {
-        return Ok(());
-    };
+        .and_then(|entry| entry.value.as_deref())?;
+    // The description is optional and its form is not ours: what is not understood is not used.
+    let description: serde_json::Value = serde_json::from_str(text).ok()?;
     let features = &description["info"]["features"];
     let names = LABEL
         .iter()
-        .find_map(|label| features[label]["names"].as_array());
-    match names {
-        Some(names) if names.len() != classes => Err(DataError::ClassCount {
+        .find_map(|label| features[label]["names"].as_array())?;
+    names
+        .iter()
+        .map(|name| name.as_str().map(str::to_owned))
+        .collect()
+}
+
+/// Refuses files whose own description names other classes, so that no dataset is taken for another.
+fn check_class_names(
+    path: &Path,
+    names: Option<&[String]>,
+    spec: &DatasetSpec,
+) -> Result<(), DataError> {
+    let Some(names) = names else {
+        return Ok(());
+    };
+    if names.len() != spec.classes {
+        return Err(DataError::ClassCount {
             path: path.to_path_buf(),
-            expected: classes,
+            expected: spec.classes,
             found: names.len(),
-        }),
-        _ => Ok(()),
+        });
     }
+    classes::check_order(spec.id, path, names)
 }
 
 /// Checks that the table of contents points into the file; the reader takes that for granted.

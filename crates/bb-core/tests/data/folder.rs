@@ -37,6 +37,7 @@ fn classes_are_the_sorted_names_and_the_first_image_gives_the_size() {
         (data.spec.classes, data.spec.height, data.spec.width),
         (2, 20, 24)
     );
+    assert_eq!(data.class_names, ["cat", "dog"]);
     assert_eq!(
         (data.spec.id, data.spec.crop_padding, data.spec.flip),
         ("folder", 4, false)
@@ -96,12 +97,12 @@ fn every_defect_of_a_folder_has_its_error() {
             "class folder `val/eel` has no counterpart in `train`",
         ),
         (
-            |root| put(root, "train/dog/c.ppm", b"P6 1 1 255 abc"),
-            "`train/dog/c.ppm` has an image format that is not read, expected png, jpg or jpeg",
+            |root| put(root, "train/dog/c.tiff", b"II*\0"),
+            "`train/dog/c.tiff` has an image format that is not read, expected png, jpg or jpeg",
         ),
         (
             |root| put(root, "train/dog/c.png", b"GIF89a.."),
-            "`train/dog/c.png` is not a usable image: neither PNG nor JPEG: the bytes begin with `4749463839612e2e`",
+            "`train/dog/c.png` is not a usable image: not a PNG, JPEG, BMP or PNM image: the bytes begin with `4749463839612e2e`",
         ),
         (
             |root| put(root, "train/cat/a.png", &picture(0)[..60]),

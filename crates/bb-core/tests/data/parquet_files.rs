@@ -225,13 +225,13 @@ fn every_defect_of_a_table_has_its_error() {
             "no bytes at all",
             HUB,
             with(Vec::new()),
-            "row 5 of `train-00000-of-00001.parquet` has an unusable image: neither PNG nor JPEG: the bytes begin with ``",
+            "row 5 of `train-00000-of-00001.parquet` has an unusable image: not a PNG, JPEG, BMP or PNM image: the bytes begin with ``",
         ),
         (
             "a web page",
             HUB,
             with(b"<html><body>404".to_vec()),
-            "row 5 of `train-00000-of-00001.parquet` has an unusable image: neither PNG nor JPEG: the bytes begin with `3c68746d6c3e3c62`",
+            "row 5 of `train-00000-of-00001.parquet` has an unusable image: not a PNG, JPEG, BMP or PNM image: the bytes begin with `3c68746d6c3e3c62`",
         ),
         (
             "half a JPEG",

@@ -103,6 +103,8 @@ fn numbered(bench: &Bench) -> Dataset {
         test: train.take(0),
         train,
         digest: String::new(),
+        class_names: (0..spec.classes).map(|class| class.to_string()).collect(),
+        notes: Vec::new(),
         spec,
     }
 }
