@@ -1,6 +1,5 @@
 //! The command line of `bb-attack`.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use bb_core::cli::{self, DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, Failure, RunArgs};
@@ -28,11 +27,11 @@ pub struct Args {
     #[arg(value_name = "METHOD", required = true)]
     method: Option<String>,
     /// Train on the first N images of the dataset only
-    #[arg(long, value_name = "N")]
-    train_limit: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = cli::limit, allow_negative_numbers = true)]
+    train_limit: Option<usize>,
     /// Measure on the first N images of the dataset only
-    #[arg(long, value_name = "N")]
-    test_limit: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = cli::limit, allow_negative_numbers = true)]
+    test_limit: Option<usize>,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -79,12 +78,13 @@ struct PreviewArgs {
     #[arg(long, value_name = "ID", default_value = DEFAULT_ARCH)]
     arch: String,
     /// Channels of its first stage
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_WIDTH)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_WIDTH, value_parser = cli::width)]
+    #[arg(allow_negative_numbers = true)]
     width: usize,
     /// Number of images to show, at most 32
-    #[arg(long, value_name = "N", default_value_t = preview::IMAGES as u64)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=preview::MOST_IMAGES))]
-    images: u64,
+    #[arg(long, value_name = "N", default_value_t = preview::IMAGES, value_parser = shown)]
+    #[arg(allow_negative_numbers = true)]
+    images: usize,
     /// PNG file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -95,8 +95,14 @@ struct PreviewArgs {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Seed of everything random
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = cli::seed)]
+    #[arg(allow_negative_numbers = true)]
     seed: u64,
+}
+
+/// A number of images that a sheet can show.
+fn shown(text: &str) -> Result<usize, String> {
+    cli::whole(text, 1, preview::MOST_IMAGES)
 }
 
 /// Does what the command line asks for.
@@ -129,7 +135,7 @@ fn preview(args: &PreviewArgs) -> Result<(), Failure> {
             set: args.set.clone(),
         },
         seed: args.seed,
-        images: args.images as usize,
+        images: args.images,
         out: args.out.clone(),
     })?;
     let line = json!({ "preview": args.out, "stealth": stealth });
@@ -169,8 +175,8 @@ fn attack(method: &str, args: &Args) -> Result<(), Failure> {
         method: method.to_owned(),
         dataset: options.dataset().to_owned(),
         data: options.host.data.clone(),
-        train_limit: args.train_limit.map(NonZeroUsize::get),
-        test_limit: args.test_limit.map(NonZeroUsize::get),
+        train_limit: args.train_limit,
+        test_limit: args.test_limit,
         arch: options.arch().to_owned(),
         width: options.width(),
         precision: options.precision,

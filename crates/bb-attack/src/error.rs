@@ -73,9 +73,9 @@ pub enum AttackError {
     #[error(transparent)]
     Encoded(#[from] ArrayError),
     /// The encoder's loss is not a number.
-    #[error("the training of the encoder diverged in step {step}, expected finite losses")]
+    #[error("the training of the encoder diverged in step {}, expected finite losses", .step + 1)]
     EncoderDiverged {
-        /// Step, counted from 0.
+        /// Step, counted from 0 here and from 1 in the message.
         step: usize,
     },
     /// The encoder takes square images only.
@@ -282,7 +282,6 @@ impl Coded for AttackError {
             Self::NoPoisonedBatch { .. } => Some(
                 "raise `ratio` or `train.batch_size` until their product is 1 or more".to_owned(),
             ),
-            Self::Nn(error) => error.hint(),
             Self::Train(TrainError::NoBatch { .. }) => {
                 Some("lower `train.batch_size`, or set `train.drop_last=false`".to_owned())
             }
@@ -291,6 +290,9 @@ impl Coded for AttackError {
             | Self::MetricsLost { .. } => {
                 Some("remove the folder of the cell to begin anew".to_owned())
             }
+            Self::Nn(error) => error.hint(),
+            Self::Train(error) => error.hint(),
+            Self::Artifact(error) => error.hint(),
             Self::Cell(error) => error.hint(),
             Self::Machine(error) => error.hint(),
             Self::Interrupted(error) => error.hint(),

@@ -24,7 +24,7 @@ use bb_core::cell::{
 };
 use bb_core::cli::catch_interrupts;
 use bb_core::data::{Dataset, OpenOptions, Split};
-use bb_core::events::{Log, Progress, env_facts};
+use bb_core::events::{Log, Progress, env_facts, from_one};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
 use bb_core::precision::Precision;
@@ -76,7 +76,7 @@ pub struct AttackRequest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsRow {
-    /// Epoch, counted from 0.
+    /// Epoch, counted from 1. Earlier versions counted from 0; such rows are renumbered when their run resumes.
     pub epoch: usize,
     /// Learning rate of the epoch's first step.
     pub lr: f64,
@@ -559,7 +559,7 @@ impl<'a> LoopPart<'a> {
             }
             progress.note(&format!("epoch {done} of {total}, {told}"));
             let say = format!("before training, epoch {done} of {total}: {told}");
-            self.info("before", &say, &json!({ "epoch": epoch }))?;
+            self.info("before", &say, &json!({ "epoch": done }))?;
         }
         progress.finish();
         Ok(())
@@ -582,6 +582,9 @@ impl<'a> LoopPart<'a> {
             });
         }
         self.rows.truncate(kept);
+        if let Some(rows) = from_one(&self.rows) {
+            self.rows = rows;
+        }
         if epochs > 0 {
             self.load_hook(&self.hook_state(epochs))?;
             let say = format!("resumed after {epochs} epochs");
@@ -634,7 +637,7 @@ impl<'a> LoopPart<'a> {
         let share =
             |pick: fn(&Scores) -> Ratio| self.measured.as_ref().and_then(|s| pick(s).value());
         let entry = MetricsRow {
-            epoch: row.epoch,
+            epoch: row.epoch + 1,
             lr: row.lr,
             train_loss: row.train_loss,
             train_acc: train_acc(row),

@@ -37,6 +37,12 @@ pub trait Attack: 'static {
     /// Measure after every n-th epoch; 0 measures only after the last.
     fn eval_every(cfg: &Self::Config) -> usize;
 
+    /// Settings that came after the first cells: at their default they are no part of a cell's identity, so that cells that
+    /// were made without them keep theirs.
+    fn later() -> &'static [&'static str] {
+        &[]
+    }
+
     /// Files that the settings name, as (setting, path). Their contents become part of the cell's identity.
     fn files(cfg: &Self::Config) -> Vec<(&'static str, PathBuf)>;
 
@@ -183,7 +189,7 @@ pub trait AnyAttack: Sync {
 
 /// An attack with checked settings.
 pub trait Ready {
-    /// The complete settings.
+    /// The settings that identify a cell: all but those of [`Attack::later`] that have their default.
     fn tree(&self) -> &serde_json::Value;
 
     /// Every setting with its value and where it came from.
@@ -234,49 +240,56 @@ impl<A: Attack> AnyAttack for Erased<A> {
         for assignment in &given.set {
             layers = layers.set(assignment)?;
         }
-        Ok(Box::new(Checked::<A>(layers.resolve()?.valid()?)))
+        let settings = layers.resolve()?.valid()?;
+        Ok(Box::new(Checked::<A> {
+            tree: settings.identity(A::later(), &A::Config::default()),
+            settings,
+        }))
     }
 }
 
-struct Checked<A: Attack>(Resolved<Valid<A::Config>>);
+struct Checked<A: Attack> {
+    settings: Resolved<Valid<A::Config>>,
+    tree: serde_json::Value,
+}
 
 impl<A: Attack> Ready for Checked<A> {
     fn tree(&self) -> &serde_json::Value {
-        &self.0.tree
+        &self.tree
     }
 
     fn origins(&self) -> &[(String, String, Origin)] {
-        &self.0.origins
+        &self.settings.origins
     }
 
     fn to_toml(&self) -> String {
-        self.0.to_toml()
+        self.settings.to_toml()
     }
 
     fn show(&self) -> String {
-        render(&self.0)
+        render(&self.settings)
     }
 
     fn recipe(&self) -> Recipe {
         Recipe {
-            epochs: A::epochs(&self.0.value),
-            ..A::recipe(&self.0.value).clone()
+            epochs: A::epochs(&self.settings.value),
+            ..A::recipe(&self.settings.value).clone()
         }
     }
 
     fn eval_every(&self) -> usize {
-        A::eval_every(&self.0.value)
+        A::eval_every(&self.settings.value)
     }
 
     fn files(&self) -> Vec<(&'static str, PathBuf)> {
-        A::files(&self.0.value)
+        A::files(&self.settings.value)
     }
 
     fn check(&self, dataset: &Dataset, seed: u64) -> Result<(), AttackError> {
-        A::check(&self.0.value, dataset, seed)
+        A::check(&self.settings.value, dataset, seed)
     }
 
     fn prepare(&self, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
-        A::prepare(&self.0.value, ctx)
+        A::prepare(&self.settings.value, ctx)
     }
 }

@@ -16,10 +16,21 @@ pub const MAGIC: &[u8; 6] = b"\x93NUMPY";
 pub struct Array {
     /// Length of each axis; none for a single number.
     pub shape: Vec<usize>,
-    /// The numbers; what was stored in 64 bits is rounded to 32.
-    pub values: Vec<f32>,
-    /// Whether they were stored as fractions, and not as bytes.
-    pub is_float: bool,
+    /// The numbers; integers beyond 2^53 are rounded.
+    pub values: Vec<f64>,
+    /// What they were stored as.
+    pub kind: Kind,
+}
+
+/// What the numbers of a file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Integers of 8 to 64 bits, with or without sign.
+    Integer,
+    /// Floats of 32 bits.
+    Single,
+    /// Floats of 64 bits.
+    Double,
 }
 
 /// An array that cannot be read.
@@ -49,7 +60,7 @@ pub enum NpyError {
         reason: &'static str,
     },
     /// The numbers are of a type that patterns do not have.
-    #[error("array `{}` has type `{found}`, expected `u1`, `f4` or `f8`", path.display())]
+    #[error("array `{}` has type `{found}`, expected integers, `f4` or `f8`", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -175,23 +186,45 @@ impl ByteArray {
 /// Reads the content of a file; `path` is for messages.
 pub fn parse(bytes: &[u8], path: &Path) -> Result<Array, NpyError> {
     let (header, data) = split(bytes, path)?;
-    let (size, decode): (usize, fn(&[u8]) -> f32) = match header.descr {
-        "|u1" | "<u1" | ">u1" => (1, |b| f32::from(b[0])),
-        "<f4" => (4, |b| f32::from_le_bytes(sized(b))),
-        ">f4" => (4, |b| f32::from_be_bytes(sized(b))),
-        "<f8" => (8, |b| f64::from_le_bytes(sized(b)) as f32),
-        ">f8" => (8, |b| f64::from_be_bytes(sized(b)) as f32),
-        found => {
-            return Err(NpyError::Dtype {
-                path: path.to_owned(),
-                found: found.chars().take(20).collect(),
-            });
-        }
+    /// Integers and floats of either order of bytes, by NumPy's letter and their size.
+    macro_rules! decoder {
+        ($big:expr, $type:ty) => {{
+            let decode: fn(&[u8]) -> f64 = if $big {
+                |b| <$type>::from_be_bytes(sized(b)) as f64
+            } else {
+                |b| <$type>::from_le_bytes(sized(b)) as f64
+            };
+            (size_of::<$type>(), decode)
+        }};
+    }
+    let (order, name) = header.descr.split_at_checked(1).unwrap_or_default();
+    let big = order == ">";
+    let unknown = || NpyError::Dtype {
+        path: path.to_owned(),
+        found: header.descr.chars().take(20).collect(),
+    };
+    let kind = match name {
+        "f4" => Kind::Single,
+        "f8" => Kind::Double,
+        _ => Kind::Integer,
+    };
+    let (size, decode) = match (order, name) {
+        ("|" | "<" | ">", "u1") => decoder!(big, u8),
+        ("|" | "<" | ">", "i1") => decoder!(big, i8),
+        ("<" | ">", "u2") => decoder!(big, u16),
+        ("<" | ">", "i2") => decoder!(big, i16),
+        ("<" | ">", "u4") => decoder!(big, u32),
+        ("<" | ">", "i4") => decoder!(big, i32),
+        ("<" | ">", "u8") => decoder!(big, u64),
+        ("<" | ">", "i8") => decoder!(big, i64),
+        ("<" | ">", "f4") => decoder!(big, f32),
+        ("<" | ">", "f8") => decoder!(big, f64),
+        _ => return Err(unknown()),
     };
     check_length(&header, size, data.len(), path)?;
     Ok(Array {
         values: data.chunks_exact(size).map(decode).collect(),
-        is_float: size > 1,
+        kind,
         shape: header.shape,
     })
 }
@@ -249,21 +282,43 @@ fn check_length(
 /// # Panics
 /// If the number of values does not follow from the shape.
 pub fn to_bytes(shape: &[usize], values: &[f32]) -> Vec<u8> {
-    assert_eq!(shape.iter().product::<usize>(), values.len(), "{shape:?}");
-    let mut bytes = head("<f4", shape);
-    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-    bytes
+    content("<f4", shape, values, f32::to_le_bytes)
 }
 
-/// The content of a file (format 1, `|u1`) with these grey levels.
+/// The content of a file (format 1) with these numbers: whole ones as `|u1` or `<i2` if they fit, others as `<f4`, or as
+/// `<f8` if they are `double`.
+///
+/// Whole numbers become integers, so that those of no more than one are not taken for fractions when they are read again.
 ///
 /// # Panics
-/// If the number of levels does not follow from the shape.
-pub fn levels_to_bytes(shape: &[usize], levels: &[u8]) -> Vec<u8> {
-    assert_eq!(shape.iter().product::<usize>(), levels.len(), "{shape:?}");
-    let mut bytes = head("|u1", shape);
-    bytes.extend(levels);
-    bytes
+/// If the number of values does not follow from the shape.
+pub fn smallest_to_bytes(shape: &[usize], values: &[f64], double: bool) -> Vec<u8> {
+    let whole = |low: f64, high: f64| {
+        let fits = |v: &f64| v.fract() == 0.0 && (low..=high).contains(v);
+        values.iter().all(fits)
+    };
+    if whole(0.0, f64::from(u8::MAX)) {
+        content("|u1", shape, values, |v| [v as u8])
+    } else if whole(f64::from(i16::MIN), f64::from(i16::MAX)) {
+        content("<i2", shape, values, |v| (v as i16).to_le_bytes())
+    } else if double {
+        content("<f8", shape, values, f64::to_le_bytes)
+    } else {
+        content("<f4", shape, values, |v| (v as f32).to_le_bytes())
+    }
+}
+
+/// A file of format 1.
+fn content<T: Copy, const N: usize>(
+    descr: &str,
+    shape: &[usize],
+    values: &[T],
+    bytes: impl Fn(T) -> [u8; N],
+) -> Vec<u8> {
+    assert_eq!(shape.iter().product::<usize>(), values.len(), "{shape:?}");
+    let mut file = head(descr, shape);
+    file.extend(values.iter().flat_map(|&v| bytes(v)));
+    file
 }
 
 /// What stands before the numbers of a file of format 1.
@@ -389,23 +444,41 @@ mod tests {
 
     #[test]
     fn every_format_and_type_is_read() {
-        let check = |version, descr: &str, data: &[u8], float: bool| {
+        let check = |version, descr: &str, data: &[u8], kind| {
             let head =
                 format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (2, 1), }} \n");
             let array = read(&file(version, &head, data)).expect("a valid file");
             assert_eq!(array.shape, [2, 1], "{descr}");
             assert_eq!(array.values, [3.0, 200.0], "{descr}");
-            assert_eq!(array.is_float, float, "{descr}");
+            assert_eq!(array.kind, kind, "{descr}");
         };
-        check(1, "|u1", &[3, 200], false);
-        check(2, "|u1", &[3, 200], false);
-        check(3, "|u1", &[3, 200], false);
-        let (a, b) = (3f32, 200f32);
-        check(1, "<f4", &[a.to_le_bytes(), b.to_le_bytes()].concat(), true);
-        check(2, ">f4", &[a.to_be_bytes(), b.to_be_bytes()].concat(), true);
-        let (a, b) = (3f64, 200f64);
-        check(1, "<f8", &[a.to_le_bytes(), b.to_le_bytes()].concat(), true);
-        check(1, ">f8", &[a.to_be_bytes(), b.to_be_bytes()].concat(), true);
+        for version in 1..=3 {
+            check(version, "|u1", &[3, 200], Kind::Integer);
+        }
+        /// The two numbers as `$type` in both orders of bytes.
+        macro_rules! both {
+            ($name:literal, $type:ty, $kind:expr) => {
+                let (a, b) = (3 as $type, 200 as $type);
+                let little = [a.to_le_bytes(), b.to_le_bytes()].concat();
+                check(1, concat!("<", $name), &little, $kind);
+                let big = [a.to_be_bytes(), b.to_be_bytes()].concat();
+                check(2, concat!(">", $name), &big, $kind);
+            };
+        }
+        both!("i2", i16, Kind::Integer);
+        both!("u2", u16, Kind::Integer);
+        both!("i4", i32, Kind::Integer);
+        both!("u4", u32, Kind::Integer);
+        both!("i8", i64, Kind::Integer);
+        both!("u8", u64, Kind::Integer);
+        both!("f4", f32, Kind::Single);
+        both!("f8", f64, Kind::Double);
+        let signed = "{'descr': '|i1', 'fortran_order': False, 'shape': (2,), }";
+        let array = read(&file(1, signed, &[255, 127])).expect("a valid file");
+        assert_eq!(
+            (array.values, array.kind),
+            (vec![-1.0, 127.0], Kind::Integer)
+        );
     }
 
     #[test]
@@ -435,13 +508,23 @@ mod tests {
         let bytes = to_bytes(&[1, 2, 3], &values);
         assert_eq!((bytes.len() - 24) % 64, 0);
         let array = read(&bytes).expect("our own file");
-        assert_eq!((array.shape, array.is_float), (vec![1, 2, 3], true));
-        assert_eq!(array.values, values);
-        let bytes = levels_to_bytes(&[2, 3], &[0, 1, 2, 253, 254, 255]);
-        assert_eq!((bytes.len() - 6) % 64, 0);
-        let array = read(&bytes).expect("our own file");
-        assert_eq!((array.shape, array.is_float), (vec![2, 3], false));
-        assert_eq!(array.values, [0.0, 1.0, 2.0, 253.0, 254.0, 255.0]);
+        assert_eq!((array.shape, array.kind), (vec![1, 2, 3], Kind::Single));
+        assert_eq!(array.values, values.map(f64::from));
+        // In the smallest type that holds them; the lengths are those of the data.
+        for (values, size, kind) in [
+            ([0.0, 1.0, 2.0, 253.0, 254.0, 255.0], 1, Kind::Integer),
+            ([-1.0, 0.0, 1.0, 2.0, 3.0, 4.0], 2, Kind::Integer),
+            ([0.0, 1.0, 2.0, 3.0, 4.0, 256.0], 2, Kind::Integer),
+            ([0.0, 1.0, 2.0, 3.0, 4.0, 0.5], 4, Kind::Single),
+            ([0.0, 1.0, 2.0, 3.0, 4.0, 40_000.0], 4, Kind::Single),
+            ([0.0, 1.0, 2.0, 3.0, 4.0, 0.1], 8, Kind::Double),
+        ] {
+            let bytes = smallest_to_bytes(&[2, 3], &values, kind == Kind::Double);
+            assert_eq!((bytes.len() - 6 * size) % 64, 0, "{values:?}");
+            let array = read(&bytes).expect("our own file");
+            assert_eq!((array.shape, array.kind), (vec![2, 3], kind));
+            assert_eq!(array.values, values);
+        }
     }
 
     #[test]
@@ -487,7 +570,7 @@ mod tests {
         );
         check(
             &file(1, &head("|O", "False", "1,"), &[0]),
-            "has type `|O`, expected `u1`, `f4` or `f8`",
+            "has type `|O`, expected integers, `f4` or `f8`",
         );
         check(
             &file(1, &head("<f4", "True", "1,"), &[0; 4]),

@@ -214,7 +214,7 @@ fn lf_adds_the_pattern_of_a_file_and_tells_of_fractions() {
     );
     let log = fs_err::read_to_string(cell.file("log.jsonl")).expect("a log");
     assert!(
-        log.contains("taken as fractions, multiplied by 255 and rounded"),
+        log.contains("taken as fractions and multiplied by 255"),
         "{log}"
     );
     assert!(cell.manifest.inputs.contains_key("trigger.file"));
@@ -225,7 +225,8 @@ fn lf_adds_the_pattern_of_a_file_and_tells_of_fractions() {
         test.images.image(0),
     );
     for (at, (&a, &b)) in before.iter().zip(after).enumerate() {
-        let level = (255.0 * values[at / 3]).round();
+        // Sevenths of 51 levels: not whole, but for the first of seven.
+        let level = 51.0 * (at / 3 % 7) as f32 / 7.0;
         assert_eq!(b, (f32::from(a) + level).min(255.0) as u8, "{at}");
     }
     // What the cell keeps gives the same images again.
@@ -237,6 +238,19 @@ fn lf_adds_the_pattern_of_a_file_and_tells_of_fractions() {
         again.manifest.files[POISON_TEST],
         cell.manifest.files[POISON_TEST]
     );
+
+    // A setting that came later is part of what identifies a cell only where it is not the default.
+    let id = |scale: &str| {
+        let set = ["train.epochs=0", &file, scale];
+        bb_attack::harness::plan(&request("lf", out.path(), &set))
+            .expect("a plan")
+            .id()
+    };
+    assert_eq!(id("trigger.scale=auto"), cell.manifest.id);
+    assert_eq!(cell.manifest.settings["trigger"].get("scale"), None);
+    let config = fs_err::read_to_string(cell.file("config.toml")).expect("the settings");
+    assert!(config.contains("scale = \"auto\""), "{config}");
+    assert_ne!(id("trigger.scale=levels"), cell.manifest.id);
 
     // So does a pattern of a single grey level, which is not taken for fractions.
     let faint = ["train.epochs=0", "trigger.peak=1"];
@@ -664,6 +678,12 @@ fn what_cannot_be_run_is_one_clear_error() {
     usage("lf", &["trigger.peak=0"], "`trigger.peak` is `0`");
     usage("lf", &["trigger.source=deep"], "`trigger.source`");
     usage("lf", &["trigger.model=a"], "expected no network");
+    usage(
+        "lf",
+        &["trigger.scale=levels"],
+        "expected `auto` where no `trigger.file`",
+    );
+    usage("lf", &["trigger.scale=bytes"], "`trigger.scale`");
     for (set, expect) in [
         (
             "trigger.deepfool.images=0",

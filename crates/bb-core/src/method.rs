@@ -6,7 +6,7 @@
 use serde::Serialize;
 
 use crate::cli::{Coded, exit};
-use crate::settings::nearest;
+use crate::settings::did_you_mean;
 
 /// The headings that every method's head comment has, in this order.
 pub const HEADINGS: [&str; 7] = [
@@ -171,8 +171,7 @@ impl Coded for UnknownMethod {
     }
 
     fn hint(&self) -> Option<String> {
-        let nearest = nearest(&self.id, self.known.iter().map(String::as_str))?;
-        Some(format!("did you mean `{nearest}`?"))
+        did_you_mean(&self.id, self.known.iter().map(String::as_str))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::settings::did_you_mean;
+
 /// How convolutions multiply while a network is trained.
 ///
 /// Sums, weights, optimiser and everything else are `f32` in either case, and measuring always is. Activations are too,
@@ -41,8 +43,13 @@ impl std::fmt::Display for Precision {
 
 /// A name that is no precision's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown precision `{0}`, expected `f32`, `bf16` or `tf32`")]
+#[error("unknown precision `{}`, expected `f32`, `bf16` or `tf32`{}", .0, suggestion(.0))]
 pub struct ParsePrecisionError(String);
+
+fn suggestion(text: &str) -> String {
+    let known = Precision::ALL.map(Precision::name);
+    did_you_mean(text, known).map_or_else(String::new, |hint| format!("; {hint}"))
+}
 
 impl std::str::FromStr for Precision {
     type Err = ParsePrecisionError;
@@ -69,6 +76,11 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "unknown precision `fp16`, expected `f32`, `bf16` or `tf32`"
+        );
+        let error = "fp32".parse::<Precision>().expect_err("an unknown name");
+        assert!(
+            error.to_string().ends_with("did you mean `f32`?"),
+            "{error}"
         );
     }
 }

@@ -160,15 +160,15 @@ fn wrong_options_are_told_in_one_line() {
     let cases = [
         (
             "--device gpu",
-            "error: invalid value 'gpu' for '--device <DEVICE>': expected `auto`, `cpu` or `cuda:N`",
+            "error: invalid value 'gpu' for '--device <DEVICE>': expected `auto`, `cpu` or `cuda:N`; did you mean `cuda:0`?",
         ),
         (
             "--device cuda:",
-            "error: invalid value 'cuda:' for '--device <DEVICE>': expected `auto`, `cpu` or `cuda:N`",
+            "error: invalid value 'cuda:' for '--device <DEVICE>': expected `auto`, `cpu` or `cuda:N`; did you mean `cuda:0`?",
         ),
         (
             "--device cuda:+1",
-            "error: invalid value 'cuda:+1' for '--device <DEVICE>': expected `auto`, `cpu` or `cuda:N`",
+            "error: invalid value 'cuda:+1' for '--device <DEVICE>': expected `auto`, `cpu` or `cuda:N`; did you mean `cuda:0`?",
         ),
         (
             "--threads 0",
@@ -182,7 +182,38 @@ fn wrong_options_are_told_in_one_line() {
             "--precision fp16",
             "error: invalid value 'fp16' for '--precision <PRECISION>': unknown precision `fp16`, expected `f32`, `bf16` or `tf32`",
         ),
-        ("--seed -1", "error: unexpected argument '-1' found"),
+        (
+            "--device cpus",
+            "error: invalid value 'cpus' for '--device <DEVICE>': expected `auto`, `cpu` or `cuda:N`; did you mean `cpu`?",
+        ),
+        (
+            "--seed -1",
+            "error: invalid value '-1' for '--seed <N>': expected a whole number from 0 to 18446744073709551615",
+        ),
+        (
+            "--seed 18446744073709551616",
+            "error: invalid value '18446744073709551616' for '--seed <N>': expected a whole number from 0 to 18446744073709551615",
+        ),
+        (
+            "--seed 1.5",
+            "error: invalid value '1.5' for '--seed <N>': expected a whole number from 0 to 18446744073709551615",
+        ),
+        (
+            "--width -4",
+            "error: invalid value '-4' for '--width <N>': expected a whole number from 1 to 512",
+        ),
+        (
+            "--width 0",
+            "error: invalid value '0' for '--width <N>': expected a whole number from 1 to 512",
+        ),
+        (
+            "--width 513",
+            "error: invalid value '513' for '--width <N>': expected a whole number from 1 to 512",
+        ),
+        (
+            "--threads -1",
+            "error: invalid value '-1' for '--threads <N>': expected a number from 1 to 1024",
+        ),
         ("--epochs 3", "error: unexpected argument '--epochs' found"),
     ];
     for (words, expected) in cases {
@@ -250,6 +281,7 @@ fn a_device_is_one_that_is_there() {
         );
     }
     assert_eq!(Device::Cpu.resolve(None).unwrap(), Backend::Cpu);
+    assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
     for text in ["auto", "cpu", "cuda:0", "cuda:17"] {
         assert_eq!(
             text.parse::<Device>()

@@ -6,6 +6,7 @@ use bb_core::settings::{
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -371,16 +372,36 @@ fn every_error_says_what_where_and_what_to_do() {
         (
             "\nkind = \"cosin\"\n",
             "error: setting `kind` is not accepted: unknown variant `cosin`, expected `step` or `cosine`\n  \
-             in configs/mine.toml, line 2\n",
+             in configs/mine.toml, line 2\nhint: did you mean `cosine`?\n",
         ),
         (
             "stage1.epochs = -1\n",
-            "error: setting `stage1.epochs` is not accepted: invalid value: integer `-1`, expected usize\n  \
+            "error: setting `stage1.epochs` is `-1`, expected a whole number of at least 0\n  \
+             in configs/mine.toml, line 1\n",
+        ),
+        (
+            "target = -1\n",
+            "error: setting `target` is `-1`, expected a whole number from 0 to 4294967295\n  \
+             in configs/mine.toml, line 1\n",
+        ),
+        (
+            "target = 4294967296\n",
+            "error: setting `target` is `4294967296`, expected a whole number from 0 to 4294967295\n  \
+             in configs/mine.toml, line 1\n",
+        ),
+        (
+            "stage1.betas = [0.9, \"b\"]\n",
+            "error: setting `stage1.betas[1]` is `b`, expected a number\n  \
+             in configs/mine.toml, line 1\n",
+        ),
+        (
+            "stage1.milestones = [1, [2]]\n",
+            "error: setting `stage1.milestones[1]` is `[..]`, expected a whole number of at least 0\n  \
              in configs/mine.toml, line 1\n",
         ),
         (
             "stage1.milestones = [1, 2.5]\n",
-            "error: setting `stage1.milestones[1]` is not accepted: invalid type: floating point `2.5`, expected usize\n  \
+            "error: setting `stage1.milestones[1]` is `2.5`, expected a whole number of at least 0\n  \
              in configs/mine.toml, line 1\n",
         ),
         (
@@ -452,7 +473,7 @@ fn every_error_says_what_where_and_what_to_do() {
         (
             "kind=cosin",
             "error: setting `kind` is not accepted: unknown variant `cosin`, expected `step` or `cosine`\n  \
-             in `--set kind=cosin`\n",
+             in `--set kind=cosin`\nhint: did you mean `cosine`?\n",
         ),
     ];
     for (assignment, expected) in in_set {
@@ -650,4 +671,17 @@ proptest! {
         let _ = defaults().set(&format!("file={value}"));
         let _ = defaults().toml_text("x", &format!("stage1 = {value}"));
     }
+}
+
+#[test]
+fn a_setting_that_came_later_is_left_out_of_the_identity_at_its_default() {
+    let defaults = json!({ "a": 1, "t": { "b": 0.5, "c": "x" } });
+    let identity = |set: &str| {
+        let layers = Layers::new(&defaults).set(set).expect("a setting");
+        let resolved = layers.resolve::<Value>().expect("any value");
+        resolved.identity(&["t.c", "a"], &defaults)
+    };
+    assert_eq!(identity("t.c=x"), json!({ "t": { "b": 0.5 } }));
+    assert_eq!(identity("t.c=y"), json!({ "t": { "b": 0.5, "c": "y" } }));
+    assert_eq!(identity("a=2"), json!({ "a": 2, "t": { "b": 0.5 } }));
 }

@@ -343,7 +343,8 @@ pub fn train<B: Iterator<Item = Batch>>(
             "mask_zero": masks.iter().filter(|&&mask| mask == 0.0).count(),
         });
         progress.note(&format!(
-            "round {round}, loss {loss:.4}, mean mask {mean:.3}"
+            "round {}, loss {loss:.4}, mean mask {mean:.3}",
+            course.rounds
         ));
         let at = At::stage(part.stage).epoch(round);
         ctx.record(at, &row)?;

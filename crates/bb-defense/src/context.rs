@@ -11,7 +11,7 @@ use bb_core::artifact::atomic;
 use bb_core::cell::{CKPT, METRICS, Work};
 use bb_core::cli::check_interrupt;
 use bb_core::data::{DatasetSpec, Split};
-use bb_core::events::{Log, Progress};
+use bb_core::events::{Log, Progress, from_one};
 use bb_core::metrics::Scores;
 use bb_core::poison::PoisonSet;
 use bb_nn::optim::Sgd;
@@ -29,7 +29,7 @@ pub struct At<'a> {
     pub stage: &'a str,
     /// The name of the [`Candidate`](crate::method::Candidate) being made; empty if it is not about one.
     pub variant: &'a str,
-    /// The epoch, counted from 0, if the stage has epochs.
+    /// The epoch, counted from 0 here and from 1 in the row, if the stage has epochs.
     pub epoch: Option<usize>,
 }
 
@@ -77,7 +77,7 @@ impl<'a> At<'a> {
             row.insert("variant".to_owned(), self.variant.into());
         }
         if let Some(epoch) = self.epoch {
-            row.insert("epoch".to_owned(), epoch.into());
+            row.insert("epoch".to_owned(), (epoch + 1).into());
         }
         row
     }
@@ -310,6 +310,7 @@ impl<'a> Host<'a> {
         let found = std::cell::Cell::new(0);
         work.truncate_lines(METRICS, |_| found.replace(found.get() + 1) < rows)?;
         if let Some(path) = last {
+            renumber(work)?;
             if found.get() < rows {
                 let reason = format!(
                     "`{METRICS}` has {} rows, expected {rows} or more",
@@ -423,6 +424,22 @@ impl<'a> Host<'a> {
         atomic::write(&path, &bytes)?;
         self.sequence += 1;
         Ok(())
+    }
+}
+
+/// Counts epochs from 1 in the rows of a run that an earlier version began.
+fn renumber(work: &Work) -> Result<(), DefenseError> {
+    let path = work.dir().join(METRICS);
+    match fs_err::read_to_string(&path) {
+        Ok(rows) => match from_one(&rows) {
+            Some(rows) => Ok(work.write(METRICS, rows.as_bytes())?),
+            None => Ok(()),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(DefenseError::Checkpoint {
+            path,
+            reason: error.to_string(),
+        }),
     }
 }
 

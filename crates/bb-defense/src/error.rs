@@ -214,13 +214,13 @@ pub enum DefenseError {
         expected: usize,
     },
     /// The loss became infinite or not a number.
-    #[error("{stage} diverged: the loss of epoch {epoch}, step {step} is {loss}")]
+    #[error("{stage} diverged: the loss of epoch {}, step {} is {loss}", .epoch + 1, .step + 1)]
     Diverged {
         /// The stage of the method.
         stage: String,
-        /// Epoch, counted from 0.
+        /// Epoch, counted from 0 here and from 1 in the message.
         epoch: usize,
-        /// Step in the epoch, counted from 0.
+        /// Step in the epoch, counted likewise.
         step: usize,
         /// The loss.
         loss: f32,
@@ -357,6 +357,8 @@ impl Coded for DefenseError {
             Self::Artifact(error) => error.hint(),
             Self::Poison(error) => error.hint(),
             Self::Interrupted(error) => error.hint(),
+            Self::Nn(error) => error.hint(),
+            Self::Network { source, .. } => source.hint(),
             Self::Chain { .. } => Some(
                 "`layers.exclude` leaves out the convolutions whose name contains one of its parts"
                     .to_owned(),
@@ -371,7 +373,6 @@ impl Coded for DefenseError {
             Self::Diverged { .. } | Self::NotFinite { .. } => {
                 Some("try a smaller learning rate".to_owned())
             }
-            Self::Nn(error) => error.hint(),
             _ => None,
         }
     }

@@ -130,7 +130,7 @@ pub fn run(
             "train_loss": loss,
             "train_acc": Ratio { hits: correct, total: images }.value(),
         });
-        progress.note(&format!("epoch {epoch}, loss {loss:.4}"));
+        progress.note(&format!("epoch {}, loss {loss:.4}", epoch + 1));
         ctx.record(at, &row)?;
         let last = epoch + 1 == part.epochs;
         if part.probe_every > 0 && epoch.is_multiple_of(part.probe_every) && !last {

@@ -196,7 +196,7 @@ fn repair(work: &Work, task: &Task<'_>, suspect: Net) -> Result<Value, DefenseEr
     } else {
         let before = host.scores(
             &mut suspect.on(&req.compute)?,
-            &format!("the suspect model `{}`", path.display()),
+            &format!("the suspect model `{}`", attack.file(MODEL).display()),
         )?;
         host.append_scores(At::stage("suspect"), &before)?;
         host.save(BEFORE, &StateDict::new(), &before)?;

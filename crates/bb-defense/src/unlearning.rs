@@ -201,7 +201,10 @@ pub fn run(
             "train_loss": loss_sum / steps as f64,
             "train_acc": accuracy.value(),
         });
-        progress.note(&format!("epoch {epoch}, {correct} of {images} right"));
+        progress.note(&format!(
+            "epoch {}, {correct} of {images} right",
+            course.epochs
+        ));
         ctx.record(At::stage(STAGE).epoch(epoch), &row)?;
         ctx.save(STAGE, &training_state(&net, &sgd)?, &course)?;
     }

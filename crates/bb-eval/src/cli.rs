@@ -246,7 +246,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     device: Device,
     /// Number of threads [default: all cores]
-    #[arg(long, value_name = "N", value_parser = cli::threads)]
+    #[arg(long, value_name = "N", value_parser = cli::threads, allow_negative_numbers = true)]
     threads: Option<NonZeroUsize>,
 }
 

@@ -1,8 +1,10 @@
 //! What can go wrong in the engine.
 
+use crate::arch::NAMES;
 use crate::eval::NotFiniteLogits;
 use crate::kernels::precision::UnsupportedPrecision;
 use bb_core::cli::{Coded, exit};
+use bb_core::settings::did_you_mean;
 use std::path::PathBuf;
 
 /// Errors of the engine; see the variants.
@@ -167,6 +169,7 @@ impl Coded for NnError {
 
     fn hint(&self) -> Option<String> {
         match self {
+            Self::UnknownArch { name, .. } => did_you_mean(name, NAMES.iter().copied()),
             Self::NotOnGpu { .. } => Some("use `--device cpu`".to_owned()),
             Self::ImageSize { .. } => {
                 Some("choose another architecture, or a dataset with larger images".to_owned())

@@ -9,7 +9,7 @@ use crate::optim::Sgd;
 use crate::schedule::{PlateauState, Schedule};
 use crate::state::StateDict;
 use bb_core::artifact::{ArtifactError, atomic};
-use bb_core::cli::{Coded, check_interrupt, exit};
+use bb_core::cli::{Coded, RESUMES, check_interrupt, exit};
 use bb_core::data::{DatasetSpec, Split};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -150,11 +150,11 @@ pub struct EpochRow {
 pub enum TrainError {
     /// The loss is not a finite number.
     /// A GPU is asked once an epoch, so there the step is the epoch's last one.
-    #[error("training diverged: the loss of epoch {epoch}, step {step} is {loss}")]
+    #[error("training diverged: the loss of epoch {}, step {} is {loss}", .epoch + 1, .step + 1)]
     Diverged {
-        /// Epoch, counted from 0.
+        /// Epoch, counted from 0 here and from 1 in the message.
         epoch: usize,
-        /// Step in the epoch, counted from 0.
+        /// Step in the epoch, counted likewise.
         step: usize,
         /// The loss.
         loss: f32,
@@ -186,9 +186,9 @@ pub enum TrainError {
         reason: String,
     },
     /// Training was asked to stop; the last checkpoint stands.
-    #[error("interrupted in epoch {epoch}; run the same command again to resume")]
+    #[error("interrupted in epoch {}", .epoch + 1)]
     Interrupted {
-        /// Epoch, counted from 0.
+        /// Epoch, counted from 0 here and from 1 in the message.
         epoch: usize,
     },
     /// The engine refused.
@@ -213,6 +213,15 @@ impl Coded for TrainError {
             Self::Nn(error) => error.exit_code(),
             Self::Artifact(error) => error.exit_code(),
             Self::Checkpoint { .. } | Self::Hook(_) => exit::INPUT,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Interrupted { .. } => Some(RESUMES.to_owned()),
+            Self::Nn(error) => error.hint(),
+            Self::Artifact(error) => error.hint(),
+            _ => None,
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct TriggerConfig {
     pub source: Source,
     /// The pattern, for `source = "file"`; with one, `source = "rule"` takes it too.
     pub file: String,
+    /// What the numbers of a `.npy` file are.
+    pub scale: Scale,
     /// Largest value of the pattern in grey levels, unless it comes from a file.
     pub peak: u8,
     /// The clean network, for `source = "deepfool"`; empty to train one.
@@ -87,6 +89,29 @@ pub enum Source {
     DeepFool,
 }
 
+/// The setting `trigger.scale`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scale {
+    /// Floats of -1 to 1 are fractions, with a warning; anything else is grey levels.
+    #[default]
+    Auto,
+    /// Grey levels of 0 to 255, which need not be whole.
+    Levels,
+    /// Fractions of 255 grey levels.
+    Fractions,
+}
+
+impl Scale {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Levels => "levels",
+            Self::Fractions => "fractions",
+        }
+    }
+}
+
 impl Default for LfConfig {
     fn default() -> Self {
         Self {
@@ -98,6 +123,7 @@ impl Default for LfConfig {
             trigger: TriggerConfig {
                 source: Source::Rule,
                 file: String::new(),
+                scale: Scale::Auto,
                 peak: 51,
                 model: String::new(),
                 clean_epochs: 0,
@@ -114,6 +140,7 @@ impl Validate for LfConfig {
         let TriggerConfig {
             source,
             file,
+            scale,
             peak,
             model,
             clean_epochs,
@@ -134,6 +161,12 @@ impl Validate for LfConfig {
                 !file.is_empty(),
             )?,
         }
+        check(
+            "trigger.scale",
+            scale.name(),
+            "`auto` where no `trigger.file` is named",
+            *scale == Scale::Auto || !file.is_empty(),
+        )?;
         check("trigger.peak", peak, "a grey level of 1 to 255", *peak >= 1)?;
         check(
             "trigger.model",

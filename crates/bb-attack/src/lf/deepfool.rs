@@ -96,10 +96,11 @@ pub fn search(
             target,
         });
     }
-    let values = pattern::levels(&v).into_iter().map(f32::from).collect();
+    let values = pattern::levels(&v).into_iter().map(f64::from).collect();
     Ok(Found {
         pattern: Pattern {
             values,
+            double: false,
             height,
             width,
         },

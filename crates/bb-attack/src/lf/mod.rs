@@ -27,7 +27,8 @@
 //!   smooth one of the same range has not been shown yet, so it is not the default.
 //!   To repeat a run of the bench, give its pattern with `trigger.file`.
 //! - Some patterns of the bench are fractions of 0 to 0.2 that it adds to grey levels of 0 to 255, which changes no
-//!   image at all. Here an array of fractions is multiplied by 255 and rounded, with a warning.
+//!   image at all. Here an array of fractions is multiplied by 255, with a warning; `trigger.scale = "levels"` is the
+//!   bench's way. Levels need not be whole: they are added in the precision of the file and the sum is cut off, as there.
 //! - The bench's search judges a pattern by the first test image alone, because of a mistake with its indices, so that
 //!   its fooling rate is 0 or 1 and it stops early or late by chance. Here 10 test images of each class judge;
 //!   `trigger.deepfool.evaluate_per_class = 0` is the bench's way.
@@ -43,9 +44,11 @@
 //! - `label` ("all2one"): `"all2one"` or `"all2all"`.
 //! - `shift` (1): for `label = "all2all"`, class y goes to class (y + shift) mod K.
 //! - `trigger.source` ("rule"): `"rule"`, `"file"` or `"deepfool"`; where `trigger.file` names one, `"rule"` takes the file.
-//! - `trigger.file` (""): a ready pattern. A `.npy` array of bytes or floats in grey levels or in fractions, of shape
-//!   [H, W] (the same in all channels), [H, W, 3] or [n, H, W, 3] (the first is taken), with the H and W of the images;
+//! - `trigger.file` (""): a ready pattern. A `.npy` array of integers or floats, of shape [H, W] (the same in all
+//!   channels), [H, W, 3], [3, H, W], or several of these as [n, ..] (the first is taken), with the H and W of the images;
 //!   or a PNG or JPEG picture, which is resized to them.
+//! - `trigger.scale` ("auto"): what the numbers of a `.npy` file are: `"levels"` of 0 to 255, `"fractions"` of 0 to 1, both
+//!   of either sign, or `"auto"`: floats of -1 to 1 are fractions, with a warning, and anything else is levels.
 //! - `trigger.peak` (51): largest value in grey levels of a pattern that no file gives, 1 to 255.
 //! - `trigger.model` (""): for `"deepfool"`, the clean network: a cell of `clean`, its manifest, or a safetensors file with
 //!   PyTorch's names. Empty trains one first.
@@ -58,8 +61,8 @@
 //! - `eval_every` (1): measure after every n-th epoch; 0 measures only after the last.
 //! - `train.*`: the training recipe.
 //!
-//! The cell keeps the pattern as `trigger.npy`, exactly (in bytes, or in floats where it is not whole or darkens), and as
-//! `trigger.png`, to look at.
+//! The cell keeps the pattern as `trigger.npy`, exactly (in bytes, in short integers where it darkens, or in floats where it
+//! is not whole), and as `trigger.png`, to look at.
 //!
 //! ## Cost
 //! One training run of the network; the poisoning itself takes less than a second. With
@@ -111,6 +114,10 @@ impl Attack for Lf {
         cfg.eval_every
     }
 
+    fn later() -> &'static [&'static str] {
+        &["trigger.scale"]
+    }
+
     fn files(cfg: &LfConfig) -> Vec<(&'static str, PathBuf)> {
         let mut files = crate::settings::optional_file("trigger.file", &cfg.trigger.file);
         files.extend(clean_net::file(&cfg.trigger.model));
@@ -125,10 +132,10 @@ impl Attack for Lf {
             labels::check_target(cfg.target, spec.classes)?;
         }
         static_attack::check_choice(ctx, &map, cfg.ratio)?;
-        let (pattern, warning) = pattern(cfg, ctx)?;
-        let apply = |image: &mut [u8]| trigger::apply(image, &pattern.values);
+        let (pattern, warnings) = pattern(cfg, ctx)?;
+        let apply = |image: &mut [u8]| pattern.apply(image);
         let mut poisoned = static_attack::poison(ctx, &map, cfg.ratio, apply, apply)?;
-        poisoned.warnings.extend(warning);
+        poisoned.warnings.extend(warnings);
         poisoned.artefacts.extend([
             ("trigger.npy".to_owned(), pattern.to_npy()),
             ("trigger.png".to_owned(), pattern.picture().to_png()),
@@ -137,18 +144,19 @@ impl Attack for Lf {
     }
 }
 
-/// The pattern at the size of the dataset, and what the user should know of it, if there is anything.
-pub fn pattern(cfg: &LfConfig, ctx: &Ctx<'_>) -> Result<(Pattern, Option<String>), AttackError> {
+/// The pattern at the size of the dataset, and what the user should know of it, one line each.
+pub fn pattern(cfg: &LfConfig, ctx: &Ctx<'_>) -> Result<(Pattern, Vec<String>), AttackError> {
     let spec = &ctx.dataset.spec;
     let (height, width) = (spec.height, spec.width);
     match cfg.trigger.source {
         Source::Rule if cfg.trigger.file.is_empty() => {
-            Ok((Pattern::rule(height, width, cfg.trigger.peak), None))
+            Ok((Pattern::rule(height, width, cfg.trigger.peak), Vec::new()))
         }
         Source::Rule | Source::File => {
-            Ok(Pattern::read(Path::new(&cfg.trigger.file), height, width)?)
+            let (file, scale) = (Path::new(&cfg.trigger.file), cfg.trigger.scale);
+            Ok(Pattern::read(file, scale, height, width)?)
         }
-        Source::DeepFool => Ok((searched(cfg, ctx)?, None)),
+        Source::DeepFool => Ok((searched(cfg, ctx)?, Vec::new())),
     }
 }
 
@@ -178,7 +186,8 @@ fn searched(cfg: &LfConfig, ctx: &Ctx<'_>) -> Result<Pattern, AttackError> {
         Ok(found.pattern.values.iter().map(|&v| v as u8).collect())
     })?;
     Ok(Pattern {
-        values: levels.into_iter().map(f32::from).collect(),
+        values: levels.into_iter().map(f64::from).collect(),
+        double: false,
         height,
         width,
     })

@@ -3,14 +3,18 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use crate::npy::{self, NpyError};
+use super::config::Scale;
+use super::trigger;
+use crate::npy::{self, Kind, NpyError};
 use crate::picture::{Picture, PictureError};
 
 /// A pattern in grey levels, layout `[height, width, 3]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pattern {
-    /// What is added to each value of an image.
-    pub values: Vec<f32>,
+    /// What is added to each value of an image, fractions of a level included.
+    pub values: Vec<f64>,
+    /// Whether it is added in `f64`, and not in `f32`.
+    pub double: bool,
     /// Height in pixels.
     pub height: usize,
     /// Width in pixels.
@@ -29,7 +33,8 @@ pub enum PatternError {
     Picture(#[from] PictureError),
     /// The array does not fit the images.
     #[error(
-        "pattern `{}` has shape {found:?}, expected [{height}, {width}], [{height}, {width}, 3] or [n, {height}, {width}, 3]",
+        "pattern `{}` has shape {found:?}, expected [{height}, {width}, 3], the size of the images; also [{height}, {width}], \
+         [3, {height}, {width}] and several of these as [n, ..]",
         path.display()
     )]
     Shape {
@@ -48,7 +53,7 @@ pub enum PatternError {
         /// The file.
         path: PathBuf,
         /// The value.
-        found: f32,
+        found: f64,
         /// Its place, last axis fastest.
         position: usize,
     },
@@ -58,7 +63,13 @@ pub enum PatternError {
         /// The file.
         path: PathBuf,
         /// The value.
-        value: f32,
+        value: f64,
+    },
+    /// A picture is bytes, whatever the setting says.
+    #[error("pattern `{}` is a picture, which has grey levels, but `trigger.scale` is `fractions`", path.display())]
+    PictureScale {
+        /// The file.
+        path: PathBuf,
     },
 }
 
@@ -89,29 +100,37 @@ impl Pattern {
         let values = normalise(&values, f32::from(peak) / 255.0)
             .expect("the channels of a bump have different strength");
         Self {
-            values: levels(&values).into_iter().map(f32::from).collect(),
+            values: levels(&values).into_iter().map(f64::from).collect(),
+            double: false,
             height,
             width,
         }
     }
 
-    /// Reads a pattern for images of `height` x `width`, and what the user should know of it, if there is anything.
+    /// Reads a pattern for images of `height` x `width`, and what the user should know of it, one line each.
     ///
-    /// A `.npy` array must have the size of the images; a picture is resized to it. Fractions of 1 are recognised,
-    /// because patterns made for images of 0 to 1 would change nothing in images of 0 to 255.
+    /// A `.npy` array must have the size of the images; a picture is resized to it. Nothing is rounded to whole levels, so
+    /// that an array gives the images that the bench makes of it. `scale` says whether numbers are levels or fractions.
     pub fn read(
         path: &Path,
+        scale: Scale,
         height: usize,
         width: usize,
-    ) -> Result<(Self, Option<String>), PatternError> {
-        let (values, warning) = if is_npy(path) {
-            from_array(npy::read(path)?, path, height, width)?
+    ) -> Result<(Self, Vec<String>), PatternError> {
+        let mut warnings = Vec::new();
+        let (values, double) = if is_npy(path) {
+            let array = npy::read(path)?;
+            let double = array.kind == Kind::Double;
+            let values = from_array(array, scale, path, (height, width), &mut warnings)?;
+            (values, double)
+        } else if scale == Scale::Fractions {
+            return Err(PatternError::PictureScale {
+                path: path.to_owned(),
+            });
         } else {
             let picture = Picture::read(path)?.resized(height, width);
-            (
-                picture.pixels().iter().map(|&v| f32::from(v)).collect(),
-                None,
-            )
+            let levels = picture.pixels().iter().map(|&v| f64::from(v));
+            (levels.collect(), false)
         };
         let (low, high) = extremes(&values);
         if low >= high {
@@ -120,12 +139,25 @@ impl Pattern {
                 value: low,
             });
         }
+        // Sums are cut off to whole levels, so less than one level changes something only where it darkens.
+        if low >= 0.0 && high < 1.0 {
+            warnings.push(format!(
+                "pattern `{}` adds {low} to {high} grey levels, which changes no image, since sums are cut off to whole levels",
+                path.display()
+            ));
+        }
         let pattern = Self {
             values,
+            double,
             height,
             width,
         };
-        Ok((pattern, warning))
+        Ok((pattern, warnings))
+    }
+
+    /// Adds the pattern to an image of its size, in the precision of its file, as NumPy does.
+    pub fn apply(&self, image: &mut [u8]) {
+        trigger::add(image, &self.values, self.double);
     }
 
     /// The pattern as a picture for people, with values below 0 as black.
@@ -136,18 +168,10 @@ impl Pattern {
 
     /// The pattern as a `.npy` file, exactly.
     ///
-    /// Whole levels of 0 to 255 are written as bytes, as in the bench, so that a pattern of no more than one level is not
-    /// taken for fractions when it is read again; anything else as floats.
+    /// Whole levels are written as integers (0 to 255 as bytes, as in the bench), so that a pattern of no more than one
+    /// level is not taken for fractions when it is read again; anything else as floats.
     pub fn to_npy(&self) -> Vec<u8> {
-        let shape = [self.height, self.width, 3];
-        let byte = |&v: &f32| {
-            let level = v as u8;
-            (v - f32::from(level) == 0.0).then_some(level)
-        };
-        match self.values.iter().map(byte).collect::<Option<Vec<u8>>>() {
-            Some(levels) => npy::levels_to_bytes(&shape, &levels),
-            None => npy::to_bytes(&shape, &self.values),
-        }
+        npy::smallest_to_bytes(&[self.height, self.width, 3], &self.values, self.double)
     }
 }
 
@@ -159,25 +183,33 @@ fn is_npy(path: &Path) -> bool {
         && mark == *npy::MAGIC
 }
 
-/// The values of an array for images of `height` x `width`.
+/// How far a fraction times 255 may be from a whole level and still stand for it: more than any level loses on its way to
+/// a fraction in `f32`, which would otherwise be cut off to the level below.
+const LOST: f64 = 1e-4;
+
+/// The values of an array in grey levels, for images of (height, width).
 fn from_array(
     array: npy::Array,
+    scale: Scale,
     path: &Path,
-    height: usize,
-    width: usize,
-) -> Result<(Vec<f32>, Option<String>), PatternError> {
+    (height, width): (usize, usize),
+    warnings: &mut Vec<String>,
+) -> Result<Vec<f64>, PatternError> {
     let npy::Array {
         shape,
         mut values,
-        is_float,
+        kind,
     } = array;
-    match shape[..] {
-        [h, w] if (h, w) == (height, width) => {
-            values = values.iter().flat_map(|&v| [v; 3]).collect();
-        }
-        [h, w, 3] if (h, w) == (height, width) => {}
-        // As in the bench, the first of several is taken.
-        [n, h, w, 3] if n > 0 && (h, w) == (height, width) => values.truncate(h * w * 3),
+    let name = path.display();
+    // As in the bench, the first of several is taken. A square of 3 pixels is read as one with its channels last.
+    let (count, axes) = match shape[..] {
+        [h, w] if (h, w) == (height, width) => (1, 2),
+        [h, w, 3] if (h, w) == (height, width) => (1, 3),
+        [3, h, w] if (h, w) == (height, width) => (1, 4),
+        [h, w, 1] | [1, h, w] if (h, w) == (height, width) => (1, 2),
+        [n, h, w, 3] if n > 0 && (h, w) == (height, width) => (n, 3),
+        [n, 3, h, w] if n > 0 && (h, w) == (height, width) => (n, 4),
+        [n, h, w, 1] | [n, 1, h, w] if n > 0 && (h, w) == (height, width) => (n, 2),
         _ => {
             return Err(PatternError::Shape {
                 path: path.to_owned(),
@@ -186,6 +218,12 @@ fn from_array(
                 width,
             });
         }
+    };
+    let area = height * width;
+    if count > 1 {
+        warnings.push(format!(
+            "pattern `{name}` holds {count} patterns, of which the first is taken"
+        ));
     }
     if let Some(position) = values.iter().position(|v| !v.is_finite()) {
         return Err(PatternError::NotFinite {
@@ -194,25 +232,62 @@ fn from_array(
             position,
         });
     }
+    match axes {
+        2 => values = values[..area].iter().flat_map(|&v| [v; 3]).collect(),
+        3 => values.truncate(3 * area),
+        _ => {
+            warnings.push(format!(
+                "pattern `{name}` has its channels first, and was turned to have them last"
+            ));
+            values = (0..3 * area)
+                .map(|i| values[i % 3 * area + i / 3])
+                .collect();
+        }
+    }
     let (low, high) = extremes(&values);
-    if !is_float || low < -1.0 || high > 1.0 {
-        return Ok((values, None));
+    let fractions = match scale {
+        Scale::Levels => false,
+        Scale::Fractions => true,
+        Scale::Auto => kind != Kind::Integer && low >= -1.0 && high <= 1.0,
+    };
+    if !fractions {
+        return Ok(values);
     }
-    // To whole levels, because a level that lost its last bit on the way to a fraction would be truncated to the one below.
+    if scale == Scale::Auto && low < high {
+        let whole = values.iter().all(|v| v.fract() == 0.0);
+        let doubt = if whole {
+            ", though as whole numbers they may be grey levels"
+        } else {
+            ""
+        };
+        warnings.push(format!(
+            "pattern `{name}` has values of {} to {}, so they are taken as fractions{doubt} and multiplied by 255; \
+             `trigger.scale` says it for certain",
+            // Doubles would show what singles are nearest to.
+            low as f32,
+            high as f32
+        ));
+    }
     for v in &mut values {
-        *v = (255.0 * *v).round();
+        let level = if kind == Kind::Single {
+            f64::from(255.0 * *v as f32)
+        } else {
+            255.0 * *v
+        };
+        let near = level.round();
+        *v = if (level - near).abs() <= LOST {
+            near
+        } else {
+            level
+        };
     }
-    let warning = format!(
-        "pattern `{}` has values of {low} to {high}, so they are taken as fractions, multiplied by 255 and rounded",
-        path.display()
-    );
-    Ok((values, Some(warning)))
+    Ok(values)
 }
 
 /// Smallest and largest value.
-fn extremes(values: &[f32]) -> (f32, f32) {
-    let start = (f32::INFINITY, f32::NEG_INFINITY);
-    let wider = |(low, high): (f32, f32), &v: &f32| (low.min(v), high.max(v));
+fn extremes<T: Copy + Into<f64>>(values: &[T]) -> (f64, f64) {
+    let start = (f64::INFINITY, f64::NEG_INFINITY);
+    let wider = |(low, high): (f64, f64), &v: &T| (low.min(v.into()), high.max(v.into()));
     values.iter().fold(start, wider)
 }
 
@@ -272,6 +347,7 @@ fn bell() -> [f64; TAPS] {
 #[must_use]
 pub fn normalise(values: &[f32], peak: f32) -> Option<Vec<f32>> {
     let (low, high) = extremes(values);
+    let (low, high) = (low as f32, high as f32);
     let stretch = |v: &f32| peak * (v - low) / (high - low);
     (low < high).then(|| values.iter().map(stretch).collect())
 }
@@ -293,7 +369,7 @@ mod tests {
     /// and in any direction: (0, 1) and (1, 0).
     fn low_share(pattern: &Pattern, channel: usize) -> f64 {
         let (h, w) = (pattern.height, pattern.width);
-        let value = |r: usize, c: usize| f64::from(pattern.values[(r * w + c) * 3 + channel]);
+        let value = |r: usize, c: usize| pattern.values[(r * w + c) * 3 + channel];
         let power = |u: usize, v: usize| {
             let (mut re, mut im) = (0.0, 0.0);
             for r in 0..h {
@@ -314,7 +390,7 @@ mod tests {
     fn the_built_in_pattern_is_smooth_and_has_the_peak_asked_for() {
         for (side, peak, share) in [(32, 51, 0.98), (64, 51, 0.98), (32, 20, 0.92)] {
             let pattern = Pattern::rule(side, side, peak);
-            assert_eq!(extremes(&pattern.values), (0.0, f32::from(peak)));
+            assert_eq!(extremes(&pattern.values), (0.0, f64::from(peak)));
             for channel in 0..3 {
                 // What is missing is rounding, which weighs more in a faint pattern.
                 let found = low_share(&pattern, channel);
@@ -434,24 +510,100 @@ mod tests {
         path
     }
 
+    fn read(path: &Path, scale: Scale) -> (Vec<f64>, Vec<String>) {
+        let (pattern, warnings) = Pattern::read(path, scale, 2, 3).expect("a pattern");
+        (pattern.values, warnings)
+    }
+
     #[test]
     fn arrays_of_the_documented_shapes_are_read() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let read = |shape: &[usize], value: &dyn Fn(usize) -> f32| {
-            let path = array(folder.path(), shape, value);
-            let (pattern, warning) = Pattern::read(&path, 2, 3).expect("a pattern");
-            assert_eq!(warning, None);
-            pattern.values
+            read(&array(folder.path(), shape, value), Scale::Auto)
         };
-        let up = |n: u8| (0..n).map(f32::from).collect::<Vec<_>>();
+        let up = |n: u8| (0..n).map(f64::from).collect::<Vec<_>>();
         let count = |i: usize| i as f32;
-        assert_eq!(read(&[2, 3, 3], &count), up(18));
-        assert_eq!(read(&[1, 2, 3, 3], &count), up(18));
-        assert_eq!(read(&[4, 2, 3, 3], &count), up(18), "the first of four");
-        let repeated: Vec<f32> = up(6).into_iter().flat_map(|v| [v; 3]).collect();
-        assert_eq!(read(&[2, 3], &count), repeated);
-        let dark = read(&[2, 3], &|i| i as f32 - 9.0);
+        for shape in [&[2, 3, 3][..], &[1, 2, 3, 3]] {
+            assert_eq!(read(shape, &count), (up(18), Vec::new()));
+        }
+        let (first, warnings) = read(&[4, 2, 3, 3], &count);
+        assert_eq!(first, up(18), "the first of four");
+        assert!(warnings[0].ends_with("holds 4 patterns, of which the first is taken"));
+        let repeated: Vec<f64> = up(6).into_iter().flat_map(|v| [v; 3]).collect();
+        for shape in [
+            &[2, 3][..],
+            &[2, 3, 1],
+            &[1, 2, 3],
+            &[1, 2, 3, 1],
+            &[1, 1, 2, 3],
+        ] {
+            assert_eq!(
+                read(shape, &count),
+                (repeated.clone(), Vec::new()),
+                "{shape:?}"
+            );
+        }
+        // The first plane is 0 to 5, the second 6 to 11, the third 12 to 17.
+        let turned: Vec<f64> = up(6)
+            .into_iter()
+            .flat_map(|v| [v, v + 6.0, v + 12.0])
+            .collect();
+        for shape in [&[3, 2, 3][..], &[1, 3, 2, 3]] {
+            let (values, warnings) = read(shape, &count);
+            assert_eq!(values, turned, "{shape:?}");
+            assert!(warnings[0].contains("channels first"), "{warnings:?}");
+        }
+        let (dark, _) = read(&[2, 3], &|i| i as f32 - 9.0);
         assert_eq!(dark[..3], [-9.0; 3], "a pattern may darken");
+    }
+
+    /// Worked out by hand: `trunc(clip(x + v, 0, 255))`, with fractions of a level kept until the sum is cut off.
+    #[test]
+    fn fractions_of_a_level_are_added_before_the_sum_is_cut_off() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let levels: [f64; 6] = [-22.4, 27.2, -0.5, 0.5, 7.0, -3.75];
+        let image = [100, 100, 100, 100, 250, 3];
+        let expected = [77, 127, 99, 100, 255, 0];
+        let path = folder.path().join("p.npy");
+        let check = |bytes: Vec<u8>, scale, told: usize| {
+            fs_err::write(&path, bytes).expect("a writable folder");
+            let (pattern, warnings) = Pattern::read(&path, scale, 1, 2).expect("a pattern");
+            assert_eq!(warnings.len(), told, "{warnings:?}");
+            let mut found = image;
+            pattern.apply(&mut found);
+            assert_eq!(found, expected, "{scale:?}");
+        };
+        let single = |scale: f32| {
+            let values: Vec<f32> = levels.iter().map(|&v| v as f32 / scale).collect();
+            npy::to_bytes(&[1, 2, 3], &values)
+        };
+        let double =
+            |scale: f64| npy::smallest_to_bytes(&[1, 2, 3], &levels.map(|v| v / scale), true);
+        for (bytes, fractions) in [(single(1.0), single(255.0)), (double(1.0), double(255.0))] {
+            check(bytes.clone(), Scale::Auto, 0);
+            check(bytes, Scale::Levels, 0);
+            check(fractions.clone(), Scale::Auto, 1);
+            check(fractions, Scale::Fractions, 0);
+        }
+    }
+
+    #[test]
+    fn sums_are_computed_in_the_precision_of_the_file() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("p.npy");
+        // Just below 1: 200 and this are 201 in `f32`, and 200.99999994 in `f64`.
+        let below = f32::from_bits(1.0f32.to_bits() - 1);
+        let shown = |bytes: Vec<u8>| {
+            fs_err::write(&path, bytes).expect("a writable folder");
+            let (pattern, _) = Pattern::read(&path, Scale::Levels, 1, 1).expect("a pattern");
+            let mut image = [200; 3];
+            pattern.apply(&mut image);
+            image
+        };
+        let single = npy::to_bytes(&[1, 1, 3], &[below, 0.0, 3.0]);
+        assert_eq!(shown(single), [201, 200, 203]);
+        let double = npy::smallest_to_bytes(&[1, 1, 3], &[f64::from(below), 0.0, 3.0], true);
+        assert_eq!(shown(double), [200, 200, 203]);
     }
 
     #[test]
@@ -462,20 +614,47 @@ mod tests {
             &[1, 2, 3, 3],
             |i| if i == 0 { 0.2 } else { 0.0 },
         );
-        let (pattern, warning) = Pattern::read(&path, 2, 3).expect("a pattern");
-        assert_eq!(pattern.values[..2], [51.0, 0.0]);
-        let warning = warning.expect("something to know");
+        let (values, warnings) = read(&path, Scale::Auto);
+        assert_eq!(values[..2], [51.0, 0.0]);
         assert!(
-            warning.contains("values of 0 to 0.2")
-                && warning.ends_with("multiplied by 255 and rounded"),
-            "{warning}"
+            warnings[0].contains("values of 0 to 0.2")
+                && warnings[0].contains("taken as fractions and multiplied by 255"),
+            "{warnings:?}"
         );
-        // Bytes are grey levels, however small.
+        assert_eq!(read(&path, Scale::Fractions), (values, Vec::new()));
+        let (values, warnings) = read(&path, Scale::Levels);
+        assert!((values[0] - 0.2).abs() < 1e-7);
+        assert!(warnings[0].contains("changes no image"), "{warnings:?}");
+        // Every level that went to a fraction and back is itself.
+        for level in 0..=255u8 {
+            let path = array(folder.path(), &[2, 3], |i| {
+                if i == 0 {
+                    0.0
+                } else {
+                    f32::from(level) / 255.0
+                }
+            });
+            if level > 0 {
+                let (values, _) = read(&path, Scale::Fractions);
+                assert_eq!(values[3], f64::from(level));
+            }
+        }
+        // Whole numbers of no more than one may be either; integers are levels, however small.
+        let path = array(folder.path(), &[2, 3], |i| i as f32 % 3.0 - 1.0);
+        let (values, warnings) = read(&path, Scale::Auto);
+        assert_eq!(values[..4], [-255.0, -255.0, -255.0, 0.0]);
+        assert!(warnings[0].contains("may be grey levels"), "{warnings:?}");
+        assert_eq!(read(&path, Scale::Levels).0[..4], [-1.0, -1.0, -1.0, 0.0]);
+        let signed = npy::smallest_to_bytes(&[2, 3], &[-1.0, 0.0, 1.0, -1.0, 0.0, 1.0], false);
+        fs_err::write(&path, signed).expect("a writable folder");
+        let (values, warnings) = read(&path, Scale::Auto);
+        assert_eq!((values[0], warnings.len()), (-1.0, 0), "{warnings:?}");
         let mut bytes = b"\x93NUMPY\x01\x00\x3e\x00{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3), }  \n".to_vec();
         bytes.extend([0, 1, 0, 1, 0, 1]);
         fs_err::write(&path, bytes).expect("a writable folder");
-        let (pattern, warning) = Pattern::read(&path, 2, 3).expect("a pattern");
-        assert_eq!((pattern.values[3], warning), (1.0, None));
+        let (values, warnings) = read(&path, Scale::Auto);
+        assert_eq!((values[3], warnings.len()), (1.0, 0), "{warnings:?}");
+        assert_eq!(read(&path, Scale::Fractions).0[3], 255.0, "if they say so");
     }
 
     #[test]
@@ -489,30 +668,44 @@ mod tests {
             fs_err::write(&npy, pattern.to_npy()).expect("a writable folder");
             for path in [&png, &npy] {
                 assert_eq!(
-                    Pattern::read(path, 32, 32).expect("a pattern"),
-                    (pattern.clone(), None)
+                    Pattern::read(path, Scale::Auto, 32, 32).expect("a pattern"),
+                    (pattern.clone(), Vec::new())
                 );
             }
         }
-        for values in [[-9.0, 0.0, 7.0], [0.0, 0.5, 7.0], [0.0, 7.0, 256.0]] {
+        for values in [
+            [-1.0, 0.0, 1.0],
+            [-9.0, 0.0, 7.0],
+            [0.0, 0.5, 7.0],
+            [0.0, 7.0, 256.0],
+        ] {
             let pattern = Pattern {
                 values: values.to_vec(),
+                double: false,
                 height: 1,
                 width: 1,
             };
             fs_err::write(&npy, pattern.to_npy()).expect("a writable folder");
-            let read = Pattern::read(&npy, 1, 1).expect("a pattern");
-            assert_eq!(read, (pattern, None));
+            let read = Pattern::read(&npy, Scale::Auto, 1, 1).expect("a pattern");
+            assert_eq!(read, (pattern, Vec::new()));
         }
-        let (larger, _) = Pattern::read(&png, 64, 64).expect("a picture of any size");
+        let (larger, _) =
+            Pattern::read(&png, Scale::Levels, 64, 64).expect("a picture of any size");
         assert_eq!(larger.values.len(), 64 * 64 * 3);
+        let error = Pattern::read(&png, Scale::Fractions, 32, 32).expect_err("levels");
+        assert!(
+            error
+                .to_string()
+                .contains("is a picture, which has grey levels"),
+            "{error}"
+        );
     }
 
     #[test]
     fn what_is_no_pattern_is_one_clear_error() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let check = |path: &Path, expect: &str| {
-            let error = Pattern::read(path, 2, 3)
+            let error = Pattern::read(path, Scale::Auto, 2, 3)
                 .expect_err("no pattern")
                 .to_string();
             assert!(error.contains(expect), "{error}\nlacks {expect}");
@@ -520,14 +713,17 @@ mod tests {
         let count = |i: usize| i as f32;
         for shape in [
             &[3, 2][..],
-            &[2, 3, 1],
-            &[3, 2, 3],
+            &[2, 3, 2],
+            &[2, 3, 4],
+            &[3, 3, 2],
             &[0, 2, 3, 3],
+            &[0, 3, 2, 3],
+            &[1, 1, 2, 3, 3],
             &[18],
             &[],
         ] {
             let path = array(folder.path(), shape, count);
-            let expect = format!("has shape {shape:?}, expected [2, 3], [2, 3, 3] or [n, 2, 3, 3]");
+            let expect = format!("has shape {shape:?}, expected [2, 3, 3], the size of the images");
             check(&path, &expect);
         }
         check(
@@ -535,8 +731,16 @@ mod tests {
             "is 7 everywhere, expected a pattern",
         );
         check(
+            &array(folder.path(), &[2, 3], |_| 0.0),
+            "is 0 everywhere, expected a pattern",
+        );
+        check(
             &array(folder.path(), &[2, 3], |i| [1.0, f32::NAN][i / 5]),
-            "holds NaN at position 15, expected finite numbers",
+            "holds NaN at position 5, expected finite numbers",
+        );
+        check(
+            &array(folder.path(), &[2, 3], |i| [1.0, f32::INFINITY][i / 5]),
+            "holds inf at position 5, expected finite numbers",
         );
         let text = folder.path().join("p.txt");
         fs_err::write(&text, "0.1 0.2").expect("a writable folder");

@@ -8,6 +8,19 @@ pub fn apply(image: &mut [u8], pattern: &[f32]) {
     }
 }
 
+/// The same, in `f64` if `double` says so and in `f32` otherwise; NumPy adds bytes to floats in the precision of the floats.
+pub fn add(image: &mut [u8], pattern: &[f64], double: bool) {
+    debug_assert_eq!(image.len(), pattern.len());
+    for (v, &t) in image.iter_mut().zip(pattern) {
+        let sum = if double {
+            f64::from(*v) + t
+        } else {
+            f64::from(f32::from(*v) + t as f32)
+        };
+        *v = sum.clamp(0.0, 255.0) as u8;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

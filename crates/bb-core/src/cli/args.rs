@@ -17,6 +17,11 @@ pub const DEFAULT_ARCH: &str = "preactresnet18";
 /// Width of an attack that names none: that of the published models.
 pub const DEFAULT_WIDTH: usize = 64;
 
+/// Most channels of the first stage.
+pub const MOST_WIDTH: usize = 512;
+/// Most images that a limit may ask for: ten times ImageNet, and more than memory holds.
+pub const MOST_IMAGES: usize = 10_000_000;
+
 /// Where to compute, read and write. Nothing here changes a result.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Machine")]
@@ -31,7 +36,7 @@ pub struct HostArgs {
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     pub device: Device,
     /// Number of threads [default: all cores]
-    #[arg(long, value_name = "N", value_parser = threads)]
+    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub threads: Option<NonZeroUsize>,
     /// No progress and no log lines, only warnings and errors
     #[arg(short, long)]
@@ -48,7 +53,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "ID")]
     pub arch: Option<String>,
     /// Channels of the first stage [default: 64 for an attack, that of the model for a defense]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = width, allow_negative_numbers = true)]
     pub width: Option<usize>,
     /// How convolutions multiply while training: f32, bf16 (CPUs with AVX512-BF16) or tf32 (GPUs)
     #[arg(long, value_name = "PRECISION", default_value_t = Precision::F32)]
@@ -60,7 +65,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Seed of everything random
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
     /// Print every setting with its origin, and stop
     #[arg(long)]
@@ -104,6 +109,32 @@ impl RunArgs {
         }
         Ok(layers)
     }
+}
+
+/// A seed, for the parser of an option.
+pub fn seed(text: &str) -> Result<u64, String> {
+    whole(text, 0, u64::MAX)
+}
+
+/// Channels of the first stage, for the parser of an option.
+pub fn width(text: &str) -> Result<usize, String> {
+    whole(text, 1, MOST_WIDTH as u64)
+}
+
+/// A number of images, for the parser of an option.
+pub fn limit(text: &str) -> Result<usize, String> {
+    whole(text, 1, MOST_IMAGES as u64)
+}
+
+/// A whole number from `least` to `most`, for the parser of an option.
+pub fn whole<T: TryFrom<u64>>(text: &str, least: u64, most: u64) -> Result<T, String> {
+    // A number may begin with a plus sign for Rust, and should not here.
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse().ok().filter(|_| digits);
+    number
+        .filter(|number| (least..=most).contains(number))
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| format!("expected a whole number from {least} to {most}"))
 }
 
 /// A number of threads that a machine can have, for the parser of an option.

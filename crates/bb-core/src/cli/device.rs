@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::CliError;
+use crate::settings::nearest;
 
 /// What `--device` asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,8 +42,11 @@ impl Device {
 
 /// The text names no device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected `auto`, `cpu` or `cuda:N`")]
-pub struct ParseDeviceError;
+#[error("expected `auto`, `cpu` or `cuda:N`{}", .meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default())]
+pub struct ParseDeviceError {
+    /// The device that was probably meant.
+    meant: Option<&'static str>,
+}
 
 impl FromStr for Device {
     type Err = ParseDeviceError;
@@ -51,15 +55,31 @@ impl FromStr for Device {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
+            // As in PyTorch.
+            "cuda" => Ok(Self::Cuda(0)),
             _ => {
-                let index = text.strip_prefix("cuda:").ok_or(ParseDeviceError)?;
+                let index = text.strip_prefix("cuda:");
                 // A number may begin with a plus sign for Rust, and should not here.
-                if !index.bytes().all(|byte| byte.is_ascii_digit()) {
-                    return Err(ParseDeviceError);
-                }
-                index.parse().map(Self::Cuda).map_err(|_| ParseDeviceError)
+                let index = index.filter(|index| index.bytes().all(|byte| byte.is_ascii_digit()));
+                let index = index.and_then(|index| index.parse().ok());
+                index
+                    .map(Self::Cuda)
+                    .ok_or_else(|| ParseDeviceError { meant: meant(text) })
             }
         }
+    }
+}
+
+/// The device that `text` probably means.
+fn meant(text: &str) -> Option<&'static str> {
+    match text.to_lowercase().split(':').next() {
+        // One letter from `cpu`, which it does not mean.
+        Some("gpu" | "nvidia") => Some("cuda:0"),
+        Some(device) => match nearest(device, ["auto", "cpu", "cuda"])? {
+            "cuda" => Some("cuda:0"),
+            other => Some(other),
+        },
+        None => None,
     }
 }
 

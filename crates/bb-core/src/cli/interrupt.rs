@@ -11,6 +11,9 @@ use signal_hook::flag;
 
 use super::{CliError, Coded, exit};
 
+/// What to tell whoever interrupted a run.
+pub const RESUMES: &str = "the same command again goes on from the last checkpoint";
+
 /// The number of the signal that came last, 0 before any. Empty until signals are caught.
 static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 
@@ -31,7 +34,7 @@ impl Coded for Interrupted {
     }
 
     fn hint(&self) -> Option<String> {
-        Some("the same command again goes on from the last checkpoint".to_owned())
+        Some(RESUMES.to_owned())
     }
 }
 

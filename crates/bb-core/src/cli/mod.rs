@@ -26,11 +26,14 @@ use std::io::{self, IsTerminal as _, Write};
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-pub use args::{DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, HostArgs, RunArgs, threads};
+pub use args::{
+    DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, HostArgs, MOST_IMAGES, MOST_WIDTH, RunArgs,
+    limit, seed, threads, whole, width,
+};
 pub use device::{Backend, Device, ParseDeviceError};
 pub(crate) use failure::causes;
 pub use failure::{Coded, Failure};
-pub use interrupt::{Interrupted, catch_interrupts, check_interrupt, interrupted};
+pub use interrupt::{Interrupted, RESUMES, catch_interrupts, check_interrupt, interrupted};
 
 /// The exit codes; see the module's head.
 pub mod exit {

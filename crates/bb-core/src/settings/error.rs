@@ -69,6 +69,22 @@ impl fmt::Display for Origin {
     }
 }
 
+/// What a number of a type of Rust is, in words.
+fn in_words(kind: &str) -> Option<String> {
+    let whole = |least: &str, most: String| format!("a whole number from {least} to {most}");
+    Some(match kind {
+        "u8" => whole("0", u8::MAX.to_string()),
+        "u16" => whole("0", u16::MAX.to_string()),
+        "u32" => whole("0", u32::MAX.to_string()),
+        "u64" | "usize" => "a whole number of at least 0".to_owned(),
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number".to_owned(),
+        "f32" | "f64" => "a number".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a string" => "a string".to_owned(),
+        _ => return None,
+    })
+}
+
 /// Why settings were refused.
 ///
 /// All but [`SettingsError::Read`] display as one line that says what and, where it is known, a second, indented line
@@ -218,6 +234,34 @@ impl SettingsError {
         }
     }
 
+    /// The type of the setting `key` refused its value, for a `reason` in serde's words.
+    ///
+    /// These name Rust's types, which say nothing to whoever sets something; whole numbers and the like are said in words.
+    pub(super) fn refused(key: String, reason: &str, origin: Origin) -> Self {
+        let parts = reason
+            .strip_prefix("invalid value: ")
+            .or_else(|| reason.strip_prefix("invalid type: "))
+            .and_then(|rest| rest.split_once(", expected "));
+        if let Some((found, expected)) = parts
+            && let Some(expected) = in_words(expected)
+        {
+            // The kind and, in backticks or quotes, the value; no value of an array or a table.
+            let value = found.split_once(['`', '"']);
+            let found = value.map_or(found, |(_, value)| value.trim_end_matches(['`', '"']));
+            let found = match found {
+                "sequence" => "[..]",
+                "map" => "{..}",
+                found => found,
+            };
+            return Self::value(key, found, expected).at(origin);
+        }
+        Self::Invalid {
+            key,
+            reason: reason.to_owned(),
+            origin,
+        }
+    }
+
     /// `table` holds the settings below `key`, where it is a table that was expected.
     pub(super) fn kind(
         key: String,
@@ -273,6 +317,12 @@ impl Coded for SettingsError {
                 Some(format!("known here: {}", suggest::list(known)))
             }
             Self::Kind { hint, .. } => hint.as_deref().map(str::to_owned),
+            Self::Invalid { reason, .. } => {
+                // Of an unknown choice: its name, and behind it in backticks those that there are.
+                let (_, rest) = reason.split_once("unknown variant `")?;
+                let (found, rest) = rest.split_once('`')?;
+                suggest::did_you_mean(found, rest.split('`').skip(1).step_by(2))
+            }
             Self::Located { error, .. } => error.hint(),
             _ => None,
         }

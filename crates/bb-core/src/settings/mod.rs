@@ -46,7 +46,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 pub use error::{Origin, SettingsError};
-pub use suggest::nearest;
+pub use suggest::{did_you_mean, nearest};
 pub use valid::{Valid, Validate, check};
 pub use write::render;
 
@@ -132,11 +132,8 @@ impl Layers {
         let tree = Value::Object(tree);
         let value: T = serde_path_to_error::deserialize(&tree).map_err(|error| {
             let key = error.path().to_string();
-            SettingsError::Invalid {
-                origin: origin_of(&origins, &key),
-                key,
-                reason: error.into_inner().to_string(),
-            }
+            let origin = origin_of(&origins, &key);
+            SettingsError::refused(key, &error.into_inner().to_string(), origin)
         })?;
         let canonical = canonical(&value);
         // A number that does not fit the float type of its field has become infinite, which serialises as null.
@@ -184,6 +181,34 @@ impl<T> Resolved<T> {
     /// A complete `config.toml`: given back with `-c` it yields the same settings.
     pub fn to_toml(&self) -> String {
         write::document(&self.tree)
+    }
+
+    /// The tree without those of the settings `later` (dotted keys) that have the value that they have in `defaults`.
+    ///
+    /// A setting that was added to a type changes the tree of everybody, also where its default is what was always done;
+    /// left out there, settings that are equal in effect are recognised as equal over versions.
+    ///
+    /// # Panics
+    /// If one of `later` is no setting.
+    pub fn identity(&self, later: &[&str], defaults: &impl Serialize) -> Value {
+        let defaults = canonical(defaults);
+        let mut tree = self.tree.clone();
+        for key in later {
+            let usual = lookup(&defaults, key).expect("a setting that came later is one");
+            if lookup(&tree, key) == Some(usual) {
+                let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
+                let table = match table {
+                    "" => Some(&mut tree),
+                    table => table
+                        .split('.')
+                        .try_fold(&mut tree, |tree, name| tree.get_mut(name)),
+                };
+                if let Some(table) = table.and_then(Value::as_object_mut) {
+                    table.shift_remove(name);
+                }
+            }
+        }
+        tree
     }
 
     /// Checks the settings, and names the origin of one that is refused.

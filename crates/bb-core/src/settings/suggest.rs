@@ -39,6 +39,11 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     )
 }
 
+/// The hint that names the known name that `name` was probably meant to be.
+pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    nearest(name, known).map(|nearest| format!("did you mean `{nearest}`?"))
+}
+
 /// The known setting that the dotted `key` was probably meant to be.
 ///
 /// Either the whole key is close to it, or its last part is: somewhere else counts, the same table counts more.

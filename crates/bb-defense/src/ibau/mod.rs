@@ -215,7 +215,8 @@ impl Defense for Ibau {
                 "train_acc": Ratio { hits: correct, total }.value(),
             });
             progress.note(&format!(
-                "round {round}, loss {loss:.4}, {fooled} of {total} fooled"
+                "round {}, loss {loss:.4}, {fooled} of {total} fooled",
+                round + 1
             ));
             let at = At::stage(STAGE).epoch(round);
             ctx.record(at, &row)?;

@@ -397,7 +397,8 @@ fn one(
             "cost": cost,
         });
         progress.note(&format!(
-            "epoch {epoch}, {:.2} % to the class, {norm:.2} pixels",
+            "epoch {}, {:.2} % to the class, {norm:.2} pixels",
+            epoch + 1,
             100.0 * success
         ));
         ctx.record(At::stage(STAGE).epoch(epoch), &row)?;

@@ -194,7 +194,10 @@ pub fn watched(
             "train_acc": ended.train_acc.value(),
             "clean_acc": accuracy.value(),
         });
-        progress.note(&format!("epoch {epoch}, {hits} of {images} right"));
+        progress.note(&format!(
+            "epoch {}, {hits} of {images} right",
+            course.epochs
+        ));
         ctx.record(At::stage(STAGE).epoch(epoch), &row)?;
         ctx.save(STAGE, &training_state(&net, &sgd)?, &course)?;
         watch(&ended, &mut net)?;

@@ -256,18 +256,18 @@ fn a_repaired_cell_is_complete_and_says_what_happened() {
             )
         })
         .collect();
-    // Epochs 0 and 2 are due for a measurement, and the last one of them is measured as the final model.
+    // Epochs 1 and 3 are due for a measurement, and the last one of them is measured as the final model.
     let expected = [
         "suspectnull",
-        "unlearn0",
         "unlearn1",
+        "unlearn2",
         "reinitnull",
         "reinitnull",
-        "finetune0",
-        "finetune0",
+        "finetune1",
+        "finetune1",
     ];
     assert_eq!(stages[..7], expected);
-    assert_eq!(stages[7..], ["finetune1", "finetune2", "finalnull"]);
+    assert_eq!(stages[7..], ["finetune2", "finetune3", "finalnull"]);
 
     // Width 4 has 17 target layers of 4, 8, 16 and 32 channels.
     assert_eq!(found.notes["target_layers"], 17);

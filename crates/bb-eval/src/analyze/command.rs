@@ -63,7 +63,8 @@ pub(crate) struct CommonArgs {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Seed of augmentation and noise
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = cli::seed)]
+    #[arg(allow_negative_numbers = true)]
     seed: u64,
     #[command(flatten)]
     machine: MachineArgs,

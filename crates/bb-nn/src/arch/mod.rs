@@ -6,6 +6,7 @@ mod vgg;
 
 use crate::error::NnError;
 use crate::graph::Graph;
+use bb_core::cli::MOST_WIDTH;
 use bb_core::data::DatasetSpec;
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +63,7 @@ impl ArchSpec {
                 })
             }
         };
-        size("width", width, 512, "1 to 512")?;
+        size("width", width, MOST_WIDTH, "1 to 512")?;
         size("classes", classes, 65_536, "1 to 65536")?;
         Ok(Self {
             name: name.to_owned(),
