@@ -33,6 +33,10 @@ pub struct Args {
     /// Measure on the first N images of the dataset only
     #[arg(long, value_name = "N")]
     test_limit: Option<NonZeroUsize>,
+    /// Measure on this split of the dataset, by the name of its folder or files [default: test, or else val, valid or
+    /// validation]
+    #[arg(long, value_name = "NAME")]
+    test_split: Option<String>,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -73,8 +77,12 @@ struct PreviewArgs {
     #[arg(long, value_name = "ID", default_value = DEFAULT_DATASET)]
     dataset: String,
     /// Folder with the datasets
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
     data: Option<PathBuf>,
+    /// Measure on this split of the dataset, by the name of its folder or files [default: test, or else val, valid or
+    /// validation]
+    #[arg(long, value_name = "NAME")]
+    test_split: Option<String>,
     /// Architecture of the network that the trigger is made for
     #[arg(long, value_name = "ID", default_value = DEFAULT_ARCH)]
     arch: String,
@@ -122,6 +130,7 @@ fn preview(args: &PreviewArgs) -> Result<(), Failure> {
         method: args.method.clone(),
         dataset: args.dataset.clone(),
         data: args.data.clone(),
+        test_split: args.test_split.clone(),
         arch: args.arch.clone(),
         width: args.width,
         given: Given {
@@ -171,6 +180,7 @@ fn attack(method: &str, args: &Args) -> Result<(), Failure> {
         data: options.host.data.clone(),
         train_limit: args.train_limit.map(NonZeroUsize::get),
         test_limit: args.test_limit.map(NonZeroUsize::get),
+        test_split: args.test_split.clone(),
         arch: options.arch().to_owned(),
         width: options.width(),
         precision: options.precision,

@@ -74,7 +74,7 @@ enum Command {
         #[arg(value_name = "CELL")]
         cell: PathBuf,
         /// Folder with the datasets
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
         /// The attack that a defense repaired, if it has been moved
         #[arg(long, value_name = "CELL")]
@@ -101,7 +101,7 @@ enum ZooCommand {
         #[arg(long, value_name = "NAME")]
         dataset: String,
         /// Folder with the datasets
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
         /// Architecture, for a file that does not name it
         #[arg(long, value_name = "NAME")]
@@ -136,7 +136,7 @@ enum ZooCommand {
         #[arg(long, value_enum)]
         format: ExportFormat,
         /// Folder with the datasets, for the folder of an attack
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
         /// Folder to make; for BackdoorBench it belongs into `record/` there, under this name
         #[arg(long, value_name = "DIR")]
@@ -180,7 +180,7 @@ enum ZooCommand {
         #[arg(long, value_name = "DIR", default_value = published::DIR)]
         dir: PathBuf,
         /// Folder with the datasets
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
         /// All test images, not the first 200
         #[arg(long)]
@@ -209,7 +209,7 @@ enum ExportFormat {
 #[derive(Args, Debug)]
 struct PlaceArgs {
     /// Folder with the datasets [default: that of the grid]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
     data: Option<PathBuf>,
     /// Folder for the results [default: that of the grid, or `runs`]
     #[arg(long, value_name = "DIR")]

@@ -12,6 +12,7 @@
 //! out = "runs/quickstart"             # optional; `--out` wins; relative to the current folder
 //! train_limit = 2000                  # optional: only the first images
 //! test_limit = 500
+//! test_split = "val"                  # optional: measure on this split, where it is not the usual one
 //!
 //! [[attack]]
 //! method = "badnets"
@@ -107,6 +108,8 @@ pub struct Grid {
     pub train_limit: Option<usize>,
     /// Only the first images of the test split.
     pub test_limit: Option<usize>,
+    /// The split to measure on, where it is not the usual one.
+    pub test_split: Option<String>,
     /// The attacks.
     pub attacks: Vec<Entry>,
     /// The defenses.
@@ -156,6 +159,7 @@ impl Grid {
                 "out",
                 "train_limit",
                 "test_limit",
+                "test_split",
             ])?;
             let dataset = required(&t, "dataset")?;
             if let Err(error) = data::spec(&dataset.value) {
@@ -174,6 +178,7 @@ impl Grid {
                 out: path("out")?,
                 train_limit: count(&t, "train_limit")?,
                 test_limit: count(&t, "test_limit")?,
+                test_split: word(&t, "test_split")?.map(|f| f.value),
                 attacks: entries(&top, "attack", document.path())?,
                 defenses: entries(&top, "defense", document.path())?,
             };

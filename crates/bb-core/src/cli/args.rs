@@ -17,12 +17,15 @@ pub const DEFAULT_ARCH: &str = "preactresnet18";
 /// Width of an attack that names none: that of the published models.
 pub const DEFAULT_WIDTH: usize = 64;
 
+/// The environment variable for `--data`: places belong to a machine, and do not change from run to run.
+pub const DATA_ENV: &str = "BB_DATA";
+
 /// Where to compute, read and write. Nothing here changes a result.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Machine")]
 pub struct HostArgs {
     /// Folder with the datasets
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = DATA_ENV, hide_env_values = true)]
     pub data: Option<PathBuf>,
     /// Folder for the results
     #[arg(long, value_name = "DIR", default_value = "runs")]

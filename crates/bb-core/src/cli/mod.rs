@@ -26,7 +26,9 @@ use std::io::{self, IsTerminal as _, Write};
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-pub use args::{DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, HostArgs, RunArgs, threads};
+pub use args::{
+    DATA_ENV, DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, HostArgs, RunArgs, threads,
+};
 pub use device::{Backend, Device, ParseDeviceError};
 pub use failure::{Coded, Failure};
 pub use interrupt::{Interrupted, catch_interrupts, check_interrupt, interrupted};

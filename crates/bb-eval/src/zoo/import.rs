@@ -14,7 +14,7 @@ use bb_core::cell::{
 };
 use bb_core::cli::Failure;
 use bb_core::data::{self, Dataset, Images, OpenOptions, Split};
-use bb_core::events::env_facts;
+use bb_core::events::{Log, env_facts};
 use bb_core::poison::PoisonSet;
 use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
 use bb_zoo::torch::pickle::Value;
@@ -285,11 +285,13 @@ fn open_data(request: &ImportRequest, found: &Found) -> Result<(Dataset, Limits)
             cache_dir: Some(request.out.join("cache")),
             train_limit,
             test_limit,
+            test_split: None,
             seed: 0,
         };
         data::open(&request.dataset, request.data.as_deref(), &options)
     };
     let whole = open(None, None)?;
+    whole.describe(&Log::new(false))?;
     let Some(sets) = &found.sets else {
         return Ok((whole, (None, None)));
     };
