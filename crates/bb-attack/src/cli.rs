@@ -32,6 +32,10 @@ pub struct Args {
     /// Measure on the first N images of the dataset only
     #[arg(long, value_name = "N", value_parser = cli::limit, allow_negative_numbers = true)]
     test_limit: Option<usize>,
+    /// Measure on this split of the dataset, by the name of its folder or files [default: test, or else val, valid or
+    /// validation]
+    #[arg(long, value_name = "NAME")]
+    test_split: Option<String>,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -72,8 +76,12 @@ struct PreviewArgs {
     #[arg(long, value_name = "ID", default_value = DEFAULT_DATASET)]
     dataset: String,
     /// Folder with the datasets
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
     data: Option<PathBuf>,
+    /// Measure on this split of the dataset, by the name of its folder or files [default: test, or else val, valid or
+    /// validation]
+    #[arg(long, value_name = "NAME")]
+    test_split: Option<String>,
     /// Architecture of the network that the trigger is made for
     #[arg(long, value_name = "ID", default_value = DEFAULT_ARCH)]
     arch: String,
@@ -128,6 +136,7 @@ fn preview(args: &PreviewArgs) -> Result<(), Failure> {
         method: args.method.clone(),
         dataset: args.dataset.clone(),
         data: args.data.clone(),
+        test_split: args.test_split.clone(),
         arch: args.arch.clone(),
         width: args.width,
         given: Given {
@@ -177,6 +186,7 @@ fn attack(method: &str, args: &Args) -> Result<(), Failure> {
         data: options.host.data.clone(),
         train_limit: args.train_limit,
         test_limit: args.test_limit,
+        test_split: args.test_split.clone(),
         arch: options.arch().to_owned(),
         width: options.width(),
         precision: options.precision,

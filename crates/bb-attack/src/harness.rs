@@ -54,6 +54,8 @@ pub struct AttackRequest {
     pub train_limit: Option<usize>,
     /// Measure on the first images only.
     pub test_limit: Option<usize>,
+    /// The split to measure on, where it is not the usual one.
+    pub test_split: Option<String>,
     /// Name of the architecture.
     pub arch: String,
     /// Channels of its first stage.
@@ -156,6 +158,7 @@ impl Inputs {
             cache_dir: Some(request.out.join("cache")),
             train_limit: request.train_limit,
             test_limit: request.test_limit,
+            test_split: request.test_split.clone(),
             // The synthetic data stay the same whatever the run's seed, as those of any other dataset do.
             seed: 0,
         };
@@ -178,6 +181,7 @@ impl Inputs {
             id: &request.dataset,
             train_limit: request.train_limit,
             test_limit: request.test_limit,
+            test_split: request.test_split.as_deref(),
             dataset: &self.dataset,
         };
         cell_spec(
@@ -200,6 +204,8 @@ pub struct GivenData<'a> {
     pub train_limit: Option<usize>,
     /// Only the first test images.
     pub test_limit: Option<usize>,
+    /// The split to measure on, where it is not the usual one.
+    pub test_split: Option<&'a str>,
     /// The dataset with these limits.
     pub dataset: &'a Dataset,
 }
@@ -226,6 +232,10 @@ pub fn cell_spec(
         "train_limit": data.train_limit,
         "test_limit": data.test_limit,
     });
+    // Only where it was chosen, so that the names of other cells do not depend on it.
+    if let Some(split) = data.test_split {
+        settings["data"]["test_split"] = json!(split);
+    }
     settings["model"] =
         json!({ "arch": arch.name(), "width": arch.width(), "classes": arch.classes() });
     settings["compute"] = json!({ "precision": precision });

@@ -37,6 +37,7 @@ fn request(method: &str, out: &Path, set: &[&str]) -> AttackRequest {
         data: None,
         train_limit: Some(TRAIN),
         test_limit: Some(TEST),
+        test_split: None,
         arch: "preactresnet18".to_owned(),
         width: 4,
         precision: Precision::F32,
@@ -419,6 +420,10 @@ fn another_setting_seed_or_input_is_another_cell() {
         test_limit: Some(TEST - 1),
         ..base.clone()
     });
+    add(&AttackRequest {
+        test_split: Some("test".to_owned()),
+        ..base.clone()
+    });
     add(&request(
         "badnets",
         out.path(),
@@ -432,7 +437,7 @@ fn another_setting_seed_or_input_is_another_cell() {
         add(&request("badnets", out.path(), &["train.epochs=0", &file]));
     }
     let unique: std::collections::BTreeSet<&String> = ids.iter().collect();
-    assert_eq!(unique.len(), 7);
+    assert_eq!(unique.len(), 8);
 }
 
 #[test]

@@ -313,6 +313,9 @@ pub fn open_data(
         cache_dir: cache.map(Path::to_owned),
         train_limit: limit("train_limit", "settings.data.train_limit")?,
         test_limit: limit("test_limit", "settings.data.test_limit")?,
+        test_split: manifest.settings["data"]["test_split"]
+            .as_str()
+            .map(str::to_owned),
         // The synthetic data are the same in every run, as those of any other dataset are.
         seed: 0,
     };

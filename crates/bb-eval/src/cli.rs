@@ -83,7 +83,7 @@ enum Command {
         #[arg(value_name = "CELL")]
         cell: PathBuf,
         /// Folder with the datasets
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
         /// The attack that a defense repaired, if it has been moved; for any other model, the attack whose test images
         /// it is to be measured on
@@ -113,7 +113,7 @@ enum ZooCommand {
         #[arg(long, value_name = "NAME", required_unless_present = "attack_cell")]
         dataset: Option<String>,
         /// Folder with the datasets
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
         /// Architecture, for a file that does not name it
         #[arg(long, value_name = "NAME", conflicts_with = "attack_cell")]
@@ -160,7 +160,7 @@ enum ZooCommand {
         #[arg(long, value_enum)]
         format: ExportFormat,
         /// Folder with the datasets, for the folder of an attack
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
         /// Folder to make; for BackdoorBench it belongs into `record/` there, under this name
         #[arg(long, value_name = "DIR")]
@@ -204,7 +204,7 @@ enum ZooCommand {
         #[arg(long, value_name = "DIR", default_value = published::DIR)]
         dir: PathBuf,
         /// Folder with the datasets
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
         /// All test images, not the first 200
         #[arg(long)]
@@ -233,7 +233,7 @@ enum ExportFormat {
 #[derive(Args, Debug)]
 struct PlaceArgs {
     /// Folder with the datasets [default: that of the grid]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
     data: Option<PathBuf>,
     /// Folder for the results [default: that of the grid, or `runs`]
     #[arg(long, value_name = "DIR")]

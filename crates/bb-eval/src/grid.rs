@@ -13,6 +13,7 @@
 //! train_limit = 2000                  # optional: only the first images
 //! test_limit = 500
 //! asr_floor = 0.5                     # optional: an attack below is marked, see `table`; this is the default
+//! test_split = "val"                  # optional: measure on this split, where it is not the usual one
 //!
 //! [[attack]]
 //! method = "badnets"
@@ -112,6 +113,8 @@ pub struct Grid {
     pub test_limit: Option<usize>,
     /// The ASR, 0 to 1, under which an attack did not plant its backdoor.
     pub asr_floor: f64,
+    /// The split to measure on, where it is not the usual one.
+    pub test_split: Option<String>,
     /// The attacks.
     pub attacks: Vec<Entry>,
     /// The defenses.
@@ -162,6 +165,7 @@ impl Grid {
                 "train_limit",
                 "test_limit",
                 "asr_floor",
+                "test_split",
             ])?;
             let dataset = required(&t, "dataset")?;
             if let Err(error) = data::spec(&dataset.value) {
@@ -181,6 +185,7 @@ impl Grid {
                 train_limit: count(&t, "train_limit")?,
                 test_limit: count(&t, "test_limit")?,
                 asr_floor: share(&t, "asr_floor")?.unwrap_or(DEFAULT_ASR_FLOOR),
+                test_split: word(&t, "test_split")?.map(|f| f.value),
                 attacks: entries(&top, "attack", document.path())?,
                 defenses: entries(&top, "defense", document.path())?,
             };

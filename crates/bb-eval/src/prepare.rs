@@ -152,6 +152,7 @@ impl Prepared {
             cache_dir: Some(cache(&out)),
             train_limit: grid.train_limit,
             test_limit: grid.test_limit,
+            test_split: grid.test_split.clone(),
             seed: 0,
         };
         let dataset = data::open(&grid.dataset, data.as_deref(), &options).map_err(no_data)?;
@@ -183,6 +184,7 @@ impl Prepared {
             id: &self.grid.dataset,
             train_limit: self.grid.train_limit,
             test_limit: self.grid.test_limit,
+            test_split: self.grid.test_split.as_deref(),
             dataset: &self.dataset,
         };
         let spec = bb_attack::harness::cell_spec(

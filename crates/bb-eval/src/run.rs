@@ -478,6 +478,7 @@ fn attack_request(
         data: prepared.data.clone(),
         train_limit: grid.train_limit,
         test_limit: grid.test_limit,
+        test_split: grid.test_split.clone(),
         arch: grid.arch.clone(),
         width: grid.width,
         precision: grid.precision,

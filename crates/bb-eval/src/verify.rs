@@ -268,6 +268,7 @@ pub(crate) fn open_data(attack: &Cell, data: Option<&Path>) -> Result<Dataset, F
         cache_dir: None,
         train_limit: settings["data"]["train_limit"].as_u64().map(|n| n as usize),
         test_limit: settings["data"]["test_limit"].as_u64().map(|n| n as usize),
+        test_split: settings["data"]["test_split"].as_str().map(str::to_owned),
         seed: 0,
     };
     let id = &attack.manifest.dataset;

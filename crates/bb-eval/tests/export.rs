@@ -19,6 +19,7 @@ fn cell(out: &Path, method: &str) -> Cell {
         data: None,
         train_limit: Some(200),
         test_limit: Some(60),
+        test_split: None,
         arch: "preactresnet18".to_owned(),
         width: 4,
         precision: Precision::F32,

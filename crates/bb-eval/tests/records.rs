@@ -56,6 +56,7 @@ fn attack(method: &str, dataset: &str, data: Option<&Path>, out: &Path, set: &[&
         data: data.map(Path::to_owned),
         train_limit: limit(200),
         test_limit: limit(60),
+        test_split: None,
         arch: "preactresnet18".to_owned(),
         width: 4,
         precision: Precision::F32,

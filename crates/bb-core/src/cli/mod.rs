@@ -27,8 +27,8 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 pub use args::{
-    DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, HostArgs, MOST_IMAGES, MOST_WIDTH, RunArgs,
-    limit, seed, threads, whole, width,
+    DATA_ENV, DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, HostArgs, MOST_IMAGES, MOST_WIDTH,
+    RunArgs, limit, seed, threads, whole, width,
 };
 pub use device::{Backend, Device, ParseDeviceError};
 pub(crate) use failure::causes;

@@ -93,8 +93,9 @@ impl Dataset {
     /// If the log cannot be written.
     pub fn describe(&self, log: &Log) -> std::io::Result<()> {
         let (spec, names) = (&self.spec, &self.class_names);
+        let classes = if names.len() == 1 { "class" } else { "classes" };
         let text = format!(
-            "{}: {} training and {} test images of {}x{}, {} classes: {}",
+            "{}: {} training and {} test images of {}x{}, {} {classes}: {}",
             spec.title,
             self.train.len(),
             self.test.len(),

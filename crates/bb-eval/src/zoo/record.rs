@@ -12,6 +12,7 @@ use bb_attack::picture::Picture;
 use bb_core::cell::Cell;
 use bb_core::cli::{Coded, Failure, exit};
 use bb_core::data::{self, Dataset, Images, OpenOptions, Split};
+use bb_core::events::Log;
 use bb_core::poison::{PoisonFault, PoisonSet};
 use bb_core::rows;
 use bb_zoo::torch::DatasetState;
@@ -132,11 +133,13 @@ pub(super) fn open(request: &ImportRequest, found: &Found) -> Result<Data, Failu
             cache_dir: Some(request.out.join("cache")),
             train_limit,
             test_limit,
+            test_split: None,
             seed: 0,
         };
         data::open(&request.dataset, request.data.as_deref(), &options)
     };
     let whole = open(None, None)?;
+    whole.describe(&Log::new(false))?;
     let images = whole.test.len();
     if let Some(limit) = request.test_limit.filter(|&limit| limit > images) {
         return Err(RecordError::WideLimit { limit, images }.into());

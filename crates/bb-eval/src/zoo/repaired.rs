@@ -4,7 +4,7 @@
 //! was made from, whose cell is named. Both networks are measured anew, on the same images.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bb_core::artifact::sha256_file;
 use bb_core::cell::{self, Cell, CellSpec, ENV, Kind, MODEL, Opened};
