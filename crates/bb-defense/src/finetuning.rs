@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::context::{At, Ctx, training_state};
 use crate::error::DefenseError;
-use crate::settings::{batch_size, momentum, not_negative, rate};
+use crate::settings::{batch_size, epochs, momentum, not_negative, rate};
 
 /// What a step does to a network, and the optimiser it does it with.
 pub trait Stepper {
@@ -227,6 +227,7 @@ impl Default for FinetuneConfig {
 impl FinetuneConfig {
     /// Checks the settings, which stand in the table `finetune`.
     pub fn validate(&self) -> Result<(), SettingsError> {
+        epochs("finetune.epochs", self.epochs)?;
         batch_size("finetune.batch_size", self.batch_size)?;
         rate("finetune.lr", self.lr)?;
         momentum("finetune.momentum", self.momentum)?;

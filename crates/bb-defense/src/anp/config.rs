@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::channels::{self, Choose, PruneConfig, usual_thresholds};
 use crate::data::CleanBudget;
-use crate::settings::{above_zero, batch_size, momentum, rate, share};
+use crate::settings::{above_zero, batch_size, momentum, rate, share, steps};
 
 /// Settings of ANP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,9 +80,9 @@ impl Validate for AnpConfig {
     fn validate(&self) -> Result<(), SettingsError> {
         self.clean.validate()?;
         let mask = &self.mask;
-        let at_least_one = |key, value| check(key, value, "at least 1", value >= 1);
-        at_least_one("mask.iterations", mask.iterations)?;
-        at_least_one("mask.round", mask.round)?;
+        steps("mask.iterations", mask.iterations)?;
+        steps("mask.round", mask.round)?;
+        check("mask.steps", mask.steps, "at most 1000", mask.steps <= 1000)?;
         batch_size("mask.batch_size", mask.batch_size)?;
         rate("mask.lr", mask.lr)?;
         momentum("mask.momentum", mask.momentum)?;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::CleanBudget;
 use crate::finetuning::FinetuneConfig;
-use crate::settings::{batch_size, momentum, not_negative, rate};
+use crate::settings::{batch_size, epochs, momentum, not_negative, rate};
 
 /// Settings of NAD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,6 +102,7 @@ impl Validate for NadConfig {
         self.clean.validate()?;
         self.finetune.validate()?;
         let distill = &self.distill;
+        epochs("distill.epochs", distill.epochs)?;
         batch_size("distill.batch_size", distill.batch_size)?;
         rate("distill.lr", distill.lr)?;
         momentum("distill.momentum", distill.momentum)?;

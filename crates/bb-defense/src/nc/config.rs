@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::CleanBudget;
 use crate::finetuning::FinetuneConfig;
-use crate::settings::{batch_size, momentum, not_negative, rate, share};
+use crate::settings::{batch_size, momentum, not_negative, rate, rounds, share};
 
 /// Settings of NC.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -155,7 +155,7 @@ impl Validate for NcConfig {
         };
         let at_least_one = |key: &str, value: usize| check(key, value, "at least 1", value >= 1);
         let invert = &self.invert;
-        at_least_one("invert.max_epochs", invert.max_epochs)?;
+        rounds("invert.max_epochs", invert.max_epochs)?;
         batch_size("invert.batch_size", invert.batch_size)?;
         rate("invert.lr", invert.lr)?;
         momentum("invert.beta1", invert.beta1)?;

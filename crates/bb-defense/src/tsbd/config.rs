@@ -8,7 +8,7 @@ use super::algorithm::Scheme;
 use crate::data::CleanBudget;
 use crate::nwc::{LayerConfig, NwcConfig};
 use crate::settings::{
-    ascending_shares, batch_size, choice_needs_sweep, momentum, part, rate, share,
+    ascending_shares, batch_size, choice_needs_sweep, epochs, momentum, part, rate, rounds, share,
 };
 
 /// The setting `record_layer` for the last target layer, whatever its name in the suspect's network is.
@@ -177,12 +177,7 @@ impl UnlearnConfig {
     pub fn validate(&self) -> Result<(), SettingsError> {
         rate("unlearn.lr", self.lr)?;
         momentum("unlearn.momentum", self.momentum)?;
-        check(
-            "unlearn.max_epochs",
-            self.max_epochs,
-            "at least 1",
-            self.max_epochs >= 1,
-        )?;
+        rounds("unlearn.max_epochs", self.max_epochs)?;
         share("unlearn.stop_accuracy", self.stop_accuracy)?;
         batch_size("unlearn.batch_size", self.batch_size)
     }
@@ -209,6 +204,7 @@ impl Validate for TsbdConfig {
             finetune.r.is_finite() && finetune.r >= 0.0,
         )?;
         share("finetune.alpha", finetune.alpha)?;
+        epochs("finetune.epochs", finetune.epochs)?;
         batch_size("finetune.batch_size", finetune.batch_size)?;
 
         choice_needs_sweep(

@@ -4,7 +4,7 @@ use bb_core::settings::{SettingsError, Validate};
 use serde::{Deserialize, Serialize};
 
 use crate::data::CleanBudget;
-use crate::settings::{above_zero, batch_size, momentum, not_negative, rate};
+use crate::settings::{above_zero, batch_size, epochs, momentum, not_negative, rate};
 use crate::unlearning::UnlearnConfig;
 
 /// Settings of ULRL.
@@ -115,6 +115,7 @@ impl Validate for UlrlConfig {
         not_negative("detect.threshold", self.detect.threshold)?;
         above_zero("detect.scale", self.detect.scale)?;
         let relearn = &self.relearn;
+        epochs("relearn.epochs", relearn.epochs)?;
         above_zero("relearn.gain", relearn.gain)?;
         rate("relearn.lr", relearn.lr)?;
         momentum("relearn.momentum", relearn.momentum)?;
