@@ -380,6 +380,8 @@ fn killed_and_resumed(method: &str) {
         // A run that was quicker than this test is complete, and one that goes on holds the lock.
         if child.try_wait().expect("our child").is_none() {
             assert_eq!(other.status.code(), Some(75), "{stderr}");
+            let holder = format!(" is locked by process {} on ", child.id());
+            assert!(stderr.contains(&holder), "{stderr}");
         }
         child.kill().expect("our child");
         let status = child.wait().expect("our child");
@@ -398,6 +400,29 @@ fn killed_and_resumed(method: &str) {
         results
     };
     assert_eq!(without_cell(&line), without_cell(&expected));
+}
+
+#[test]
+fn a_run_that_diverged_says_why_and_is_tried_again_when_asked_for() {
+    let out = folder();
+    let mut args = small("badnets", path(out.path()), "train.epochs=3");
+    args.extend(["--set", "train.lr=1e30"]);
+    let mut rows = 0;
+    for _ in 0..2 {
+        let (done, stdout, stderr) = output(&args);
+        assert_eq!(done.status.code(), Some(4), "{stderr}");
+        assert_eq!(stdout, "");
+        let cell = cell(out.path()).expect("a cell");
+        let read = |name: &str| fs_err::read_to_string(cell.join(name)).expect("readable");
+        let failed: serde_json::Value = serde_json::from_str(&read("failed.json")).expect("JSON");
+        assert_eq!(failed["exit_code"], 4);
+        let message = failed["message"].as_str().expect("a message");
+        assert!(stderr.contains(message), "{message}\n{stderr}");
+        assert!(!cell.join("manifest.json").exists());
+        let log = read("log.jsonl").lines().count();
+        assert!(log > rows, "it was tried again");
+        rows = log;
+    }
 }
 
 #[cfg(unix)]

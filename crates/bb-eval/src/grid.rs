@@ -40,6 +40,22 @@ use crate::table::DEFAULT_ASR_FLOOR;
 /// Seeds of a grid that names none: enough for a mean and a spread.
 pub const DEFAULT_SEEDS: [u64; 3] = [0, 1, 2];
 
+/// The fields of `[grid]`.
+pub const GRID_FIELDS: [&str; 12] = [
+    "name",
+    "dataset",
+    "data",
+    "arch",
+    "width",
+    "precision",
+    "seeds",
+    "out",
+    "train_limit",
+    "test_limit",
+    "test_split",
+    "asr_floor",
+];
+
 /// What can be wrong with a grid file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -153,20 +169,7 @@ impl Grid {
             let t = top
                 .table("grid")?
                 .ok_or_else(|| top.missing("grid", "a table"))?;
-            t.only(&[
-                "name",
-                "dataset",
-                "data",
-                "arch",
-                "width",
-                "precision",
-                "seeds",
-                "out",
-                "train_limit",
-                "test_limit",
-                "asr_floor",
-                "test_split",
-            ])?;
+            t.only(&GRID_FIELDS)?;
             let dataset = required(&t, "dataset")?;
             if let Err(error) = data::spec(&dataset.value) {
                 return Err(dataset.refuse(format_args!("a dataset ({error})")).into());

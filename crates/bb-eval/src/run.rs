@@ -142,8 +142,9 @@ pub fn run(prepared: &Prepared, compute: &Compute, options: Options) -> Result<O
             End::Open | End::Skipped => &mut counts.skipped,
         } += 1;
     }
-    let table = write_tables(prepared, &mut steps, &log)?;
+    // Said first, since a full disk has room for no table.
     log.info("done", &counts.say(), &Value::Null)?;
+    let table = write_tables(prepared, &mut steps, &log)?;
     Ok(Outcome {
         table,
         counts,
@@ -396,7 +397,12 @@ impl<'a> Runner<'a> {
         }
         let title = self.steps[i].title(self.prepared);
         let when = time.map_or_else(String::new, |time| format!(" at {time}"));
-        let say = format!("{title} failed{when}, left alone without `--retry`: {reason}");
+        let why = if self.options.retry {
+            "while this run went on"
+        } else {
+            "left alone without `--retry`"
+        };
+        let say = format!("{title} failed{when}, {why}: {reason}");
         self.log.info("failed", &say, &Value::Null)?;
         self.failures.push((title, Failure::new(code, reason)));
         self.not_retried += usize::from(!now);

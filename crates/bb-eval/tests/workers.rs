@@ -221,7 +221,7 @@ impl Worker {
         let mut pipe = self.child.stdout.take().expect("a pipe");
         pipe.read_to_string(&mut stdout).expect("UTF-8");
         let status = self.child.wait().expect("it ends");
-        for line in self.lines.iter() {
+        for line in &self.lines {
             self.said.push_str(&line);
             self.said.push('\n');
         }
