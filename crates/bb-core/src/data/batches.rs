@@ -16,8 +16,8 @@ const PLANE: usize = 32 * 32;
 const PIXELS: usize = PLANE * CHANNELS;
 /// Most bytes of a file with names.
 const MOST_NAMES: u64 = 1 << 20;
-/// Most bytes that an archive may unpack to: the largest one has 178 MiB.
-const MOST_UNPACKED: u64 = 256 << 20;
+/// Most bytes that an archive may unpack to: the largest one has 178 MiB, and more if Python 3 has written it.
+const MOST_UNPACKED: u64 = 512 << 20;
 
 /// One form in which a dataset is published.
 #[derive(Debug)]
@@ -305,7 +305,7 @@ impl Batches {
                 .read_to_end(&mut bytes)
                 .map_err(failed)?;
             if bytes.len() as u64 != found {
-                return Err(self.wrong_length(&archive.join(name), bytes.len() as u64));
+                return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
             }
             *place = Some(bytes);
             if names.is_some() && files.iter().all(Option::is_some) {

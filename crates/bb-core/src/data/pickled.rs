@@ -132,6 +132,7 @@ enum Value<'a> {
 enum Function {
     Reconstruct,
     FromBuffer,
+    Scalar,
     NdArray,
     DType,
     Encode,
@@ -372,6 +373,7 @@ impl<'a> Machine<'a> {
             (b"numpy.core.multiarray" | b"numpy._core.multiarray", b"_reconstruct") => {
                 Function::Reconstruct
             }
+            (b"numpy.core.multiarray" | b"numpy._core.multiarray", b"scalar") => Function::Scalar,
             (b"numpy.core.numeric" | b"numpy._core.numeric", b"_frombuffer") => {
                 Function::FromBuffer
             }
@@ -409,6 +411,13 @@ impl<'a> Machine<'a> {
             (Function::FromBuffer, &[data, dtype, shape, order]) => (bytes(order)?.as_ref()
                 == b"C")
                 .then_some(Value::Array(Some(Array { shape, dtype, data }))),
+            (Function::Scalar, &[dtype, data]) => match &self.values[dtype] {
+                Value::Type(dtype) => match numbers(dtype, bytes(data)?)?[..] {
+                    [number] => Some(Value::Int(number)),
+                    _ => None,
+                },
+                _ => None,
+            },
             (Function::DType, &[name, ..]) => Some(Value::Type(bytes(name)?.clone())),
             // How Python 3 writes bytes for Python 2: as text, one character for each.
             (Function::Encode, &[text, codec]) => {
@@ -475,26 +484,7 @@ impl<'a> Machine<'a> {
             }
             Value::Array(Some(array)) => {
                 let (dtype, bytes) = self.array(*array)?;
-                let size = match dtype {
-                    b"u1" => 1,
-                    b"i4" => 4,
-                    b"i8" => 8,
-                    _ => return None,
-                };
-                let number = |bytes: &[u8]| {
-                    let shift = 64 - 8 * bytes.len();
-                    let value = bytes
-                        .iter()
-                        .rev()
-                        .fold(0_u64, |n, b| n << 8 | u64::from(*b));
-                    if size == 1 {
-                        value as i64
-                    } else {
-                        (value << shift) as i64 >> shift
-                    }
-                };
-                let whole = bytes.len() % size == 0;
-                whole.then(|| bytes.chunks_exact(size).map(number).collect())
+                numbers(dtype, bytes)
             }
             _ => None,
         }
@@ -534,6 +524,29 @@ impl<'a> Machine<'a> {
             _ => None,
         }
     }
+}
+
+/// The little-endian whole numbers of a type.
+fn numbers(dtype: &[u8], bytes: &[u8]) -> Option<Vec<i64>> {
+    let size = match dtype {
+        b"u1" => 1,
+        b"i4" => 4,
+        b"i8" => 8,
+        _ => return None,
+    };
+    let number = |bytes: &[u8]| {
+        let value = bytes
+            .iter()
+            .rev()
+            .fold(0_u64, |n, b| n << 8 | u64::from(*b)) as i64;
+        if size == 4 {
+            i64::from(value as i32)
+        } else {
+            value
+        }
+    };
+    let whole = bytes.len().is_multiple_of(size);
+    whole.then(|| bytes.chunks_exact(size).map(number).collect())
 }
 
 #[cfg(test)]
@@ -601,6 +614,50 @@ mod tests {
                 (&[5][..], &[0xe9; PIXELS][..])
             );
         }
+    }
+
+    /// `{"labels": labels, "data": bytes(3072 * 2)}`, the labels being instructions that leave them on the stack.
+    fn labelled(labels: &[u8]) -> Vec<u8> {
+        [
+            b"\x80\x02}(U\x06labels".as_slice(),
+            labels,
+            b"U\x04dataT\0\x18\0\0",
+            &[0; 2 * PIXELS],
+            b"u.",
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn labels_may_be_an_array_or_numbers_of_numpy() {
+        let eight = b"cnumpy\ndtype\nU\x02i8\x89\x88\x87R(K\x03U\x01<NNNtb".as_slice();
+        let scalar = |label: u8| {
+            let call = b"cnumpy._core.multiarray\nscalar\n".as_slice();
+            [
+                call,
+                eight,
+                b"U\x08",
+                &[label, 0, 0, 0, 0, 0, 0, 0],
+                b"\x86R",
+            ]
+            .concat()
+        };
+        let list = [b"](".as_slice(), &scalar(7), &scalar(2), b"e"].concat();
+        let buffer = [
+            b"cnumpy.core.numeric\n_frombuffer\n(U\x10\x07\0\0\0\0\0\0\0\xfe\xff\xff\xff\xff\xff\xff\xff".as_slice(),
+            eight,
+            b"K\x02\x85U\x01CtR",
+        ]
+        .concat();
+        let labels = |bytes: &[u8]| batch(&labelled(bytes), "labels").map(|batch| batch.labels);
+        assert_eq!(labels(&list).expect("a list"), [7, 2]);
+        assert_eq!(labels(&buffer).expect("an array"), [7, -2]);
+        let big = [b"](".as_slice(), &scalar(7), b"e"].concat();
+        let big: Vec<u8> = big
+            .iter()
+            .map(|b| if *b == b'<' { b'>' } else { *b })
+            .collect();
+        assert!(labels(&big).is_err(), "another order of bytes");
     }
 
     #[test]
