@@ -75,12 +75,12 @@ struct PreviewArgs {
     /// Folder with the datasets
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Architecture of the network that the trigger is made for
-    #[arg(long, value_name = "ID", default_value = DEFAULT_ARCH)]
-    arch: String,
-    /// Channels of its first stage
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_WIDTH)]
-    width: usize,
+    /// Architecture of the network that the trigger is made with, where there is one [default: preactresnet18]
+    #[arg(long, value_name = "ID")]
+    arch: Option<String>,
+    /// Channels of its first stage [default: 64]
+    #[arg(long, value_name = "N")]
+    width: Option<usize>,
     /// Number of images to show, at most 32
     #[arg(long, value_name = "N", default_value_t = preview::IMAGES as u64)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=preview::MOST_IMAGES))]
@@ -118,16 +118,32 @@ pub fn main(args: &Args) -> Result<(), Failure> {
 }
 
 fn preview(args: &PreviewArgs) -> Result<(), Failure> {
+    let given = Given {
+        files: args.config.clone(),
+        set: args.set.clone(),
+    };
+    let ready = registry::find(&args.method)?.resolve(&args.dataset, &given)?;
+    let idle = [
+        ("--arch", args.arch.is_some()),
+        ("--width", args.width.is_some()),
+    ];
+    if let Some((option, _)) = idle
+        .iter()
+        .find(|(_, given)| *given && !ready.needs_network())
+    {
+        return Err(Failure::usage(format!(
+            "`{option}` does nothing here, because the trigger of `{}` is made without a network",
+            args.method
+        ))
+        .hint("leave it out"));
+    }
     let stealth = preview::run(&PreviewRequest {
         method: args.method.clone(),
         dataset: args.dataset.clone(),
         data: args.data.clone(),
-        arch: args.arch.clone(),
-        width: args.width,
-        given: Given {
-            files: args.config.clone(),
-            set: args.set.clone(),
-        },
+        arch: args.arch.clone().unwrap_or_else(|| DEFAULT_ARCH.to_owned()),
+        width: args.width.unwrap_or(DEFAULT_WIDTH),
+        given,
         seed: args.seed,
         images: args.images as usize,
         out: args.out.clone(),

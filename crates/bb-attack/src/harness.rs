@@ -178,6 +178,7 @@ impl Inputs {
             test_limit: request.test_limit,
             dataset: &self.dataset,
         };
+        check_limits(&given)?;
         cell_spec(
             attack,
             &*self.ready,
@@ -200,6 +201,26 @@ pub struct GivenData<'a> {
     pub test_limit: Option<usize>,
     /// The dataset with these limits.
     pub dataset: &'a Dataset,
+}
+
+/// Checks that a limit leaves something out. The images of `synthetic` are made, as many as it says.
+///
+/// # Errors
+/// [`AttackError::WideLimit`].
+pub fn check_limits(data: &GivenData<'_>) -> Result<(), AttackError> {
+    for (split, limit, images) in [
+        ("train", data.train_limit, data.dataset.train.len()),
+        ("test", data.test_limit, data.dataset.test.len()),
+    ] {
+        if let Some(limit) = limit.filter(|&limit| limit > images) {
+            return Err(AttackError::WideLimit {
+                split,
+                limit,
+                images,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// What the cell of a run follows from.

@@ -39,6 +39,12 @@ pub trait Attack: 'static {
     /// Files that the settings name, as (setting, path). Their contents become part of the cell's identity.
     fn files(cfg: &Self::Config) -> Vec<(&'static str, PathBuf)>;
 
+    /// Whether the trigger is made with a network, which then has the architecture and width of the attacked one.
+    fn needs_network(cfg: &Self::Config) -> bool {
+        let _ = cfg;
+        false
+    }
+
     /// Poisons the data, and builds the hook of an attack that shapes the training too.
     fn prepare(cfg: &Valid<Self::Config>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError>;
 }
@@ -174,6 +180,9 @@ pub trait Ready {
     /// The complete settings.
     fn tree(&self) -> &serde_json::Value;
 
+    /// See [`Attack::needs_network`].
+    fn needs_network(&self) -> bool;
+
     /// Every setting with its value and where it came from.
     fn origins(&self) -> &[(String, String, Origin)];
 
@@ -228,6 +237,10 @@ struct Checked<A: Attack>(Resolved<Valid<A::Config>>);
 impl<A: Attack> Ready for Checked<A> {
     fn tree(&self) -> &serde_json::Value {
         &self.0.tree
+    }
+
+    fn needs_network(&self) -> bool {
+        A::needs_network(&self.0.value)
     }
 
     fn origins(&self) -> &[(String, String, Origin)] {

@@ -155,6 +155,12 @@ impl Prepared {
             seed: 0,
         };
         let dataset = data::open(&grid.dataset, data.as_deref(), &options).map_err(no_data)?;
+        bb_attack::harness::check_limits(&GivenData {
+            id: &grid.dataset,
+            train_limit: grid.train_limit,
+            test_limit: grid.test_limit,
+            dataset: &dataset,
+        })?;
         let arch = ArchSpec::new(&grid.arch, grid.width, dataset.spec.classes)?;
         for (prepared, entry) in attacks.iter().zip(&grid.attacks) {
             check_choice(prepared, &dataset, &grid.seeds)
