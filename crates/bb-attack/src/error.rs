@@ -155,6 +155,16 @@ pub enum AttackError {
         /// Why not.
         reason: &'static str,
     },
+    /// A limit that leaves nothing out.
+    #[error("the limit of {limit} {split} images does nothing, because the dataset has {images}")]
+    WideLimit {
+        /// `train` or `test`.
+        split: &'static str,
+        /// The limit.
+        limit: usize,
+        /// Images in the split.
+        images: usize,
+    },
     /// The patch is larger than what it is drawn on.
     #[error(
         "`trigger.size` {size} with `trigger.margin` {margin} does not fit in {height} x {width} pixels, \
@@ -242,7 +252,8 @@ impl Coded for AttackError {
             | Self::Sides { .. }
             | Self::NotSquare { .. }
             | Self::NoPoisonedBatch { .. }
-            | Self::NoPreview { .. } => exit::USAGE,
+            | Self::NoPreview { .. }
+            | Self::WideLimit { .. } => exit::USAGE,
             Self::Poison(_) => exit::BUG,
             Self::Picture(_)
             | Self::Pattern(_)
@@ -293,6 +304,9 @@ impl Coded for AttackError {
             Self::Nn(error) => error.hint(),
             Self::Train(error) => error.hint(),
             Self::Artifact(error) => error.hint(),
+            Self::WideLimit { split, .. } => Some(format!(
+                "leave out `--{split}-limit`, in a grid `{split}_limit`"
+            )),
             Self::Cell(error) => error.hint(),
             Self::Machine(error) => error.hint(),
             Self::Interrupted(error) => error.hint(),

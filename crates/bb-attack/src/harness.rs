@@ -184,6 +184,7 @@ impl Inputs {
             test_split: request.test_split.as_deref(),
             dataset: &self.dataset,
         };
+        check_limits(&given)?;
         cell_spec(
             attack,
             &*self.ready,
@@ -208,6 +209,26 @@ pub struct GivenData<'a> {
     pub test_split: Option<&'a str>,
     /// The dataset with these limits.
     pub dataset: &'a Dataset,
+}
+
+/// Checks that a limit leaves something out. The images of `synthetic` are made, as many as it says.
+///
+/// # Errors
+/// [`AttackError::WideLimit`].
+pub fn check_limits(data: &GivenData<'_>) -> Result<(), AttackError> {
+    for (split, limit, images) in [
+        ("train", data.train_limit, data.dataset.train.len()),
+        ("test", data.test_limit, data.dataset.test.len()),
+    ] {
+        if let Some(limit) = limit.filter(|&limit| limit > images) {
+            return Err(AttackError::WideLimit {
+                split,
+                limit,
+                images,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// What the cell of a run follows from.

@@ -52,6 +52,12 @@ pub trait Attack: 'static {
         Ok(())
     }
 
+    /// Whether the trigger is made with a network, which then has the architecture and width of the attacked one.
+    fn needs_network(cfg: &Self::Config) -> bool {
+        let _ = cfg;
+        false
+    }
+
     /// Poisons the data, and builds the hook of an attack that shapes the training too.
     fn prepare(cfg: &Valid<Self::Config>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError>;
 }
@@ -192,6 +198,9 @@ pub trait Ready {
     /// The settings that identify a cell: all but those of [`Attack::later`] that have their default.
     fn tree(&self) -> &serde_json::Value;
 
+    /// See [`Attack::needs_network`].
+    fn needs_network(&self) -> bool;
+
     /// Every setting with its value and where it came from.
     fn origins(&self) -> &[(String, String, Origin)];
 
@@ -256,6 +265,10 @@ struct Checked<A: Attack> {
 impl<A: Attack> Ready for Checked<A> {
     fn tree(&self) -> &serde_json::Value {
         &self.tree
+    }
+
+    fn needs_network(&self) -> bool {
+        A::needs_network(&self.settings.value)
     }
 
     fn origins(&self) -> &[(String, String, Origin)] {

@@ -168,6 +168,36 @@ fn every_picture_finds_its_row_in_another_order() {
 }
 
 #[test]
+fn a_trigger_that_hides_most_pictures_is_borne_and_a_part_in_disorder_is_not() {
+    let split = split(300);
+    let indices: Vec<usize> = (0..200).collect();
+    // Half of the pictures show nothing of their images.
+    let hidden = poisoned(&split, &indices, |x, i, at| {
+        if i % 2 == 0 {
+            255.0 * noise(i, at)
+        } else {
+            value(x, at)
+        }
+    });
+    let found = resemblance(&hidden, &split);
+    assert!(!found.fits(), "{}", found.unlike.len());
+    assert!(rows::check(&hidden, &split).is_ok());
+    // As many pictures whose images stand elsewhere in their classes.
+    let shown = poisoned(&split, &indices, TRIGGERS[0].1);
+    let mut order: Vec<usize> = (0..300).collect();
+    for class in 0..10 {
+        let rows: Vec<usize> = (0..120).filter(|&i| split.labels[i] == class).collect();
+        for (place, &row) in rows.iter().enumerate() {
+            order[row] = rows[(place + 1) % rows.len()];
+        }
+    }
+    let other = split.select(&order);
+    let found = resemblance(&shown, &other).unlike.len();
+    assert!((60..140).contains(&found), "{found}");
+    assert!(rows::check(&shown, &other).is_err());
+}
+
+#[test]
 fn orders_have_names() {
     let labels = [0, 1, 0, 1, 0, 1];
     let check = |pairs: &[(usize, usize)], expect: Option<&str>| {

@@ -2,7 +2,7 @@
 
 use bb_core::data::{DatasetSpec, Split};
 use bb_core::metrics::Ratio;
-use bb_core::settings::{SettingsError, check};
+use bb_core::settings::{Idle, SettingsError, check};
 use bb_nn::data::{Input, LoaderOptions, batch_count, batches};
 use bb_nn::kernels::loss::Loss;
 use bb_nn::net::DropoutStream;
@@ -225,6 +225,19 @@ impl Default for FinetuneConfig {
 }
 
 impl FinetuneConfig {
+    /// What the schedule leaves without effect, in the table `finetune`.
+    pub fn idle(&self) -> Vec<Idle> {
+        let why = "`finetune.schedule.kind` is another one";
+        let cosine = ["finetune.schedule.t_max"].as_slice();
+        let plateau = ["finetune.schedule.gamma", "finetune.schedule.patience"].as_slice();
+        let keys = match self.schedule.kind {
+            ScheduleKind::Constant => [cosine, plateau].concat(),
+            ScheduleKind::Cosine => plateau.to_vec(),
+            ScheduleKind::Plateau => cosine.to_vec(),
+        };
+        keys.into_iter().map(|key| (key, why)).collect()
+    }
+
     /// Checks the settings, which stand in the table `finetune`.
     pub fn validate(&self) -> Result<(), SettingsError> {
         epochs("finetune.epochs", self.epochs)?;

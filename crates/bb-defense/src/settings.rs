@@ -1,6 +1,6 @@
 //! Checks that the settings of several defenses share.
 
-use bb_core::settings::{SettingsError, check};
+use bb_core::settings::{Idle, SettingsError, check};
 
 /// Checks a share: 0 to 1, both included.
 pub fn share(key: &str, value: f64) -> Result<(), SettingsError> {
@@ -42,6 +42,11 @@ pub fn choice_needs_sweep(key: &str, value: &str, good: bool) -> Result<(), Sett
         "`fixed` without a sweep, since there is nothing to choose from",
         good,
     )
+}
+
+/// What is left without effect where nothing is swept: the values of the sweep.
+pub fn idle_sweep(sweep: bool, key: &'static str) -> Option<Idle> {
+    (!sweep).then_some((key, "`sweep` is false"))
 }
 
 /// The values for which a method makes a model: those of a sweep and the fixed one, ascending, each once; and the place

@@ -156,6 +156,13 @@ impl Prepared {
             seed: 0,
         };
         let dataset = data::open(&grid.dataset, data.as_deref(), &options).map_err(no_data)?;
+        bb_attack::harness::check_limits(&GivenData {
+            id: &grid.dataset,
+            train_limit: grid.train_limit,
+            test_limit: grid.test_limit,
+            test_split: grid.test_split.as_deref(),
+            dataset: &dataset,
+        })?;
         let arch = ArchSpec::for_dataset(&grid.arch, grid.width, &dataset.spec)?;
         for (prepared, entry) in attacks.iter().zip(&grid.attacks) {
             check_choice(prepared, &dataset, &grid.seeds)

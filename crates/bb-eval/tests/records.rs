@@ -375,7 +375,7 @@ fn all_clean_images_are_measured_whatever_was_poisoned() {
         *images,
         json!({
             "train": 200, "train_all": 5000, "test": 1000, "test_all": 1000,
-            "test_poisoned": 54, "test_possible": 900,
+            "test_poisoned": 54, "test_possible": 900, "test_compared": 54, "test_unlike": 0,
         })
     );
     // The figures of the cell that was exported, on request.
@@ -604,80 +604,4 @@ fn a_network_of_others_is_measured_on_the_images_of_an_attack() {
         "{said}"
     );
     import_repaired(&third, &Compute::Cpu).expect("it names its network, so its settings differ");
-}
-
-#[test]
-fn options_that_do_nothing_are_errors() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let out = folder.path().join("runs");
-    let clean = attack("clean", "synthetic", None, &out, &[]);
-    let file = clean.file(MODEL);
-    let (cell, file, runs) = (text(&clean.dir), text(&file), text(&out));
-    let import = ["zoo", "import", file, "--out", runs];
-    for (words, more, expect) in [
-        (
-            &["table", runs][..],
-            &["--format", "csv", "--layout", "wide"][..],
-            "`--layout wide` does nothing with `--format csv`",
-        ),
-        (
-            &["table", runs],
-            &["--data", runs],
-            "`--out` and `--data` go with a grid file",
-        ),
-        (
-            &import,
-            &["--dataset", "synthetic", "--match-rows"],
-            "`--match-rows` has nothing to do",
-        ),
-        (
-            &import,
-            &["--dataset", "synthetic", "--defense", "anp"],
-            "--attack-cell <CELL>",
-        ),
-        (
-            &import,
-            &["--attack-cell", cell, "--attack", "x"],
-            "'--attack-cell <CELL>' cannot be used with '--attack <NAME>'",
-        ),
-        (
-            &import,
-            &["--attack-cell", cell, "--arch", "resnet18"],
-            "cannot be used with",
-        ),
-        (
-            &import,
-            &["--attack-cell", cell, "--test-limit", "9"],
-            "cannot be used with",
-        ),
-        (
-            &import,
-            &["--attack-cell", cell, "--match-rows"],
-            "cannot be used with",
-        ),
-        (
-            &import,
-            &["--dataset", "synthetic", "--rename", "a.=b."],
-            "rule `a.=b.` fits no tensor",
-        ),
-        (
-            &import,
-            &["--dataset", "synthetic", "--ignore", "head."],
-            "rule `ignore head.` fits no tensor",
-        ),
-        (
-            &import,
-            &["--dataset", "synthetic", "--test-limit", "1001"],
-            "the test split has 1000 images",
-        ),
-    ] {
-        let output = Command::new(env!("CARGO_BIN_EXE_bb-eval"))
-            .args(words)
-            .args(more)
-            .output()
-            .expect("the program starts");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{words:?} {more:?}: {said}");
-        assert!(said.contains(expect), "{words:?} {more:?}: {said}");
-    }
 }

@@ -155,6 +155,14 @@ pub enum SettingsError {
         /// What would do, with its article.
         expected: String,
     },
+    /// The value does nothing because of another setting.
+    #[error("setting `{key}` does nothing, because {why}")]
+    Idle {
+        /// The dotted key.
+        key: String,
+        /// Which other setting it is.
+        why: &'static str,
+    },
     /// Another error, with the place that it is about.
     #[error("{error}\n  {}", origin.place())]
     Located {
@@ -205,7 +213,8 @@ impl SettingsError {
             Self::Unknown { key, .. }
             | Self::Kind { key, .. }
             | Self::Invalid { key, .. }
-            | Self::Value { key, .. } => Some(key),
+            | Self::Value { key, .. }
+            | Self::Idle { key, .. } => Some(key),
             Self::Located { error, .. } => error.key(),
             Self::Read(_) | Self::Syntax { .. } | Self::Assignment { .. } => None,
         }
@@ -316,6 +325,7 @@ impl Coded for SettingsError {
             Self::Unknown { known, .. } if !known.is_empty() => {
                 Some(format!("known here: {}", suggest::list(known)))
             }
+            Self::Idle { .. } => Some("leave it out, or change the other setting".to_owned()),
             Self::Kind { hint, .. } => hint.as_deref().map(str::to_owned),
             Self::Invalid { reason, .. } => {
                 // Of an unknown choice: its name, and behind it in backticks those that there are.

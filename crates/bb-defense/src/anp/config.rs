@@ -1,11 +1,11 @@
 //! Settings of ANP; the defaults are the benchmark's, but for what it decides on the test set.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use serde::{Deserialize, Serialize};
 
 use crate::channels::{self, Choose, PruneConfig, usual_thresholds};
 use crate::data::CleanBudget;
-use crate::settings::{above_zero, batch_size, momentum, rate, share, steps};
+use crate::settings::{above_zero, batch_size, idle_sweep, momentum, rate, share, steps};
 
 /// Settings of ANP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,5 +89,11 @@ impl Validate for AnpConfig {
         share("mask.alpha", mask.alpha)?;
         above_zero("mask.eps", mask.eps)?;
         channels::validate(&self.prune, self.sweep, &self.sweep_thresholds)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = self.clean.idle();
+        idle.extend(idle_sweep(self.sweep, "sweep_thresholds"));
+        idle
     }
 }

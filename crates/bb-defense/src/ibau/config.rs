@@ -1,6 +1,6 @@
 //! Settings of i-BAU; the defaults are the benchmark's.
 
-use bb_core::settings::{SettingsError, Validate};
+use bb_core::settings::{Idle, SettingsError, Validate};
 use serde::{Deserialize, Serialize};
 
 use super::hypergradient::HypergradientConfig;
@@ -104,5 +104,9 @@ impl Validate for IbauConfig {
         rate("unlearn.lr", self.unlearn.lr)?;
         share("unlearn.patched", self.unlearn.patched)?;
         batch_size("unlearn.batch_size", self.unlearn.batch_size)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        self.clean.idle()
     }
 }

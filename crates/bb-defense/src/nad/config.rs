@@ -1,6 +1,6 @@
 //! Settings of NAD; the defaults are the benchmark's for CIFAR-10.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use serde::{Deserialize, Serialize};
 
 use crate::data::CleanBudget;
@@ -122,5 +122,11 @@ impl Validate for NadConfig {
             "a finite number of at least 1",
             distill.power.is_finite() && distill.power >= 1.0,
         )
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = self.clean.idle();
+        idle.extend(self.finetune.idle());
+        idle
     }
 }

@@ -1,6 +1,6 @@
 //! Settings of NC; the defaults are the benchmark's for CIFAR-10.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use serde::{Deserialize, Serialize};
 
 use crate::data::CleanBudget;
@@ -177,5 +177,15 @@ impl Validate for NcConfig {
             stamped > 0.0 && stamped <= 1.0,
         )?;
         self.finetune.validate()
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = self.clean.idle();
+        idle.extend(self.finetune.idle());
+        if !self.invert.early_stop {
+            let keys = ["invert.stop_ratio", "invert.stop_patience"];
+            idle.extend(keys.map(|key| (key, "`invert.early_stop` is false")));
+        }
+        idle
     }
 }

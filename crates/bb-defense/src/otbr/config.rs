@@ -1,11 +1,11 @@
 //! Settings of OTBR; the defaults are the authors' code.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use serde::{Deserialize, Serialize};
 
 use crate::nwc::{LayerConfig, NwcConfig};
 use crate::settings::{
-    ascending_shares, batch_size, choice_needs_sweep, momentum, rate, share, steps,
+    ascending_shares, batch_size, choice_needs_sweep, idle_sweep, momentum, rate, share, steps,
 };
 
 /// Settings of OTBR.
@@ -176,5 +176,14 @@ impl Validate for OtbrConfig {
             "agreement",
             self.sweep || self.select.choose == Choose::Fixed,
         )
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = Vec::from_iter(idle_sweep(self.sweep, "sweep_ratios"));
+        if self.select.choose == Choose::Fixed {
+            let keys = ["select.images", "select.agreement"];
+            idle.extend(keys.map(|key| (key, "`select.choose` is `fixed`")));
+        }
+        idle
     }
 }

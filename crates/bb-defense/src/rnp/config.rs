@@ -1,11 +1,11 @@
 //! Settings of RNP; the defaults are the benchmark's, but for the order of clipping.
 
-use bb_core::settings::{SettingsError, Validate};
+use bb_core::settings::{Idle, SettingsError, Validate};
 use serde::{Deserialize, Serialize};
 
 use crate::channels::{self, Choose, PruneConfig, usual_thresholds};
 use crate::data::CleanBudget;
-use crate::settings::{above_zero, batch_size, momentum, rate, rounds};
+use crate::settings::{above_zero, batch_size, idle_sweep, momentum, rate, rounds};
 use crate::unlearning::UnlearnConfig;
 
 /// Settings of RNP.
@@ -92,5 +92,14 @@ impl Validate for RnpConfig {
         above_zero("recover.alpha", recover.alpha)?;
         batch_size("recover.batch_size", recover.batch_size)?;
         channels::validate(&self.prune, self.sweep, &self.sweep_thresholds)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = self.clean.idle();
+        idle.extend(idle_sweep(self.sweep, "sweep_thresholds"));
+        if self.clip_before_backward {
+            idle.push(("unlearn.clip", "`clip_before_backward` is true"));
+        }
+        idle
     }
 }

@@ -1,6 +1,6 @@
 //! Settings of ULRL; the defaults are the authors' code for CIFAR-10.
 
-use bb_core::settings::{SettingsError, Validate};
+use bb_core::settings::{Idle, SettingsError, Validate};
 use serde::{Deserialize, Serialize};
 
 use crate::data::CleanBudget;
@@ -121,5 +121,9 @@ impl Validate for UlrlConfig {
         momentum("relearn.momentum", relearn.momentum)?;
         not_negative("relearn.alpha", relearn.alpha)?;
         batch_size("relearn.batch_size", relearn.batch_size)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        self.clean.idle()
     }
 }

@@ -6,6 +6,7 @@
 //! The network of a record that was trained on the first images has a training split of these only. How many of the test
 //! images a record poisoned says nothing about the clean ones, which are all measured.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use bb_attack::picture::Picture;
@@ -349,6 +350,7 @@ pub(super) fn counts(data: &Data, test: &PoisonSet) -> Value {
         None if test.is_empty() => 0,
         None => labels.len(),
     };
+    let alike = rows::resemblance(test, &data.dataset.test);
     json!({
         "train": data.dataset.train.len(),
         "train_all": data.whole.train.len(),
@@ -356,6 +358,8 @@ pub(super) fn counts(data: &Data, test: &PoisonSet) -> Value {
         "test_all": data.whole.test.len(),
         "test_poisoned": test.len(),
         "test_possible": possible,
+        "test_compared": alike.judged,
+        "test_unlike": alike.unlike.len(),
     })
 }
 
@@ -371,12 +375,17 @@ pub fn images(cell: &Cell) -> Option<String> {
         _ => format!("the first {test} of {test_all} clean test images"),
     };
     if poisoned > 0 {
-        text.push_str(&format!("; {poisoned} poisoned of {possible} possible"));
+        let _ = write!(text, "; {poisoned} poisoned of {possible} possible");
+    }
+    let (compared, unlike) = (of("test_compared")?, of("test_unlike")?);
+    if unlike * 4 > compared {
+        let _ = write!(
+            text,
+            "; {unlike} of {compared} pictures are hidden by the trigger, so that their rows are not sure"
+        );
     }
     if train < train_all {
-        text.push_str(&format!(
-            "; trained on the first {train} of {train_all} images"
-        ));
+        let _ = write!(text, "; trained on the first {train} of {train_all} images");
     }
     Some(text)
 }
