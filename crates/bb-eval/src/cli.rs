@@ -18,6 +18,7 @@ use crate::plan;
 use crate::prepare::{Places, Prepared};
 use crate::table::{self, Layout, Table};
 use crate::zoo::published::{self, CheckRequest, GetRequest};
+use crate::zoo::tensors::RuleError;
 use crate::zoo::{self, ExportRequest, ImportRequest, RepairedRequest, Rules};
 use crate::{collect, run, verify};
 
@@ -109,8 +110,8 @@ enum ZooCommand {
         /// Folder with `attack_result.pt`, a PyTorch file (`.pt`, `.pth`) or a `.safetensors` file
         #[arg(value_name = "PATH")]
         path: PathBuf,
-        /// Name of the dataset; not needed with `--attack-cell`
-        #[arg(long, value_name = "NAME", required_unless_present = "attack_cell")]
+        /// Name of the dataset [default: the one that the file, or the `model.json` beside it, names]
+        #[arg(long, value_name = "NAME")]
         dataset: Option<String>,
         /// Folder with the datasets
         #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
@@ -121,6 +122,9 @@ enum ZooCommand {
         /// Name of the attack that the cell is filed under [default: `imported`, or `clean` without poisoned images]
         #[arg(long, value_name = "NAME", conflicts_with = "attack_cell")]
         attack: Option<String>,
+        /// The same for an attack that is not known here; tables have no row for it to be compared with
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["attack", "attack_cell"])]
+        attack_name: Option<String>,
         /// The file holds what a defense made of this attack: make the defense's cell
         #[arg(long, value_name = "CELL")]
         attack_cell: Option<PathBuf>,
@@ -133,15 +137,8 @@ enum ZooCommand {
         /// Find the row of each picture of a record, because the dataset stands in another order
         #[arg(long, conflicts_with = "attack_cell")]
         match_rows: bool,
-        /// What tensors are called here: names that begin with FROM begin with TO instead; may be repeated
-        #[arg(long, value_name = "FROM=TO")]
-        rename: Vec<String>,
-        /// A TOML file with such rules, used after those of the command line
-        #[arg(long, value_name = "FILE")]
-        rename_file: Option<PathBuf>,
-        /// Leave out tensors whose names begin so; may be repeated
-        #[arg(long, value_name = "START")]
-        ignore: Vec<String>,
+        #[command(flatten)]
+        names: Box<NameArgs>,
         /// JSON file for the names of all tensors: loaded, missing, unused, mismatched, ignored
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
@@ -168,9 +165,9 @@ enum ZooCommand {
     },
     /// List the published models
     List {
-        /// The index
-        #[arg(long, value_name = "FILE", default_value = published::INDEX)]
-        index: PathBuf,
+        /// An index file, instead of the index that is built in
+        #[arg(long, value_name = "FILE")]
+        index: Option<PathBuf>,
     },
     /// Fetch a published model; prints its folder
     ///
@@ -179,9 +176,9 @@ enum ZooCommand {
         /// Name of the model, see `bb-eval zoo list`
         #[arg(value_name = "ID")]
         id: String,
-        /// The index
-        #[arg(long, value_name = "FILE", default_value = published::INDEX)]
-        index: PathBuf,
+        /// An index file, instead of the index that is built in
+        #[arg(long, value_name = "FILE")]
+        index: Option<PathBuf>,
         /// Path or address of the checkpoint, instead of those in the index
         #[arg(long, value_name = "SOURCE")]
         from: Option<String>,
@@ -197,27 +194,71 @@ enum ZooCommand {
         /// Name of the model, see `bb-eval zoo list`
         #[arg(value_name = "ID")]
         id: String,
-        /// The index
-        #[arg(long, value_name = "FILE", default_value = published::INDEX)]
-        index: PathBuf,
+        /// An index file, instead of the index that is built in
+        #[arg(long, value_name = "FILE")]
+        index: Option<PathBuf>,
         /// Folder for fetched models
         #[arg(long, value_name = "DIR", default_value = published::DIR)]
         dir: PathBuf,
         /// Folder with the datasets
         #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
+        /// Where in the file the network lies, dotted
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
         /// All test images, not the first 200
         #[arg(long)]
         full: bool,
         #[command(flatten)]
         machine: MachineArgs,
     },
-    /// Show what a PyTorch file holds, without running anything in it
+    /// Say what a file of tensors is and show what it holds, without running anything in it
     Scan {
-        /// The file
+        /// A PyTorch or safetensors file, or a folder with `attack_result.pt`
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// Where in the file the network lies, dotted
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+        /// Up to 5000 lines, not one page
+        #[arg(long)]
+        all: bool,
     },
+}
+
+/// Which tensors of a file are meant, and what they are called.
+#[derive(Args, Debug)]
+struct NameArgs {
+    /// Where in the file the network lies, dotted, such as `state_dict` or `ema.model`; of a record, the network alone
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// What tensors are called here: names that begin with FROM begin with TO instead; may be repeated
+    ///
+    /// A beginning that all names have needs no rule, such as `module.`, `_orig_mod.` or `model.`
+    #[arg(long, value_name = "FROM=TO")]
+    rename: Vec<String>,
+    /// A TOML file with such rules, used after those of the command line
+    #[arg(long, value_name = "FILE")]
+    rename_file: Option<PathBuf>,
+    /// Leave out tensors whose names begin so; may be repeated
+    #[arg(long, value_name = "START")]
+    ignore: Vec<String>,
+}
+
+impl NameArgs {
+    fn rules(self) -> Result<Rules, RuleError> {
+        let mut rules = Rules {
+            ignore: self.ignore,
+            ..Rules::default()
+        };
+        for rule in &self.rename {
+            rules.add(rule)?;
+        }
+        if let Some(path) = self.rename_file {
+            rules.read(&path)?;
+        }
+        Ok(rules)
+    }
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -402,27 +443,22 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             data,
             arch,
             attack,
+            attack_name,
             attack_cell,
             defense,
             test_limit,
             match_rows,
-            rename,
-            rename_file,
-            ignore,
+            mut names,
             report,
             out,
             machine,
         } => {
-            let mut rules = Rules {
-                ignore,
-                ..Rules::default()
+            let attack = match attack {
+                Some(name) => Some(zoo::attack_name(&name)?.to_owned()),
+                None => attack_name,
             };
-            for rule in &rename {
-                rules.add(rule)?;
-            }
-            if let Some(path) = rename_file {
-                rules.read(&path)?;
-            }
+            let key = names.key.take();
+            let rules = names.rules()?;
             let compute = machine.start(false)?;
             let (cell, report) = if let Some(attack) = attack_cell {
                 let request = RepairedRequest {
@@ -431,6 +467,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                     defense,
                     dataset,
                     data,
+                    key,
                     rules,
                     report,
                     out,
@@ -443,6 +480,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                     data,
                     arch,
                     attack,
+                    key,
                     rules,
                     report,
                     test_limit: test_limit.map(NonZeroUsize::get),
@@ -483,7 +521,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             }
             cli::print(&format!("{}\n", exported.dir.display()))
         }
-        ZooCommand::List { index } => cli::print(&published::list(&index)?),
+        ZooCommand::List { index } => cli::print(&published::list(index.as_deref())?),
         ZooCommand::Get {
             id,
             index,
@@ -505,6 +543,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             index,
             dir,
             data,
+            key,
             full,
             machine,
         } => {
@@ -514,6 +553,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                 index,
                 dir,
                 data,
+                key,
                 full,
             };
             let checked = published::check(&request, &compute)?;
@@ -526,7 +566,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                 checked.id
             )))
         }
-        ZooCommand::Scan { file } => cli::print(&bb_zoo::torch::scan(&file)?),
+        ZooCommand::Scan { file, key, all } => cli::print(&zoo::scan(&file, key.as_deref(), all)?),
     }
 }
 

@@ -54,6 +54,7 @@ fn import_of(path: PathBuf, out: &Path) -> ImportRequest {
         data: None,
         arch: None,
         attack: Some("badnets".to_owned()),
+        key: None,
         rules: Rules::default(),
         report: None,
         test_limit: None,

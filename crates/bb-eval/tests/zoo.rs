@@ -28,6 +28,7 @@ fn request(shared: &Path, path: PathBuf, out: &Path) -> ImportRequest {
         data: Some(shared.join("data")),
         arch: None,
         attack: None,
+        key: None,
         rules: Rules::default(),
         report: None,
         test_limit: None,

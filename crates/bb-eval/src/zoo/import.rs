@@ -13,8 +13,9 @@ use bb_core::events::env_facts;
 use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
 use serde_json::{Value, json};
 
-use super::source::{self, Found};
-use super::{Report, Rules, ZooError, record, tensors};
+use super::attacks::UNKNOWN;
+use super::source::{self, Found, Wanted};
+use super::{Report, Rules, ZooError, names, record, tensors};
 use crate::network;
 
 /// What is to be imported.
@@ -22,14 +23,16 @@ use crate::network;
 pub struct ImportRequest {
     /// A folder with `attack_result.pt`, that file, or a file with a state dictionary (PyTorch's, or safetensors).
     pub path: PathBuf,
-    /// Name of the dataset.
+    /// Name of the dataset; empty for the one that the file, or the `model.json` of an export beside it, names.
     pub dataset: String,
     /// Folder with the datasets.
     pub data: Option<PathBuf>,
     /// Name of the architecture, for a bare state dictionary.
     pub arch: Option<String>,
-    /// Name of the attack that the cell is filed under.
+    /// Name of the attack that the cell is filed under; see [`super::attack_name`].
     pub attack: Option<String>,
+    /// Dotted keys that lead to the network in a file with more than one; of a record it is read alone then.
+    pub key: Option<String>,
     /// How its tensors are renamed, if they have other names than the architecture's.
     pub rules: Rules,
     /// A JSON file for the five lists of [`Report`], written also when the tensors do not fit.
@@ -44,8 +47,23 @@ pub struct ImportRequest {
 
 /// Makes a cell of a published model; one that was made before is verified and returned.
 pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Report), Failure> {
-    let (mut found, ignored) = renamed(&request.path, &request.rules)?;
+    let wanted = Wanted {
+        key: request.key.as_deref(),
+        arch: request.arch.as_deref(),
+        rules: Some(&request.rules),
+    };
+    let (mut found, ignored) = renamed(&request.path, wanted)?;
+    let described = found.described.take().unwrap_or_default();
     let named = found.dataset.take();
+    let request = &ImportRequest {
+        dataset: match named.as_ref().or(described.dataset.as_ref()) {
+            _ if !request.dataset.is_empty() => request.dataset.clone(),
+            Some(named) => named.clone(),
+            None => return Err(ZooError::NoDataset { path: found.file }.into()),
+        },
+        arch: request.arch.clone().or(described.arch),
+        ..request.clone()
+    };
     if let Some(named) = named.filter(|named| *named != request.dataset) {
         return Err(ZooError::Dataset {
             path: found.file,
@@ -69,17 +87,22 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
     }
     let spec = arch(request, &found, dataset.spec.classes)?;
     spec.check_images(&dataset.spec)?;
-    let (state, net, report) = fitted(&found, &spec, ignored, request.report.as_deref())?;
+    let (state, net, report) = fitted(
+        &found,
+        &spec,
+        (&request.rules, ignored),
+        request.report.as_deref(),
+    )?;
     let (train, test) = record::sets(request, &found, &data)?;
     let (train_bytes, test_bytes) = (train.to_bytes(), test.to_bytes());
 
-    let default = if found.sets.is_some() {
-        "imported"
-    } else {
-        "clean"
+    let default = match &described.attack {
+        _ if found.sets.is_some() => UNKNOWN,
+        Some(attack) => attack,
+        None => "clean",
     };
     let method = request.attack.as_deref().unwrap_or(default);
-    let mut imported = origin(&found, &request.rules);
+    let mut imported = origin(&found, wanted);
     if request.match_rows {
         imported["rows"] = json!("matched");
     }
@@ -145,9 +168,11 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
 }
 
 /// Reads a file, and renames its tensors; gives the names of those that are left out as well.
-pub(super) fn renamed(path: &Path, rules: &Rules) -> Result<(Found, Vec<String>), Failure> {
-    let mut found = source::read(path)?;
+pub(super) fn renamed(path: &Path, wanted: Wanted<'_>) -> Result<(Found, Vec<String>), Failure> {
+    let mut found = source::read(path, wanted)?;
     let tensors = std::mem::take(&mut found.state);
+    found.names = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+    let rules = wanted.rules.cloned().unwrap_or_default();
     let (kept, ignored) = rules.apply(&found.file, tensors)?;
     found.state = kept;
     Ok((found, ignored))
@@ -157,11 +182,20 @@ pub(super) fn renamed(path: &Path, rules: &Rules) -> Result<(Found, Vec<String>)
 pub(super) fn fitted(
     found: &Found,
     spec: &ArchSpec,
-    ignored: Vec<String>,
+    (rules, ignored): (&Rules, Vec<String>),
     report: Option<&Path>,
 ) -> Result<(StateDict, Net, Report), Failure> {
     let (state, mut lists) = tensors::matched(&found.state, spec)?;
-    lists.ignored.splice(..0, ignored);
+    // What was left out on request is missing besides, where it is not needed.
+    let is_listed = |name: &String| {
+        let prefix = lists.prefix.as_ref().map_or("", |(prefix, _)| prefix);
+        let rest = |old: &String| old.strip_prefix(prefix) == Some(name);
+        ignored.iter().any(|old| rest(old) || old == name)
+    };
+    let mut others = std::mem::take(&mut lists.ignored);
+    others.retain(|name| !is_listed(name));
+    lists.ignored = ignored;
+    lists.ignored.append(&mut others);
     if let Some(path) = report {
         atomic::write(path, format!("{:#}\n", lists.to_json()))?;
     }
@@ -170,6 +204,7 @@ pub(super) fn fitted(
             path: found.file.clone(),
             arch: spec.label(),
             report: lists.to_string(),
+            help: help(found, spec, rules)?,
         }
         .into());
     }
@@ -177,11 +212,31 @@ pub(super) fn fitted(
     Ok((state, net, lists))
 }
 
+/// What would make the names of a file fit.
+fn help(found: &Found, spec: &ArchSpec, rules: &Rules) -> Result<Option<String>, Failure> {
+    let others = found.archs()?;
+    if let Some(other) = others.into_iter().find(|other| *other != spec.name()) {
+        return Ok(Some(format!(
+            "its tensors are those of {other}: `--arch {other}`"
+        )));
+    }
+    let own = tensors::names_of(spec.name())?;
+    let known = own.iter().map(String::as_str).collect();
+    let names: Vec<&str> = found.names.iter().map(String::as_str).collect();
+    let help = names::help(&names, rules, &known, tensors::is_optional);
+    Ok(help.map(|help| help.hint()))
+}
+
 /// What the settings of a cell say of the file that it was made from.
-pub(super) fn origin(found: &Found, rules: &Rules) -> Value {
+pub(super) fn origin(found: &Found, wanted: Wanted<'_>) -> Value {
     let mut imported = json!({ "format": found.format, "model_name": found.model_name });
     // Only where there are some, so that the name of a cell does not depend on what was not asked for.
-    let Rules { rename, ignore } = rules;
+    if let Some(key) = wanted.key {
+        imported["key"] = json!(key);
+    }
+    let Some(Rules { rename, ignore }) = wanted.rules else {
+        return imported;
+    };
     if !rename.is_empty() {
         imported["rename"] = json!(rename);
     }
@@ -197,6 +252,7 @@ fn arch(request: &ImportRequest, found: &Found, classes: usize) -> Result<ArchSp
     let Some(name) = name else {
         return Err(ZooError::NoArch {
             path: found.file.clone(),
+            fitting: found.archs()?.into_iter().next(),
         }
         .into());
     };

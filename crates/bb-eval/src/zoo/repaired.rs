@@ -16,6 +16,7 @@ use bb_nn::{ArchSpec, Compute, eval};
 use serde_json::json;
 
 use super::import::{fitted, origin, renamed};
+use super::source::Wanted;
 use super::{Report, Rules};
 use crate::network;
 
@@ -35,6 +36,8 @@ pub struct RepairedRequest {
     pub dataset: Option<String>,
     /// Folder with the datasets.
     pub data: Option<PathBuf>,
+    /// Dotted keys that lead to the network in a file with more than one.
+    pub key: Option<String>,
     /// How its tensors are renamed, if they have other names than the architecture's.
     pub rules: Rules,
     /// A JSON file for the five lists of [`Report`], written also when the tensors do not fit.
@@ -112,15 +115,20 @@ pub fn import_repaired(
     request: &RepairedRequest,
     compute: &Compute,
 ) -> Result<(Cell, Report), Failure> {
-    let (found, ignored) = renamed(&request.path, &request.rules)?;
-    if found.sets.is_some() {
-        return Err(RepairedError::Attack { path: found.file }.into());
-    }
     let SuspectCell {
         cell: attack,
         arch,
         width,
     } = open_suspect(&request.attack)?;
+    let wanted = Wanted {
+        key: request.key.as_deref(),
+        arch: Some(&arch),
+        rules: Some(&request.rules),
+    };
+    let (found, ignored) = renamed(&request.path, wanted)?;
+    if found.sets.is_some() {
+        return Err(RepairedError::Attack { path: found.file }.into());
+    }
     let manifest = &attack.manifest;
     let other = |field, found_there: &str, expected: &str| RepairedError::Other {
         path: found.file.clone(),
@@ -148,7 +156,12 @@ pub fn import_repaired(
         return Err(other(field, &said.to_string(), &classes.to_string()).into());
     }
     let spec = ArchSpec::new(&arch, width, classes)?;
-    let (state, net, report) = fitted(&found, &spec, ignored, request.report.as_deref())?;
+    let (state, net, report) = fitted(
+        &found,
+        &spec,
+        (&request.rules, ignored),
+        request.report.as_deref(),
+    )?;
 
     let method = request.defense.as_deref().unwrap_or(UNNAMED);
     let cell = CellSpec {
@@ -157,7 +170,7 @@ pub fn import_repaired(
         dataset: manifest.dataset.clone(),
         arch: manifest.arch.clone(),
         settings: json!({
-            "imported": origin(&found, &request.rules),
+            "imported": origin(&found, wanted),
             "compute": { "precision": "f32" },
         }),
         inputs: BTreeMap::from([
