@@ -118,6 +118,12 @@ pub enum AttackError {
         /// Why not.
         reason: &'static str,
     },
+    /// The file of a preview would have another format than its name says.
+    #[error("`{}` does not end in `.png`, and a preview is a PNG file", path.display())]
+    NotPng {
+        /// The file.
+        path: PathBuf,
+    },
     /// The patch is larger than what it is drawn on.
     #[error(
         "`trigger.size` {size} with `trigger.margin` {margin} does not fit in {height} x {width} pixels, \
@@ -204,6 +210,7 @@ impl Coded for AttackError {
             | Self::Neurons { .. }
             | Self::Sides { .. }
             | Self::NotSquare { .. }
+            | Self::NotPng { .. }
             | Self::NoPreview { .. } => exit::USAGE,
             Self::Poison(_) => exit::BUG,
             Self::Picture(_)

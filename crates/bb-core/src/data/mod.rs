@@ -29,14 +29,17 @@ mod folder;
 mod hub;
 mod images;
 mod locate;
+mod named;
 pub mod resize;
 mod shards;
 mod spec;
 mod synthetic;
 
+pub use classes::known as known_classes;
 pub use decode::ImageFault;
 pub use error::DataError;
 pub use images::{Images, Split};
+pub use named::NamedClass;
 pub use spec::{DATASETS, DatasetSpec, spec};
 
 use crate::artifact::sha256_hex;
