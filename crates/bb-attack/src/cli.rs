@@ -2,13 +2,17 @@
 
 use std::path::PathBuf;
 
-use bb_core::cli::{self, DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, Failure, RunArgs};
+use bb_core::cli::{
+    self, DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, Failure, RunArgs, SHOWN_OPTIONS,
+};
+use bb_core::data::DATASETS;
 use bb_core::events::Log;
+use bb_core::settings::option_line;
 use bb_nn::Compute;
 use clap::{Parser, Subcommand};
 use serde_json::{Map, Value, json};
 
-use crate::harness::{AttackRequest, run};
+use crate::harness::{self, AttackRequest, run};
 use crate::method::{AnyAttack, Given};
 use crate::preview::{self, PreviewRequest};
 use crate::registry::{self, ATTACKS};
@@ -20,6 +24,10 @@ use crate::registry::{self, ATTACKS};
 #[derive(Parser, Debug)]
 #[command(name = "bb-attack", version, disable_help_subcommand = true)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(arg_required_else_help = true, after_help = names())]
+#[command(mut_arg("dataset", |arg| arg.help("Dataset to train on [default: cifar10]")))]
+#[command(mut_arg("arch", |arg| arg.help("Architecture [default: preactresnet18]")))]
+#[command(mut_arg("width", |arg| arg.help("Channels of the first stage [default: 64]")))]
 pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -112,6 +120,18 @@ fn shown(text: &str) -> Result<usize, String> {
     cli::whole(text, 1, preview::MOST_IMAGES)
 }
 
+/// What options take, for the end of the help.
+fn names() -> String {
+    let attacks: Vec<&str> = ATTACKS.iter().map(|attack| attack.info().id).collect();
+    let datasets: Vec<&str> = DATASETS.iter().map(|spec| spec.id).collect();
+    format!(
+        "Methods: {}\nDatasets: {}\nArchitectures: {}",
+        attacks.join(", "),
+        datasets.join(", "),
+        bb_nn::arch::NAMES.join(", "),
+    )
+}
+
 /// Does what the command line asks for.
 pub fn main(args: &Args) -> Result<(), Failure> {
     match (&args.command, &args.method) {
@@ -186,16 +206,28 @@ fn attack(method: &str, args: &Args) -> Result<(), Failure> {
         files: options.config.clone(),
         set: options.set.clone(),
     };
-    if options.show_config {
-        let ready = registry::find(method)?.resolve(options.dataset(), &given)?;
-        return cli::print(&ready.show());
-    }
     let compute = Compute::open(options.host.device)?;
+    if options.show_config {
+        let settings = harness::show(&request(method, args, given, compute))?;
+        return cli::print(&(shown_options(args) + &settings));
+    }
     if let Some(text) = compute.choice(options.host.device) {
         Log::new(options.host.quiet).info("device", &text, &Value::Null)?;
     }
     cli::init_threads(options.host.threads)?;
-    let cell = run(&AttackRequest {
+    let cell = run(&request(method, args, given, compute))?;
+    let mut line = Map::from_iter([("cell".to_owned(), json!(cell.dir))]);
+    if let Value::Object(results) = &cell.manifest.results {
+        line.extend(results.clone());
+        // The names of hundreds of classes would hide the rest; they are in the manifest.
+        line.shift_remove("classes");
+    }
+    cli::print(&format!("{}\n", Value::Object(line)))
+}
+
+fn request(method: &str, args: &Args, given: Given, compute: Compute) -> AttackRequest {
+    let options = &args.run;
+    AttackRequest {
         method: method.to_owned(),
         dataset: options.dataset().to_owned(),
         data: options.host.data.clone(),
@@ -210,10 +242,33 @@ fn attack(method: &str, args: &Args) -> Result<(), Failure> {
         seed: options.seed,
         out: options.host.out.clone(),
         quiet: options.host.quiet,
-    })?;
-    let mut line = Map::from_iter([("cell".to_owned(), json!(cell.dir))]);
-    if let Value::Object(results) = &cell.manifest.results {
-        line.extend(results.clone());
     }
-    cli::print(&format!("{}\n", Value::Object(line)))
+}
+
+/// The lines of `--show-config` for what is no setting.
+fn shown_options(args: &Args) -> String {
+    let options = &args.run;
+    let line = |name: &str, value: Value, given: bool| {
+        let option = format!("--{}", name.replace('_', "-"));
+        option_line(name, &value, if given { &option } else { "default" })
+    };
+    let limit = |name: &str, limit: Option<usize>| {
+        let value = limit.map_or_else(|| json!("all"), |limit| json!(limit));
+        line(name, value, limit.is_some())
+    };
+    [
+        SHOWN_OPTIONS.to_owned(),
+        line(
+            "dataset",
+            json!(options.dataset()),
+            options.dataset.is_some(),
+        ),
+        line("arch", json!(options.arch()), options.arch.is_some()),
+        line("width", json!(options.width()), options.width.is_some()),
+        limit("train_limit", args.train_limit),
+        limit("test_limit", args.test_limit),
+        options.shown(),
+        "\n".to_owned(),
+    ]
+    .concat()
 }

@@ -165,6 +165,12 @@ pub enum AttackError {
         /// Images in the split.
         images: usize,
     },
+    /// The file of a preview would have another format than its name says.
+    #[error("`{}` does not end in `.png`, and a preview is a PNG file", path.display())]
+    NotPng {
+        /// The file.
+        path: PathBuf,
+    },
     /// The patch is larger than what it is drawn on.
     #[error(
         "`trigger.size` {size} with `trigger.margin` {margin} does not fit in {height} x {width} pixels, \
@@ -252,6 +258,7 @@ impl Coded for AttackError {
             | Self::Sides { .. }
             | Self::NotSquare { .. }
             | Self::NoPoisonedBatch { .. }
+            | Self::NotPng { .. }
             | Self::NoPreview { .. }
             | Self::WideLimit { .. } => exit::USAGE,
             Self::Poison(_) => exit::BUG,

@@ -23,11 +23,12 @@ use bb_core::cell::{
     POISON_TRAIN, Work,
 };
 use bb_core::cli::catch_interrupts;
-use bb_core::data::{Dataset, OpenOptions, Split};
+use bb_core::data::{Dataset, NamedClass, OpenOptions, Split};
 use bb_core::events::{Log, Progress, env_facts, from_one};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
 use bb_core::precision::Precision;
+use bb_core::settings::zero_epochs;
 use bb_nn::data::{Batch, batch_count};
 use bb_nn::kernels::loss::Loss;
 use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, StepAt, TrainError, fit};
@@ -37,6 +38,7 @@ use serde_json::{Value, json};
 
 use crate::error::AttackError;
 use crate::in_loop::Counts;
+use crate::labels::LabelMap;
 use crate::method::{AnyAttack, Ctx, Finished, Given, Poisoned, Ready, TrainHook};
 use crate::prep::Prep;
 use crate::{registry, static_attack, stealth};
@@ -121,12 +123,14 @@ pub fn run_with(attack: &dyn AnyAttack, request: &AttackRequest) -> Result<Cell,
     };
     let Inputs {
         ready,
+        warnings,
         dataset,
         arch,
     } = &inputs;
     let run = Run {
         attack,
         ready: &**ready,
+        warnings,
         request,
         dataset,
         arch,
@@ -143,17 +147,45 @@ pub fn plan(request: &AttackRequest) -> Result<CellSpec, AttackError> {
     Inputs::open(attack, request)?.cell_spec(attack, request)
 }
 
+/// Checks of a request all that can be checked without its data, and gives the settings for people, with their origins.
+///
+/// # Errors
+/// Those that [`run`] has for the same request, as far as they do not come from the data.
+pub fn show(request: &AttackRequest) -> Result<String, AttackError> {
+    let ready = checked(registry::find(&request.method)?, request)?;
+    // They are part of what names a cell, so a run reads them before it computes.
+    for (_, path) in ready.files() {
+        artifact::sha256_file(path)?;
+    }
+    Ok(ready.show())
+}
+
+/// What a run and [`show`] check alike, before any data is opened.
+fn checked(attack: &dyn AnyAttack, request: &AttackRequest) -> Result<Box<dyn Ready>, AttackError> {
+    let spec = bb_core::data::spec(&request.dataset)?;
+    let ready = attack.resolve(&request.dataset, &request.given)?;
+    request.compute.supports(request.precision)?;
+    // The classes of a folder are counted when it is opened; until then any number does.
+    let classes = Some(spec.classes).filter(|&classes| classes > 0);
+    ArchSpec::new(&request.arch, request.width, classes.unwrap_or(2))?;
+    if let Some(classes) = classes {
+        LabelMap::of_settings(ready.tree(), classes)?;
+    }
+    Ok(ready)
+}
+
 /// What a run begins from.
 struct Inputs {
     ready: Box<dyn Ready>,
+    /// What the user should know of how classes were named.
+    warnings: Vec<String>,
     dataset: Dataset,
     arch: ArchSpec,
 }
 
 impl Inputs {
     fn open(attack: &dyn AnyAttack, request: &AttackRequest) -> Result<Self, AttackError> {
-        let ready = attack.resolve(&request.dataset, &request.given)?;
-        request.compute.supports(request.precision)?;
+        let mut ready = checked(attack, request)?;
         let options = OpenOptions {
             cache_dir: Some(request.out.join("cache")),
             train_limit: request.train_limit,
@@ -164,9 +196,11 @@ impl Inputs {
         };
         let dataset = bb_core::data::open(&request.dataset, request.data.as_deref(), &options)?;
         let arch = ArchSpec::for_dataset(&request.arch, request.width, &dataset.spec)?;
+        let warnings = ready.bind(&dataset)?;
         ready.check(&dataset, request.seed)?;
         Ok(Self {
             ready,
+            warnings,
             dataset,
             arch,
         })
@@ -276,6 +310,8 @@ pub fn cell_spec(
 struct Run<'a> {
     attack: &'a dyn AnyAttack,
     ready: &'a dyn Ready,
+    /// What the user should know of how the settings were taken.
+    warnings: &'a [String],
     request: &'a AttackRequest,
     dataset: &'a Dataset,
     arch: &'a ArchSpec,
@@ -289,9 +325,7 @@ impl Run<'_> {
         let dir = work.dir().to_owned();
         let log = Log::open(&dir.join(LOG), self.request.quiet).map_err(AttackError::log(&dir))?;
         work.write(CONFIG, self.ready.to_toml().as_bytes())?;
-        self.dataset
-            .describe(&log)
-            .map_err(AttackError::log(&dir))?;
+        self.begin(&log).map_err(AttackError::log(&dir))?;
         let mut facts = env_facts();
         facts["device"] = json!(self.request.compute.name());
         work.write(ENV, facts.to_string().as_bytes())?;
@@ -392,6 +426,27 @@ impl Run<'_> {
         Ok(self.results(&scores, row.as_ref(), &sets, counts))
     }
 
+    /// Says what is attacked, and what of the settings is perhaps not what was meant.
+    fn begin(self, log: &Log) -> std::io::Result<()> {
+        self.dataset.describe(log)?;
+        if let Some(target) = self.target() {
+            log.info("target", &format!("target {target}"), &target)?;
+        }
+        let unusual = zero_epochs(self.ready.origins());
+        for warning in self.warnings.iter().chain(&unusual) {
+            log.warn("setting", warning, &Value::Null)?;
+        }
+        Ok(())
+    }
+
+    /// The attacker's class, if it is one.
+    fn target(self) -> Option<NamedClass> {
+        let classes = self.dataset.spec.classes;
+        // Settings that do not fit are refused when the images are chosen.
+        let map = LabelMap::of_settings(self.ready.tree(), classes).ok()??;
+        self.dataset.class(map.target()?)
+    }
+
     fn fit(
         self,
         net: &mut Net,
@@ -467,6 +522,8 @@ impl Run<'_> {
                 "loss": row.train_loss,
                 "acc": train_acc(row),
             })),
+            "classes": self.dataset.class_names,
+            "target": self.target(),
             "poison": poison,
             "stealth": (!sets.test.is_empty())
                 .then(|| stealth::measure(&self.dataset.test.images, &sets.test)),

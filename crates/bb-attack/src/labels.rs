@@ -4,6 +4,7 @@
 //! label transform but `all2one` applied only to images that already have the target label.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The setting `label`: how the attacked label follows from the true one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +75,32 @@ pub fn check_target(target: u32, classes: usize) -> Result<(), LabelError> {
 }
 
 impl LabelMap {
+    /// The map of an attack with these settings, checked against the number of classes of the dataset; `None` for one
+    /// without a target (clean training), or whose target is the name of a class.
+    pub fn of_settings(settings: &Value, classes: usize) -> Result<Option<Self>, LabelError> {
+        let number = |name: &str| {
+            let number = settings[name].as_u64();
+            number.and_then(|number| u32::try_from(number).ok())
+        };
+        let Some(target) = number("target") else {
+            return Ok(None);
+        };
+        let map = match serde_json::from_value::<LabelRule>(settings["label"].clone()) {
+            Ok(rule) => Self::new(rule, target, number("shift").unwrap_or_default(), classes)?,
+            // An attack that keeps the labels has no rule for them.
+            Err(_) => Self::clean_label(target, classes)?,
+        };
+        Ok(Some(map))
+    }
+
+    /// The one class that triggered images are meant to be taken for, if it is one.
+    pub fn target(&self) -> Option<u32> {
+        match *self {
+            Self::AllToOne { target } | Self::CleanLabel { target } => Some(target),
+            Self::AllToAll { .. } => None,
+        }
+    }
+
     /// Checks a dirty-label rule against the dataset's number of classes (at least two).
     pub fn new(
         rule: LabelRule,

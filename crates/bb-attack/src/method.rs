@@ -43,6 +43,11 @@ pub trait Attack: 'static {
         &[]
     }
 
+    /// Settings that stand for a class, and so take its name as well as its number.
+    fn classes() -> &'static [&'static str] {
+        &["target"]
+    }
+
     /// Files that the settings name, as (setting, path). Their contents become part of the cell's identity.
     fn files(cfg: &Self::Config) -> Vec<(&'static str, PathBuf)>;
 
@@ -190,11 +195,20 @@ pub trait AnyAttack: Sync {
     fn info(&self) -> &'static MethodInfo;
 
     /// Merges defaults, the committed recipe of `dataset` (if there is one) and what the user gave, and checks it.
+    ///
+    /// The name of a class may remain until [`Ready::bind`].
     fn resolve(&self, dataset: &str, given: &Given) -> Result<Box<dyn Ready>, AttackError>;
 }
 
 /// An attack with checked settings.
 pub trait Ready {
+    /// Puts the numbers of classes in the place of their names, now that these are known; to be called before anything
+    /// follows from the settings. Gives what the user should know of it, one line each.
+    ///
+    /// # Errors
+    /// If no class has a name that was given, or more than one has.
+    fn bind(&mut self, dataset: &Dataset) -> Result<Vec<String>, AttackError>;
+
     /// The settings that identify a cell: all but those of [`Attack::later`] that have their default.
     fn tree(&self) -> &serde_json::Value;
 
@@ -239,7 +253,7 @@ impl<A: Attack> AnyAttack for Erased<A> {
     }
 
     fn resolve(&self, dataset: &str, given: &Given) -> Result<Box<dyn Ready>, AttackError> {
-        let mut layers = Layers::new(&A::Config::default());
+        let mut layers = Layers::new(&A::Config::default()).with_classes(A::classes());
         if let Some(recipe) = recipes::find(A::INFO.id, dataset) {
             layers = layers.toml_text(recipe.path, recipe.text)?;
         }
@@ -249,20 +263,65 @@ impl<A: Attack> AnyAttack for Erased<A> {
         for assignment in &given.set {
             layers = layers.set(assignment)?;
         }
-        let settings = layers.resolve()?.valid()?;
-        Ok(Box::new(Checked::<A> {
-            tree: settings.identity(A::later(), &A::Config::default()),
-            settings,
-        }))
+        let official = bb_core::data::known_classes(dataset).unwrap_or_default();
+        let names: Vec<(&str, usize)> = official.iter().copied().zip(0..).collect();
+        let (checked, _) = Checked::<A>::new(layers, &names)?;
+        Ok(Box::new(checked))
     }
 }
 
 struct Checked<A: Attack> {
+    /// As they were given, with names of classes.
+    layers: Layers,
     settings: Resolved<Valid<A::Config>>,
     tree: serde_json::Value,
 }
 
+/// Classes that were given by a name that is not known, as (setting, name).
+type Unnumbered = Vec<(&'static str, String)>;
+
+impl<A: Attack> Checked<A> {
+    /// The settings with the numbers of `names`, and the classes that have none of them.
+    fn new(layers: Layers, names: &[(&str, usize)]) -> Result<(Self, Unnumbered), AttackError> {
+        let (numbered, left) = layers.clone().numbered(names)?;
+        let mut settings = numbered.resolve()?.valid()?;
+        for (key, name) in &left {
+            settings.show_as(key, name);
+        }
+        let checked = Self {
+            layers,
+            tree: settings.identity(A::later(), &A::Config::default()),
+            settings,
+        };
+        Ok((checked, left))
+    }
+}
+
 impl<A: Attack> Ready for Checked<A> {
+    fn bind(&mut self, dataset: &Dataset) -> Result<Vec<String>, AttackError> {
+        let (bound, left) = Self::new(self.layers.clone(), &dataset.class_numbers())?;
+        let names = &dataset.class_names;
+        if let Some((key, name)) = left.first() {
+            return Err(self.layers.unknown_class(key, name, names).into());
+        }
+        *self = bound;
+        let mut warnings = Vec::new();
+        for (key, number) in self.layers.class_numbers() {
+            let name = usize::try_from(number).ok().and_then(|i| names.get(i));
+            let named = names.iter().position(|name| name.parse() == Ok(number));
+            if let (Some(name), Some(named)) = (name, named)
+                && named as u64 != number
+            {
+                let meant = &names[named];
+                warnings.push(format!(
+                    "`{key}` is {number}, the number of the class `{name}`; the class that is called `{meant}` has number \
+                     {named}, and `{key} = \"{meant}\"` means it"
+                ));
+            }
+        }
+        Ok(warnings)
+    }
+
     fn tree(&self) -> &serde_json::Value {
         &self.tree
     }

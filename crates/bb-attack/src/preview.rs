@@ -1,7 +1,7 @@
 //! A picture of what a trigger does: a few images before, after, and the difference.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bb_core::artifact::atomic;
 use bb_core::data::{Images, OpenOptions};
@@ -61,8 +61,9 @@ pub struct PreviewRequest {
 /// # Errors
 /// As [`crate::run`]; [`AttackError::NoPreview`] for an attack that poisons no image, or none before training.
 pub fn run(request: &PreviewRequest) -> Result<Stealth, AttackError> {
+    check_ending(&request.out)?;
     let attack = registry::find(&request.method)?;
-    let ready = attack.resolve(&request.dataset, &request.given)?;
+    let mut ready = attack.resolve(&request.dataset, &request.given)?;
     // The data are opened as for a run, but nothing beside the sheet is written, so there is no cache.
     let options = OpenOptions {
         test_split: request.test_split.clone(),
@@ -70,6 +71,7 @@ pub fn run(request: &PreviewRequest) -> Result<Stealth, AttackError> {
     };
     let dataset = bb_core::data::open(&request.dataset, request.data.as_deref(), &options)?;
     let arch = ArchSpec::for_dataset(&request.arch, request.width, &dataset.spec)?;
+    let named = ready.bind(&dataset)?;
     ready.check(&dataset, request.seed)?;
     let Poisoned {
         test,
@@ -98,7 +100,7 @@ pub fn run(request: &PreviewRequest) -> Result<Stealth, AttackError> {
         };
     }
     let log = Log::new(true);
-    for warning in &warnings {
+    for warning in named.iter().chain(&warnings) {
         log.warn("setting", warning, &Value::Null)
             .map_err(AttackError::log(&request.out))?;
     }
@@ -108,6 +110,16 @@ pub fn run(request: &PreviewRequest) -> Result<Stealth, AttackError> {
         to_png(&sheet(originals, &test, request.images)),
     )?;
     Ok(stealth::measure(originals, &test))
+}
+
+/// Refuses a file name that promises another format than PNG, before anything is computed.
+fn check_ending(out: &Path) -> Result<(), AttackError> {
+    match out.extension() {
+        Some(ending) if !ending.eq_ignore_ascii_case("png") => Err(AttackError::NotPng {
+            path: out.to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The sheet of the first poisoned images, at most `images` of them.

@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bb_core::cell::Cell;
-use bb_core::cli::{self, Failure, RunArgs, init_threads, print};
+use bb_core::cli::{self, Failure, RunArgs, SHOWN_OPTIONS, init_threads, print};
 use bb_core::events::Log;
 use bb_core::method::MethodInfo;
+use bb_core::settings::option_line;
 use bb_nn::Compute;
-use clap::Parser;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use serde_json::{Map, Value, json};
 
 use crate::error::DefenseError;
-use crate::harness::{DefenseRequest, SuspectCell, open_suspect, run};
+use crate::harness::{DefenseRequest, SuspectCell, open_suspect, run, show as show_settings};
 use crate::method::{AnyDefense, Given};
 use crate::registry;
 
@@ -29,7 +30,10 @@ use crate::registry;
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     disable_help_subcommand = true,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    mut_arg("dataset", |arg| arg.help("Dataset of the model; another one is refused")),
+    mut_arg("arch", |arg| arg.help("Architecture of the model; another one is refused")),
+    mut_arg("width", |arg| arg.help("Channels of the model's first stage; others are refused"))
 )]
 struct Args {
     #[command(subcommand)]
@@ -62,7 +66,16 @@ enum Command {
 /// bb_defense::cli::main_with(&[]);
 /// ```
 pub fn main_with(extra: &'static [&'static dyn AnyDefense]) -> ExitCode {
-    cli::main(|| execute(Args::parse(), extra))
+    let matches = Args::command().after_help(names(extra)).get_matches();
+    let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    cli::main(|| execute(args, extra))
+}
+
+/// The defenses, for the end of the help.
+fn names(extra: &'static [&'static dyn AnyDefense]) -> String {
+    let all = registry::all(extra);
+    let ids: Vec<&str> = all.iter().map(|defense| defense.info().id).collect();
+    format!("Methods: {}", ids.join(", "))
 }
 
 fn execute(args: Args, extra: &'static [&'static dyn AnyDefense]) -> Result<(), Failure> {
@@ -81,19 +94,9 @@ fn execute(args: Args, extra: &'static [&'static dyn AnyDefense]) -> Result<(), 
     };
     let suspect = open_suspect(&model)?;
     check_options(&args.run, &suspect)?;
-    if args.run.show_config {
-        return print(
-            &defense
-                .resolve(&suspect.cell.manifest.dataset, &given)?
-                .render(),
-        );
-    }
     let compute = Compute::open(args.run.host.device)?;
-    if let Some(text) = compute.choice(args.run.host.device) {
-        Log::new(args.run.host.quiet).info("device", &text, &Value::Null)?;
-    }
-    init_threads(args.run.host.threads)?;
-    let cell = run(&DefenseRequest {
+    let choice = compute.choice(args.run.host.device);
+    let request = DefenseRequest {
         defense,
         model,
         data: args.run.host.data.clone(),
@@ -104,8 +107,37 @@ fn execute(args: Args, extra: &'static [&'static dyn AnyDefense]) -> Result<(), 
         out: args.run.host.out.clone(),
         cache: Some(args.run.host.out.join("cache")),
         quiet: args.run.host.quiet,
-    })?;
-    print(&report(&cell))
+    };
+    if args.run.show_config {
+        let settings = show_settings(&request)?;
+        return print(&(shown_options(&args.run, &suspect) + &settings));
+    }
+    if let Some(text) = choice {
+        Log::new(args.run.host.quiet).info("device", &text, &Value::Null)?;
+    }
+    init_threads(args.run.host.threads)?;
+    print(&report(&run(&request)?))
+}
+
+/// The lines of `--show-config` for what is no setting.
+fn shown_options(run: &RunArgs, suspect: &SuspectCell) -> String {
+    let manifest = &suspect.cell.manifest;
+    let line = |name: &str, value: Value| option_line(name, &value, "of the model");
+    let limit = |name: &str| match &manifest.settings["data"][name] {
+        Value::Null => line(name, json!("all")),
+        limit => line(name, limit.clone()),
+    };
+    [
+        SHOWN_OPTIONS.to_owned(),
+        line("dataset", json!(manifest.dataset)),
+        line("arch", json!(suspect.arch)),
+        line("width", json!(suspect.width)),
+        limit("train_limit"),
+        limit("test_limit"),
+        run.shown(),
+        "\n".to_owned(),
+    ]
+    .concat()
 }
 
 /// An option that names what the suspect model already fixes must name the same.
@@ -174,7 +206,6 @@ fn show(defense: &dyn AnyDefense) -> Result<String, DefenseError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {

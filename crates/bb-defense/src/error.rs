@@ -312,14 +312,13 @@ impl Coded for DefenseError {
             Self::Settings(error) => error.exit_code(),
             Self::Cli(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
-            Self::Log { source, .. } => source.exit_code(),
+            Self::Log { source, .. } | Self::IndexFile { source, .. } => source.exit_code(),
             Self::Cell(error) => error.exit_code(),
             Self::Artifact(error) => error.exit_code(),
             Self::Poison(error) => error.exit_code(),
             Self::Interrupted(error) => error.exit_code(),
             Self::NoCleanImages { .. }
             | Self::OtherModel { .. }
-            | Self::IndexFile { .. }
             | Self::IndexLine { .. }
             | Self::NoIndices { .. }
             | Self::HoldOut { .. }

@@ -11,12 +11,13 @@ use bb_core::cell::{
     CONFIG, Cell, CellSpec, ENV, Kind, LOG, MODEL, Opened, POISON_TEST, Work, open,
 };
 use bb_core::cli::catch_interrupts;
-use bb_core::data::{self, Dataset, OpenOptions};
+use bb_core::data::{self, Dataset, NamedClass, OpenOptions};
 use bb_core::events::{Log, env_facts};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::{PoisonError, PoisonSet};
 use bb_core::precision::Precision;
 use bb_core::rows;
+use bb_core::settings::zero_epochs;
 use bb_nn::{ArchSpec, Compute, Net, StateDict};
 use serde_json::{Value, json};
 
@@ -98,18 +99,38 @@ pub fn open_suspect(model: &Path) -> Result<SuspectCell, DefenseError> {
     }
 }
 
+/// Checks of a request all that can be checked without its data, and gives the settings for people, with their origins.
+///
+/// # Errors
+/// Those that [`run`] has for the same request, as far as they do not come from the data.
+pub fn show(req: &DefenseRequest) -> Result<String, DefenseError> {
+    Ok(checked(req)?.1.render())
+}
+
+/// What [`run`] and [`show`] check alike, before any data is opened: the model, and the settings of the defense.
+fn checked(req: &DefenseRequest) -> Result<(SuspectCell, Box<dyn Ready>), DefenseError> {
+    let suspect = open_suspect(&req.model)?;
+    let manifest = &suspect.cell.manifest;
+    let spec = data::spec(&manifest.dataset)?;
+    let ready = req.defense.resolve(&manifest.dataset, &req.given)?;
+    req.compute.supports(req.precision)?;
+    // The classes of a folder are counted when it is opened; until then any number does.
+    let classes = Some(spec.classes).filter(|&classes| classes > 0);
+    ArchSpec::new(&suspect.arch, suspect.width, classes.unwrap_or(2))?;
+    Ok((suspect, ready))
+}
+
 /// Repairs the model of an attack's cell; gives the complete cell, at once if it is complete already.
 ///
 /// An interrupted run goes on from its last checkpoint, and ends with the same bits as one that was not interrupted.
 pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     let began = Instant::now();
+    let (suspect, ready) = checked(req)?;
     let SuspectCell {
         cell: attack,
         arch,
         width,
-    } = open_suspect(&req.model)?;
-    let ready = req.defense.resolve(&attack.manifest.dataset, &req.given)?;
-    req.compute.supports(req.precision)?;
+    } = suspect;
     let (dataset, poisoned) = open_data(&attack, req.data.as_deref(), req.cache.as_deref())?;
     let arch = ArchSpec::for_dataset(&arch, width, &dataset.spec)?;
     let path = attack.file(MODEL);
@@ -142,7 +163,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
         attack: &attack,
         arch: &arch,
         state: &state,
-        settings: ready.to_toml(),
+        ready: &*ready,
         armed: &*armed,
         dataset: &dataset,
         poisoned: &poisoned,
@@ -157,7 +178,7 @@ struct Task<'a> {
     attack: &'a Cell,
     arch: &'a ArchSpec,
     state: &'a StateDict,
-    settings: String,
+    ready: &'a dyn Ready,
     armed: &'a dyn Armed,
     dataset: &'a Dataset,
     poisoned: &'a PoisonSet,
@@ -171,11 +192,11 @@ fn repair(work: &Work, task: &Task<'_>, suspect: Net) -> Result<Value, DefenseEr
         attack,
         arch,
         state,
+        ready,
         armed,
         dataset,
         poisoned,
         began,
-        ..
     } = task;
     catch_interrupts()?;
     let log = Log::open(&work.dir().join(LOG), req.quiet).map_err(DefenseError::log(work.dir()))?;
@@ -185,9 +206,9 @@ fn repair(work: &Work, task: &Task<'_>, suspect: Net) -> Result<Value, DefenseEr
         attack.dir.display()
     );
     log.info("begin", &text, &json!({ "cell": work.dir() }))
-        .and_then(|()| dataset.describe(&log))
+        .and_then(|()| describe(&log, dataset, poisoned, ready))
         .map_err(DefenseError::log(work.dir()))?;
-    work.write(CONFIG, task.settings.as_bytes())?;
+    work.write(CONFIG, ready.to_toml().as_bytes())?;
     write_env(work, attack, req, None)?;
 
     let mut host = Host::resume(work, &log, &dataset.test, poisoned, &dataset.spec)?;
@@ -277,6 +298,30 @@ fn repair(work: &Work, task: &Task<'_>, suspect: Net) -> Result<Value, DefenseEr
     log.info("end", &text, &Value::Null)
         .map_err(DefenseError::log(work.dir()))?;
     Ok(json!(results))
+}
+
+/// Says what the data are, what the trigger aims at, and what of the settings is perhaps not what was meant.
+fn describe(
+    log: &Log,
+    dataset: &Dataset,
+    poisoned: &PoisonSet,
+    ready: &dyn Ready,
+) -> std::io::Result<()> {
+    dataset.describe(log)?;
+    if let Some(target) = target(dataset, poisoned) {
+        log.info("target", &format!("target {target}"), &target)?;
+    }
+    for warning in zero_epochs(ready.origins()) {
+        log.warn("setting", &warning, &Value::Null)?;
+    }
+    Ok(())
+}
+
+/// The attacker's class, where all poisoned images have the same.
+fn target(dataset: &Dataset, poisoned: &PoisonSet) -> Option<NamedClass> {
+    let (&first, others) = poisoned.labels.split_first()?;
+    let same = others.iter().all(|&label| label == first);
+    dataset.class(first).filter(|_| same)
 }
 
 /// The dataset that an attack used and the poisoned test images made from it, which fit each other.

@@ -30,9 +30,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bb_core::cli::{Coded, DEFAULT_ARCH, DEFAULT_WIDTH, exit};
+use bb_core::cli::{Coded, DEFAULT_ARCH, DEFAULT_WIDTH, MOST_IMAGES, MOST_WIDTH, exit};
 use bb_core::data;
 use bb_core::precision::Precision;
+use bb_core::settings::{Origin, did_you_mean};
 use bb_zoo::strict::{Document, Field, StrictError, Table};
 
 use crate::table::DEFAULT_ASR_FLOOR;
@@ -148,8 +149,21 @@ pub struct Entry {
     pub config: Vec<PathBuf>,
     /// Single settings `key=value`, over the files.
     pub set: Vec<String>,
+    /// Line of each of them in the grid file, counted from 1.
+    pub set_lines: Vec<usize>,
     /// Line of the entry in the grid file, counted from 1.
     pub line: usize,
+}
+
+impl Entry {
+    /// Where a setting of [`Entry::set`] stands in the grid file at `path`.
+    pub fn origin(&self, assignment: &str, path: &Path) -> Option<Origin> {
+        let at = self.set.iter().position(|set| set == assignment)?;
+        Some(Origin::File {
+            path: path.to_owned(),
+            line: *self.set_lines.get(at)?,
+        })
+    }
 }
 
 impl Grid {
@@ -172,7 +186,21 @@ impl Grid {
             t.only(&GRID_FIELDS)?;
             let dataset = required(&t, "dataset")?;
             if let Err(error) = data::spec(&dataset.value) {
-                return Err(dataset.refuse(format_args!("a dataset ({error})")).into());
+                let meant = error.hint().map(|hint| format!("; {hint}"));
+                let meant = meant.unwrap_or_default();
+                return Err(dataset
+                    .refuse(format_args!("a dataset ({error}{meant})"))
+                    .into());
+            }
+            let arch = word(&t, "arch")?;
+            if let Some(arch) = &arch
+                && !bb_nn::arch::NAMES.contains(&arch.value.as_str())
+            {
+                let names = bb_nn::arch::NAMES;
+                let meant = did_you_mean(&arch.value, names.iter().copied());
+                let meant = meant.map_or_else(String::new, |hint| format!("; {hint}"));
+                let expected = format!("one of `{}`{meant}", names.join("`, `"));
+                return Err(arch.refuse(expected).into());
             }
             let path = |name| Ok::<_, StrictError>(word(&t, name)?.map(|f| PathBuf::from(f.value)));
             let grid = Self {
@@ -180,13 +208,13 @@ impl Grid {
                 name: required(&t, "name")?.value,
                 dataset: dataset.value,
                 data: path("data")?,
-                arch: word(&t, "arch")?.map_or_else(|| DEFAULT_ARCH.to_owned(), |f| f.value),
-                width: count(&t, "width")?.unwrap_or(DEFAULT_WIDTH),
+                arch: arch.map_or_else(|| DEFAULT_ARCH.to_owned(), |f| f.value),
+                width: count(&t, "width", MOST_WIDTH)?.unwrap_or(DEFAULT_WIDTH),
                 precision: precision(&t)?,
                 seeds: seeds(&t)?,
                 out: path("out")?,
-                train_limit: count(&t, "train_limit")?,
-                test_limit: count(&t, "test_limit")?,
+                train_limit: count(&t, "train_limit", MOST_IMAGES)?,
+                test_limit: count(&t, "test_limit", MOST_IMAGES)?,
                 asr_floor: share(&t, "asr_floor")?.unwrap_or(DEFAULT_ASR_FLOOR),
                 test_split: word(&t, "test_split")?.map(|f| f.value),
                 attacks: entries(&top, "attack", document.path())?,
@@ -206,6 +234,7 @@ fn entries(top: &Table<'_>, name: &str, path: &Path) -> Result<Vec<Entry>, GridE
     let mut entries = Vec::new();
     for t in top.tables(name)? {
         t.only(&["method", "label", "config", "set"])?;
+        let settings = t.table("set")?.map(|t| t.assignments()).unwrap_or_default();
         let entry = Entry {
             method: required(&t, "method")?.value,
             label: word(&t, "label")?.map(|f| f.value).unwrap_or_default(),
@@ -215,13 +244,8 @@ fn entries(top: &Table<'_>, name: &str, path: &Path) -> Result<Vec<Entry>, GridE
                 .into_iter()
                 .map(|f| folder.join(f.value))
                 .collect(),
-            set: t
-                .table("set")?
-                .map(|t| t.assignments())
-                .unwrap_or_default()
-                .into_iter()
-                .map(|f| f.value)
-                .collect(),
+            set_lines: settings.iter().map(Field::line).collect(),
+            set: settings.into_iter().map(|f| f.value).collect(),
             line: t.line(),
         };
         // Without a label the table prints the method's title, so the method stands for it here.
@@ -254,14 +278,14 @@ fn required<'a>(t: &Table<'a>, name: &str) -> Result<Field<'a, String>, StrictEr
     word(t, name)?.ok_or_else(|| t.missing(name, "a string"))
 }
 
-fn count(t: &Table<'_>, name: &str) -> Result<Option<usize>, StrictError> {
+fn count(t: &Table<'_>, name: &str, most: usize) -> Result<Option<usize>, StrictError> {
     let Some(field) = t.int(name)? else {
         return Ok(None);
     };
-    let field = field.check(|v| *v > 0, "a whole number above 0")?;
-    usize::try_from(field.value)
-        .map(Some)
-        .map_err(|_| field.refuse("a number that fits this machine"))
+    match usize::try_from(field.value) {
+        Ok(count) if (1..=most).contains(&count) => Ok(Some(count)),
+        _ => Err(field.refuse(format_args!("a whole number from 1 to {most}"))),
+    }
 }
 
 fn share(t: &Table<'_>, name: &str) -> Result<Option<f64>, StrictError> {
@@ -382,7 +406,7 @@ set.n = 0.3
             (
                 "width = 4",
                 "width = 0",
-                "`grid.width` is `0`, expected a whole number above 0\n  in g.toml, line 4",
+                "`grid.width` is `0`, expected a whole number from 1 to 512\n  in g.toml, line 4",
                 "",
             ),
             (

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use bb_attack::AttackError;
 use bb_attack::harness::GivenData;
 use bb_attack::inputaware::InputAware;
-use bb_attack::labels::{LabelMap, LabelRule};
+use bb_attack::labels::LabelMap;
 use bb_attack::method::{AnyAttack, Attack};
 use bb_attack::poison_index::{self, Oversize};
 use bb_attack::wanet::Wanet;
 use bb_core::cell::{Cell, CellSpec, Kind};
 use bb_core::cli::{Coded, Failure, exit};
 use bb_core::data::{self, DataError, Dataset, OpenOptions};
+use bb_defense::DefenseError;
 use bb_defense::method::AnyDefense;
 use bb_nn::ArchSpec;
 use serde_json::Value;
@@ -147,7 +148,7 @@ impl Prepared {
             .unwrap_or_else(|| PathBuf::from(DEFAULT_OUT));
         check_out(&out)?;
         let data = places.data.clone().or_else(|| grid.data.clone());
-        let (attacks, mut defenses) = methods(&grid, extra)?;
+        let (mut attacks, mut defenses) = methods(&grid, extra)?;
         let options = OpenOptions {
             cache_dir: Some(cache(&out)),
             train_limit: grid.train_limit,
@@ -164,8 +165,12 @@ impl Prepared {
             dataset: &dataset,
         })?;
         let arch = ArchSpec::for_dataset(&grid.arch, grid.width, &dataset.spec)?;
-        for (prepared, entry) in attacks.iter().zip(&grid.attacks) {
-            check_choice(prepared, &dataset, &grid.seeds)
+        for (prepared, entry) in attacks.iter_mut().zip(&grid.attacks) {
+            // What it warns of is said by the run of the cell.
+            let bound = prepared.ready.bind(&dataset).map(|_| ());
+            bound
+                .map_err(|e| in_grid(e, &grid, entry))
+                .and_then(|()| check_choice(prepared, &dataset, &grid.seeds))
                 .map_err(|e| located(e.into(), &grid, entry, Kind::Attack))?;
         }
         for (prepared, entry) in defenses.iter_mut().zip(&grid.defenses) {
@@ -311,19 +316,8 @@ fn check_choice(
     seeds: &[u64],
 ) -> Result<(), AttackError> {
     let settings = prepared.ready.tree();
-    let number = |name: &str| {
-        let number = settings[name].as_u64();
-        number.and_then(|number| u32::try_from(number).ok())
-    };
-    // Clean training has no target.
-    let Some(target) = number("target") else {
+    let Some(map) = LabelMap::of_settings(settings, dataset.spec.classes)? else {
         return Ok(());
-    };
-    let classes = dataset.spec.classes;
-    let map = match serde_json::from_value::<LabelRule>(settings["label"].clone()) {
-        Ok(rule) => LabelMap::new(rule, target, number("shift").unwrap_or_default(), classes)?,
-        // An attack that keeps the labels has no rule for them.
-        Err(_) => LabelMap::clean_label(target, classes)?,
     };
     poison_index::test(&dataset.test.labels, &map)?;
     for &seed in seeds {
@@ -353,7 +347,8 @@ fn attack(grid: &Grid, entry: &Entry) -> Result<PreparedAttack, Failure> {
         files: entry.config.clone(),
         set: entry.set.clone(),
     };
-    let ready = attack.resolve(&grid.dataset, &given)?;
+    let ready = attack.resolve(&grid.dataset, &given);
+    let ready = ready.map_err(|e| in_grid(e, grid, entry))?;
     Ok(PreparedAttack {
         label: label(entry, attack.info().title),
         attack,
@@ -372,7 +367,13 @@ fn defense(
         files: entry.config.clone(),
         set: entry.set.clone(),
     };
-    let ready = defense.resolve(&grid.dataset, &given)?;
+    let ready = defense.resolve(&grid.dataset, &given);
+    let ready = ready.map_err(|error| match error {
+        DefenseError::Settings(error) => {
+            DefenseError::Settings(error.relocated(&|set| entry.origin(set, &grid.path)))
+        }
+        other => other,
+    })?;
     Ok(PreparedDefense {
         label: label(entry, defense.info().title),
         defense,
@@ -380,6 +381,16 @@ fn defense(
         ready,
         clean_indices: None,
     })
+}
+
+/// The same error with the line of the grid, where it is about a setting that stands there.
+fn in_grid(error: AttackError, grid: &Grid, entry: &Entry) -> AttackError {
+    match error {
+        AttackError::Settings(error) => {
+            AttackError::Settings(error.relocated(&|set| entry.origin(set, &grid.path)))
+        }
+        other => other,
+    }
 }
 
 fn label(entry: &Entry, title: &str) -> String {

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Device;
 use crate::precision::Precision;
-use crate::settings::{Layers, SettingsError};
+use crate::settings::{Layers, SettingsError, option_line};
 
 /// Dataset of an attack that names none.
 pub const DEFAULT_DATASET: &str = "cifar10";
@@ -77,7 +78,40 @@ pub struct RunArgs {
     pub host: HostArgs,
 }
 
+/// What `--show-config` prints above the settings.
+pub const SHOWN_OPTIONS: &str = "# Options; a settings file holds only what follows them.\n";
+
 impl RunArgs {
+    /// The lines of `--show-config` for the options that attacks and defenses have alike, beside the network and the data.
+    pub fn shown(&self) -> String {
+        let line = |name: &str, value: Value, usual: bool| {
+            let origin = if usual {
+                "default".to_owned()
+            } else {
+                format!("--{name}")
+            };
+            option_line(name, &value, &origin)
+        };
+        let Self {
+            precision, seed, ..
+        } = self;
+        let device = self.host.device;
+        [
+            line(
+                "precision",
+                precision.name().into(),
+                *precision == Precision::default(),
+            ),
+            line("seed", (*seed).into(), *seed == 0),
+            line(
+                "device",
+                device.to_string().into(),
+                device == Device::default(),
+            ),
+        ]
+        .concat()
+    }
+
     /// The dataset, for an attack.
     pub fn dataset(&self) -> &str {
         self.dataset.as_deref().unwrap_or(DEFAULT_DATASET)

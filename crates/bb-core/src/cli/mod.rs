@@ -28,7 +28,7 @@ use std::process::ExitCode;
 
 pub use args::{
     DATA_ENV, DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, HostArgs, MOST_IMAGES, MOST_WIDTH,
-    RunArgs, limit, seed, threads, whole, width,
+    RunArgs, SHOWN_OPTIONS, limit, seed, threads, whole, width,
 };
 pub use device::{Backend, Device, ParseDeviceError};
 pub(crate) use failure::causes;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::DataError;
 
 /// The classes of `id` in label order, where its definition names them; otherwise nothing.
-pub(super) fn known(id: &str) -> Option<&'static [&'static str]> {
+pub fn known(id: &str) -> Option<&'static [&'static str]> {
     match id {
         "cifar10" => Some(&CIFAR10),
         "cifar100" => Some(&CIFAR100),

@@ -33,6 +33,7 @@ mod hub;
 mod images;
 mod listing;
 mod locate;
+mod named;
 mod pickled;
 pub mod resize;
 mod shards;
@@ -42,9 +43,11 @@ mod synthetic;
 mod table;
 mod tiny;
 
+pub use classes::known as known_classes;
 pub use decode::ImageFault;
 pub use error::DataError;
 pub use images::{Images, Split};
+pub use named::NamedClass;
 pub use pickled::PickleFault;
 pub use spec::{DATASETS, DatasetSpec, spec};
 

@@ -163,6 +163,18 @@ pub enum SettingsError {
         /// Which other setting it is.
         why: &'static str,
     },
+    /// No class of the data is called so.
+    #[error("setting `{key}` is `{name}`, which is no class of the data\n  {}", origin.place())]
+    UnknownClass {
+        /// The dotted key.
+        key: String,
+        /// The name.
+        name: String,
+        /// Where.
+        origin: Origin,
+        /// The names of the classes.
+        known: Box<[String]>,
+    },
     /// Another error, with the place that it is about.
     #[error("{error}\n  {}", origin.place())]
     Located {
@@ -207,12 +219,35 @@ impl SettingsError {
         }
     }
 
+    /// The same error for settings that did not come from the command line but from a file, in which `place` knows where
+    /// an assignment stands.
+    #[must_use]
+    pub fn relocated(mut self, place: &dyn Fn(&str) -> Option<Origin>) -> Self {
+        match &mut self {
+            Self::Syntax { origin, .. }
+            | Self::Unknown { origin, .. }
+            | Self::Kind { origin, .. }
+            | Self::Invalid { origin, .. }
+            | Self::UnknownClass { origin, .. }
+            | Self::Located { origin, .. } => {
+                if let Origin::Set { assignment } = origin
+                    && let Some(other) = place(assignment)
+                {
+                    *origin = other;
+                }
+            }
+            Self::Read(_) | Self::Assignment { .. } | Self::Value { .. } | Self::Idle { .. } => {}
+        }
+        self
+    }
+
     /// The setting that is wrong, where one is.
     pub fn key(&self) -> Option<&str> {
         match self {
             Self::Unknown { key, .. }
             | Self::Kind { key, .. }
             | Self::Invalid { key, .. }
+            | Self::UnknownClass { key, .. }
             | Self::Value { key, .. }
             | Self::Idle { key, .. } => Some(key),
             Self::Located { error, .. } => error.key(),
@@ -288,7 +323,7 @@ impl SettingsError {
                 None,
                 Node::Value(Value::Bool(_) | Value::Number(_)) | Node::Foreign { .. },
                 Origin::Set { assignment },
-            ) if expected == "a string" => {
+            ) if matches!(expected, "a string" | "the number or the name of a class") => {
                 let text = assignment
                     .split_once('=')
                     .map_or("", |(_, text)| text.trim());
@@ -310,7 +345,11 @@ impl SettingsError {
 
 impl Coded for SettingsError {
     fn exit_code(&self) -> u8 {
-        exit::USAGE
+        match self {
+            // A file that is not there is the same failure whichever option names it.
+            Self::Read(error) => error.exit_code(),
+            _ => exit::USAGE,
+        }
     }
 
     fn hint(&self) -> Option<String> {
@@ -332,6 +371,14 @@ impl Coded for SettingsError {
                 let (_, rest) = reason.split_once("unknown variant `")?;
                 let (found, rest) = rest.split_once('`')?;
                 suggest::did_you_mean(found, rest.split('`').skip(1).step_by(2))
+            }
+            Self::UnknownClass { name, known, .. } => {
+                let meant = suggest::did_you_mean(name, known.iter().map(String::as_str));
+                let all = format!("the classes are {}", suggest::list(known));
+                Some(match meant {
+                    Some(meant) => format!("{meant} {all}"),
+                    None => all,
+                })
             }
             Self::Located { error, .. } => error.hint(),
             _ => None,

@@ -32,6 +32,7 @@
 //! # Ok::<(), bb_core::settings::SettingsError>(())
 //! ```
 
+mod classes;
 mod error;
 mod read;
 mod suggest;
@@ -48,7 +49,7 @@ use serde_json::{Map, Value};
 pub use error::{Origin, SettingsError};
 pub use suggest::{did_you_mean, nearest};
 pub use valid::{Idle, Valid, Validate, check};
-pub use write::render;
+pub use write::{option_line, render};
 
 use read::{Entry, Node};
 
@@ -59,6 +60,8 @@ pub struct Layers {
     tree: Map<String, Value>,
     /// Where a value was set, by dotted key; the defaults are not listed.
     origins: BTreeMap<String, Origin>,
+    /// The settings that take the name of a class, too.
+    classes: Vec<&'static str>,
 }
 
 /// Settings with all layers applied.
@@ -93,6 +96,7 @@ impl Layers {
         Self {
             tree,
             origins: BTreeMap::new(),
+            classes: Vec::new(),
         }
     }
 
@@ -128,7 +132,7 @@ impl Layers {
     ///
     /// An error of `T` itself (an unknown choice, a number out of range) names the setting and its origin.
     pub fn resolve<T: Serialize + DeserializeOwned>(self) -> Result<Resolved<T>, SettingsError> {
-        let Self { tree, origins } = self;
+        let Self { tree, origins, .. } = self;
         let tree = Value::Object(tree);
         let value: T = serde_path_to_error::deserialize(&tree).map_err(|error| {
             let key = error.path().to_string();
@@ -166,6 +170,7 @@ impl Layers {
     fn merge(mut self, entries: &[Entry]) -> Result<Self, SettingsError> {
         let mut merge = Merge {
             known: &self.tree.clone(),
+            classes: &self.classes,
             origins: &mut self.origins,
             first: None,
         };
@@ -181,6 +186,20 @@ impl<T> Resolved<T> {
     /// A complete `config.toml`: given back with `-c` it yields the same settings.
     pub fn to_toml(&self) -> String {
         write::document(&self.tree)
+    }
+
+    /// Shows the setting `key` as the string `text`, whatever it is in the value: the name of a class whose number is not
+    /// known yet.
+    ///
+    /// # Panics
+    /// If `key` is no setting.
+    pub fn show_as(&mut self, key: &str, text: &str) {
+        let shown = self.origins.iter_mut().find(|(known, ..)| known == key);
+        shown.expect("a setting").1 = write::literal(&Value::from(text));
+        let leaf = key
+            .split('.')
+            .try_fold(&mut self.tree, |table, name| table.get_mut(name));
+        *leaf.expect("a setting") = Value::from(text);
     }
 
     /// The tree without those of the settings `later` (dotted keys) that have the value that they have in `defaults`.
@@ -261,10 +280,25 @@ impl<T> Resolved<T> {
     }
 }
 
+/// What to warn of: numbers of epochs that somebody set to 0, by which a part of the work is left out.
+///
+/// `origins` are those of [`Resolved::origins`]. A default of 0 has a meaning of its own, and so has a 0 that is given in
+/// its place (`trigger.clean_epochs`), which the name of the setting tells.
+pub fn zero_epochs(origins: &[(String, String, Origin)]) -> Vec<String> {
+    let zero = origins.iter().filter(|(key, value, origin)| {
+        let given = !matches!(origin, Origin::Defaults | Origin::Recipe { .. });
+        given && value == "0" && key.ends_with("epochs") && !key.ends_with("clean_epochs")
+    });
+    zero.map(|(key, ..)| format!("`{key}` is 0, so what it is about is not trained at all"))
+        .collect()
+}
+
 /// The merging of one layer.
 struct Merge<'a> {
     /// All settings, for suggestions.
     known: &'a Map<String, Value>,
+    /// Those that take the name of a class, too.
+    classes: &'a [&'static str],
     origins: &'a mut BTreeMap<String, Origin>,
     /// The error with the lowest line so far. Tables may be written in any order, so it need not be the first one met.
     first: Option<(usize, SettingsError)>,
@@ -284,6 +318,17 @@ impl Merge<'_> {
                     other => {
                         let error =
                             SettingsError::kind(key, "a table", other, &entry.origin, Some(table));
+                        self.fail(&entry.origin, error);
+                    }
+                },
+                Some(leaf) if self.classes.contains(&key.as_str()) => match &entry.node {
+                    Node::Value(value) if value.is_i64() || value.is_string() => {
+                        *leaf = value.clone();
+                        self.origins.insert(key, entry.origin.clone());
+                    }
+                    other => {
+                        let expected = "the number or the name of a class";
+                        let error = SettingsError::kind(key, expected, other, &entry.origin, None);
                         self.fail(&entry.origin, error);
                     }
                 },

@@ -17,6 +17,12 @@ pub fn render<T>(resolved: &Resolved<T>) -> String {
     text
 }
 
+/// The line of `--show-config` for an option of the command line that no settings file can hold: a comment, so that the
+/// whole can be given back with `-c` all the same.
+pub fn option_line(name: &str, value: &Value, origin: &str) -> String {
+    format!("# {name} = {}  # {origin}\n", literal(value))
+}
+
 /// A whole document with a header per table.
 pub(super) fn document(tree: &Value) -> String {
     let mut text =
