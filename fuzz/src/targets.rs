@@ -21,7 +21,7 @@ use serde_json::json;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use crate::{Target, program};
+use crate::{Target, datasets, program};
 
 /// All readers.
 pub static TARGETS: &[Target] = &[
@@ -75,6 +75,12 @@ pub static TARGETS: &[Target] = &[
             });
             accepted.contains(&true)
         },
+    },
+    Target {
+        name: "dataset",
+        seeds: datasets::seeds,
+        make: None,
+        read: datasets::read,
     },
     Target {
         name: "poison",
