@@ -240,11 +240,14 @@ pub(super) fn places(spec: &DatasetSpec, root: &Path) -> Vec<PathBuf> {
     places
 }
 
+/// The files of the train and of the test split.
+pub(super) type Shards = (Vec<PathBuf>, Vec<PathBuf>);
+
 /// The shards of the train and the test split in a folder, whole and in order; nothing if there is no train split.
 pub(super) fn shards_in(
     folder: &Path,
     test_split: Option<&str>,
-) -> Result<Option<(Vec<PathBuf>, Vec<PathBuf>)>, DataError> {
+) -> Result<Option<Shards>, DataError> {
     let Some(train) = TRAIN
         .iter()
         .find_map(|split| shards(folder, split).transpose())
