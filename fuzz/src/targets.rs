@@ -24,7 +24,7 @@ use serde_json::json;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use crate::{Target, program};
+use crate::{Target, datasets, program};
 
 /// All readers.
 pub static TARGETS: &[Target] = &[
@@ -78,6 +78,12 @@ pub static TARGETS: &[Target] = &[
             });
             accepted.contains(&true)
         },
+    },
+    Target {
+        name: "dataset",
+        seeds: datasets::seeds,
+        make: None,
+        read: datasets::read,
     },
     Target {
         name: "poison",

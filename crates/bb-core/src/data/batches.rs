@@ -180,6 +180,14 @@ pub(super) struct Batches {
     pub(super) files: Vec<PathBuf>,
 }
 
+/// What a split needs of an archive.
+struct Unpacked {
+    /// The files of the split, in their order.
+    files: Vec<Vec<u8>>,
+    /// The file with the names of the classes, if it is there.
+    names: Option<Vec<u8>>,
+}
+
 impl Batches {
     /// Reads all rows, or the first `limit`.
     pub(super) fn read(
@@ -196,7 +204,7 @@ impl Batches {
         };
         let class_names = if self.archive {
             let archive = &self.files[0];
-            let (files, names) = self.unpacked(archive)?;
+            let Unpacked { files, names } = self.unpacked(archive)?;
             for (name, bytes) in self.names.iter().zip(&files) {
                 // Inside an archive the member is what a message has to name.
                 rows.add(self.form, &archive.join(name), bytes)?;
@@ -264,7 +272,7 @@ impl Batches {
     }
 
     /// The files of the split in an archive, in their order, and the file with names if it is there.
-    fn unpacked(&self, archive: &Path) -> Result<(Vec<Vec<u8>>, Option<Vec<u8>>), DataError> {
+    fn unpacked(&self, archive: &Path) -> Result<Unpacked, DataError> {
         let failed = |source| DataError::Archive {
             path: archive.to_path_buf(),
             source,
@@ -318,7 +326,10 @@ impl Batches {
         };
         let files = files.into_iter().zip(self.names);
         let files = files.map(|(file, name)| file.ok_or_else(|| missing(name)));
-        Ok((files.collect::<Result<_, _>>()?, names))
+        Ok(Unpacked {
+            files: files.collect::<Result<_, _>>()?,
+            names,
+        })
     }
 
     fn class_names(&self, path: &Path, bytes: &[u8]) -> Result<Vec<String>, DataError> {

@@ -28,10 +28,16 @@ pub enum DataError {
         /// The dataset.
         id: &'static str,
     },
-    /// The data folder does not exist, or is no folder.
+    /// The data folder does not exist.
     #[error("the data folder `{}` does not exist", root.display())]
     NoSuchRoot {
         /// The folder that was given.
+        root: PathBuf,
+    },
+    /// The data folder is a file, and none that is read.
+    #[error("`{}` is a file, expected the folder that holds the dataset", root.display())]
+    RootIsFile {
+        /// The file that was given.
         root: PathBuf,
     },
     /// A file or folder could not be read.

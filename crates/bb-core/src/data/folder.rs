@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use super::listing::{LeftOut, Listing, folders, named};
-use super::locate::{Found, Source, TEST, places, shards_in};
+use super::listing::{LeftOut, Listing, entries, folders, named};
+use super::locate::{Found, Source, TEST, check_root, places, shards_in};
 use super::{DataError, DatasetSpec, Note, shards};
 
 /// Names of the train split's folder.
@@ -21,11 +21,7 @@ pub(super) fn find(
     root: &Path,
     test_split: Option<&str>,
 ) -> Result<Found, DataError> {
-    if !root.is_dir() {
-        return Err(DataError::NoSuchRoot {
-            root: root.to_path_buf(),
-        });
-    }
+    check_root(root)?;
     let Some(train) = named(root, &TRAIN).filter(|train| !has_parquet(train)) else {
         for place in places(spec, root) {
             if let Some((train, test)) = shards_in(&place, test_split)? {
@@ -208,20 +204,23 @@ fn has_parquet(folder: &Path) -> bool {
 
 /// Why `root` is no folder of images, with the nearest thing that may have been meant.
 fn no_train(root: &Path) -> Result<DataError, DataError> {
-    let found = folders(root)?;
-    let below = found.iter().map(|name| root.join(name));
-    let meant = below.filter(|folder| named(folder, &TRAIN).is_some());
-    let advice = meant
-        .take(1)
-        .next()
-        .map(|folder| format!("did you mean `--data {}`?", folder.display()));
+    let found = entries(root)?;
+    let below = folders(root)?.into_iter().map(|name| root.join(name));
+    let mut meant = below.filter(|folder| {
+        named(folder, &TRAIN).is_some() || !matches!(shards_in(folder, None), Ok(None))
+    });
+    let advice = match meant.next() {
+        Some(folder) => Some(format!("did you mean `--data {}`?", folder.display())),
+        None if found.iter().any(|name| name.contains("-ubyte")) => Some(
+            "MNIST's own files are not read; its Parquet files on the Hugging Face hub are"
+                .to_owned(),
+        ),
+        None => None,
+    };
     Ok(DataError::NoSplit {
         wanted: "train".to_owned(),
         place: root.to_path_buf(),
-        found: found
-            .iter()
-            .map(|name| name.to_string_lossy().into_owned())
-            .collect(),
+        found,
         advice,
     })
 }

@@ -121,10 +121,11 @@ impl LeftOut {
                 ending => format!("{n} `.{ending}`"),
             });
             let kinds = kinds.collect::<Vec<_>>().join(", ");
-            parts.push(format!(
-                "{} that are no images by name ({kinds})",
-                count(files, "file")
-            ));
+            let what = match files {
+                1 => "that is no image",
+                _ => "that are no images",
+            };
+            parts.push(format!("{} {what} ({kinds})", count(files, "file")));
         }
         if self.hidden > 0 {
             parts.push(
@@ -180,6 +181,20 @@ pub(super) fn folders(folder: &Path) -> Result<Vec<OsString>, DataError> {
         let entry = entry.map_err(DataError::io(folder))?;
         if !is_hidden(&entry.file_name()) && entry.path().is_dir() {
             names.push(entry.file_name());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// What lies in a folder, for people: names in order, those of folders with a slash.
+pub(super) fn entries(folder: &Path) -> Result<Vec<String>, DataError> {
+    let mut names = Vec::new();
+    for entry in fs_err::read_dir(folder).map_err(DataError::io(folder))? {
+        let entry = entry.map_err(DataError::io(folder))?;
+        if !is_hidden(&entry.file_name()) {
+            let slash = if entry.path().is_dir() { "/" } else { "" };
+            names.push(format!("{}{slash}", entry.file_name().to_string_lossy()));
         }
     }
     names.sort();

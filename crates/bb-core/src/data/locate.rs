@@ -106,11 +106,7 @@ pub(super) fn find(
             return batches(folder, both);
         }
     }
-    if !root.is_dir() {
-        return Err(DataError::NoSuchRoot {
-            root: root.to_path_buf(),
-        });
-    }
+    check_root(root)?;
     let places = places(spec, root);
     for place in &places {
         if let Some((train, test)) = shards_in(place, test_split)? {
@@ -137,6 +133,19 @@ pub(super) fn find(
     Err(not_found(spec, root)?)
 }
 
+/// Refuses what is no folder.
+pub(super) fn check_root(root: &Path) -> Result<(), DataError> {
+    if root.is_dir() {
+        return Ok(());
+    }
+    let root = root.to_path_buf();
+    Err(if root.exists() {
+        DataError::RootIsFile { root }
+    } else {
+        DataError::NoSuchRoot { root }
+    })
+}
+
 /// What lies in `root` instead of the dataset, and what to do about it.
 fn not_found(spec: &DatasetSpec, root: &Path) -> Result<DataError, DataError> {
     let names = file_names(root)?;
@@ -155,13 +164,7 @@ fn not_found(spec: &DatasetSpec, root: &Path) -> Result<DataError, DataError> {
     Ok(DataError::NotFound {
         id: spec.id,
         place: root.to_path_buf(),
-        found: names
-            .into_iter()
-            .map(|name| match root.join(&name).is_dir() {
-                true => name + "/",
-                false => name,
-            })
-            .collect(),
+        found: listing::entries(root)?,
         layouts: layouts(spec.id),
         advice,
     })
@@ -237,11 +240,14 @@ pub(super) fn places(spec: &DatasetSpec, root: &Path) -> Vec<PathBuf> {
     places
 }
 
+/// The files of the train and of the test split.
+pub(super) type Shards = (Vec<PathBuf>, Vec<PathBuf>);
+
 /// The shards of the train and the test split in a folder, whole and in order; nothing if there is no train split.
 pub(super) fn shards_in(
     folder: &Path,
     test_split: Option<&str>,
-) -> Result<Option<(Vec<PathBuf>, Vec<PathBuf>)>, DataError> {
+) -> Result<Option<Shards>, DataError> {
     let Some(train) = TRAIN
         .iter()
         .find_map(|split| shards(folder, split).transpose())

@@ -322,7 +322,16 @@ fn finish(
         .or(train.facts.class_names)
         .or(test.facts.class_names)
         .or_else(known)
-        .unwrap_or_else(|| (0..spec.classes).map(|class| class.to_string()).collect());
+        .unwrap_or_else(|| {
+            (0..spec.classes)
+                .map(|class| class.to_string())
+                .collect::<Vec<_>>()
+        });
+    // Names of strangers are shown in terminals and tables, where nothing but their letters should count.
+    let class_names = class_names
+        .iter()
+        .map(|name| name.replace(char::is_control, "\u{fffd}"))
+        .collect();
     Ok(Dataset {
         spec,
         train: train.split,

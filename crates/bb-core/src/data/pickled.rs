@@ -193,7 +193,7 @@ impl<'a> Machine<'a> {
             0x89 => self.push(Value::Bool(false)),
             b'J' => {
                 let number = self.number(4)? as u32;
-                self.push(Value::Int(i64::from(number as i32)));
+                self.push(Value::Int(i64::from(number.cast_signed())));
             }
             b'K' => self.int(1)?,
             b'M' => self.int(2)?,
@@ -213,7 +213,7 @@ impl<'a> Machine<'a> {
                 let value = if bits == 0 {
                     0
                 } else {
-                    (value << shift) as i64 >> shift
+                    (value << shift).cast_signed() >> shift
                 };
                 self.push(Value::Int(value));
             }
@@ -321,7 +321,8 @@ impl<'a> Machine<'a> {
 
     fn int(&mut self, bytes: usize) -> Result<(), Fault> {
         let number = self.number(bytes)?;
-        self.push(Value::Int(number as i64));
+        // Of one or two bytes.
+        self.push(Value::Int(number.cast_signed() as i64));
         Ok(())
     }
 
@@ -538,7 +539,8 @@ fn numbers(dtype: &[u8], bytes: &[u8]) -> Option<Vec<i64>> {
         let value = bytes
             .iter()
             .rev()
-            .fold(0_u64, |n, b| n << 8 | u64::from(*b)) as i64;
+            .fold(0_u64, |n, b| n << 8 | u64::from(*b))
+            .cast_signed();
         if size == 4 {
             i64::from(value as i32)
         } else {

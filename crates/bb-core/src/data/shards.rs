@@ -392,9 +392,10 @@ fn typed(
         path: path.to_path_buf(),
         column: name,
         expected,
-        found: match is_text(column) {
-            true => format!("{list}text"),
-            false => format!("{list}{}", column.physical_type()),
+        found: if is_text(column) {
+            format!("{list}text")
+        } else {
+            format!("{list}{}", column.physical_type())
         },
     })
 }

@@ -1,6 +1,6 @@
 //! Tiny ImageNet as it is published: class folders to train on, and a table of classes for the images to measure on.
 //!
-//! Classes are the sorted WordNet ids, as the hub's files and torchvision number them.
+//! Classes are the sorted ids (`n01443537`), as the hub's files and torchvision number them.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

@@ -487,7 +487,7 @@ fn tiny_imagenet_is_read_as_it_is_published() {
             warning(
                 "3 classes of 200 are there; labels are places among these, and not those of the whole dataset"
             ),
-            info("left out 3 files that are no images by name (3 `.txt`)"),
+            info("left out 3 files that are no images (3 `.txt`)"),
         ]
     );
 
@@ -711,7 +711,7 @@ fn hidden_and_foreign_files_are_left_out_at_every_depth_and_counted() {
     assert_eq!(
         data.notes,
         [info(
-            "left out 4 files that are no images by name (1 without an ending, 1 `.db`, 2 `.txt`) and 5 hidden files or folders"
+            "left out 4 files that are no images (1 without an ending, 1 `.db`, 2 `.txt`) and 5 hidden files or folders"
         )]
     );
 }
@@ -841,6 +841,43 @@ fn the_smallest_datasets_are_read() {
 }
 
 #[test]
+fn special_files_and_names_do_no_harm() {
+    let root = tempfile::tempdir().expect("a folder");
+    classes(root.path(), &["train", "test"]);
+    put(root.path(), "train/e\u{1b}[31m\nl/0.png", &picture(1));
+    put(root.path(), "train/cat/album.png/1.png", &picture(1));
+    #[cfg(unix)]
+    {
+        // A folder that is reached through itself, and a file that never ends.
+        let loop_ = root.path().join("train/cat/loop");
+        std::os::unix::fs::symlink(root.path().join("train"), loop_).expect("a link");
+        std::os::unix::fs::symlink("/dev/zero", root.path().join("train/dog/zero.png"))
+            .expect("a link");
+    }
+    let data = plain("folder", root.path()).expect("opens");
+    assert_eq!(data.class_names, ["cat", "dog", "e\u{fffd}[31m\u{fffd}l"]);
+    assert_eq!(data.train.len(), 4);
+    #[cfg(unix)]
+    {
+        let gone = root.path().join("train/dog/gone.png");
+        std::os::unix::fs::symlink("/nowhere", gone).expect("a link");
+        assert!(
+            refused("folder", root.path())
+                .0
+                .starts_with("cannot read `train/dog/gone.png`")
+        );
+    }
+    let file = root.path().join("train/cat/0.png");
+    for id in ["folder", "cifar10"] {
+        let text = plain(id, &file).expect_err("a file").to_string();
+        assert!(
+            text.ends_with("0.png` is a file, expected the folder that holds the dataset"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn what_is_not_read_gets_a_hint_that_helps() {
     let root = tempfile::tempdir().expect("a folder");
     let path = |name: &str| root.path().join(name);
@@ -850,6 +887,8 @@ fn what_is_not_read_gets_a_hint_that_helps() {
     put(&path("zipped"), "GTSRB_Final_Test_GT.zip", b"x");
     classes(&path("classes"), &["train", "test"]);
     classes(&path("only_train"), &["train", "other"]);
+    hub_file(&path("above/mnist/train.parquet"), 0, 1);
+    put(&path("idx"), "train-labels-idx1-ubyte", b"x");
     for (id, folder, error, hint) in [
         (
             "cifar10",
@@ -872,14 +911,26 @@ fn what_is_not_read_gets_a_hint_that_helps() {
         (
             "folder",
             "nested",
-            "no split `train` in `nested`, found `inner`",
+            "no split `train` in `nested`, found `inner/`",
             "did you mean `--data ROOT/nested/inner`?",
         ),
         (
             "folder",
             "unsplit",
-            "no split `train` in `unsplit`, found `cat`",
+            "no split `train` in `unsplit`, found `cat/`",
             "the images of a class lie in `train/CLASS/` and `test/CLASS/`; split them into these two",
+        ),
+        (
+            "folder",
+            "above",
+            "no split `train` in `above`, found `mnist/`",
+            "did you mean `--data ROOT/above/mnist`?",
+        ),
+        (
+            "folder",
+            "idx",
+            "no split `train` in `idx`, found `train-labels-idx1-ubyte`",
+            "MNIST's own files are not read; its Parquet files on the Hugging Face hub are",
         ),
         (
             "folder",
