@@ -232,8 +232,8 @@ fn settings_that_do_nothing_are_errors_where_they_are_given_alone() {
         ),
         (
             "rnp",
-            &["clip_before_backward=true", "unlearn.clip=3.0"],
-            "unlearn.clip",
+            &["sweep=false", "sweep_thresholds=[0.1]"],
+            "sweep_thresholds",
         ),
         ("clp", &["sweep_u=[1.0]"], "sweep_u"),
         (
