@@ -822,9 +822,13 @@ lacks {expect}"
             usage(&all, &|_| (), "`target` is 10, expected a class of 0..=9");
         }
     }
-    // A pattern that is not searched needs no such class.
+    // A pattern that is not searched needs no class at all.
     let set = ["train.epochs=0", "label=all2all", "target=10"];
-    run(&request("lf", out.path(), &set)).expect("a run");
+    let error = run(&request("lf", out.path(), &set)).expect_err("it does nothing");
+    assert_eq!(error.exit_code(), exit::USAGE);
+    let expect = "setting `target` does nothing, because `label` is `all2all`";
+    assert!(error.to_string().starts_with(expect), "{error}");
+    run(&request("lf", out.path(), &set[..2])).expect("a run");
 }
 
 #[test]
@@ -905,7 +909,14 @@ fn trojan_takes_a_clean_network_from_a_cell_or_a_file_and_keeps_a_trigger_that_g
     fs_err::write(&black, bytes).expect("a writable folder");
     for key in ["file", "mask"] {
         let set = format!("trigger.{key}={}", black.display());
-        let error = trojan(&[&set]).expect_err("a black picture");
+        // A ready trigger is not searched for.
+        let search: &[&str] = if key == "file" {
+            &[]
+        } else {
+            &["trigger.iterations=10"]
+        };
+        let set = [&["train.epochs=0", &set], search].concat();
+        let error = run(&request("trojan", out.path(), &set)).expect_err("a black picture");
         assert!(error.to_string().contains("is black"), "{error}");
     }
 }

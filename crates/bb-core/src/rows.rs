@@ -23,6 +23,8 @@ const OTHERS: usize = 32;
 const BETTER: f64 = 0.1;
 /// Pictures that have nothing to do with their rows are unlike them for more than this share.
 const CHANCE: f64 = 0.7;
+/// Most pixels that are compared, evenly spread over the image: all of one of 64 x 64.
+const PIXELS: usize = 64 * 64;
 /// Most values of an image that are compared when one picture is compared with all images of a class.
 const VALUES: usize = 1024;
 /// Pictures that suffice to find out which pixels the trigger leaves alone.
@@ -62,22 +64,22 @@ pub fn resemblance(set: &PoisonSet, split: &Split) -> Resemblance {
         return Resemblance::default();
     }
     let indices: Vec<usize> = rows.iter().map(|&row| set.indices[row]).collect();
-    let all: Vec<usize> = (0..set.images.image(0).len()).collect();
+    let values = some_pixels(set.images.image(0).len(), PIXELS);
     let means = Means {
-        pictures: mean(&set.images, &rows, &all),
-        clean: mean(&split.images, &indices, &all),
+        pictures: mean(&set.images, &rows, &values),
+        clean: mean(&split.images, &indices, &values),
     };
-    let zeros = Means::zeros(all.len());
+    let zeros = Means::zeros(values.len());
     let others = Others::new(split);
     let unlike = |&row: &usize| {
         let own = set.indices[row];
         let compared = others.of(own, split);
         let better = [&zeros, &means].map(|means| {
-            let Some(picture) = unit(set.images.image(row), &all, &means.pictures) else {
+            let Some(picture) = unit(set.images.image(row), &values, &means.pictures) else {
                 return 0;
             };
             let alike = |i: usize| {
-                let image = unit(split.images.image(i), &all, &means.clean)?;
+                let image = unit(split.images.image(i), &values, &means.clean)?;
                 Some(dot(&picture, &image).powi(2))
             };
             // An own image of one colour is like nothing.
@@ -136,7 +138,7 @@ pub fn find(set: &PoisonSet, split: &Split) -> Vec<Option<usize>> {
     }
     let sample = spread(set.len(), PICTURES);
     let size = set.images.image(0).len();
-    let values = some_pixels(size);
+    let values = some_pixels(size, VALUES / 3);
     let zeros = Means::zeros(values.len());
     // What the clean images of these pictures have in common is known only by their classes yet.
     let means = Means {
@@ -289,9 +291,9 @@ fn spread(n: usize, most: usize) -> Vec<usize> {
     (0..count).map(|i| i * n / count).collect()
 }
 
-/// Places of the three values of some pixels of an image of `size` values.
-fn some_pixels(size: usize) -> Vec<usize> {
-    let pixels = spread(size / 3, VALUES / 3);
+/// Places of the three values of at most `most` pixels of an image of `size` values.
+fn some_pixels(size: usize, most: usize) -> Vec<usize> {
+    let pixels = spread(size / 3, most);
     pixels.into_iter().flat_map(|p| 3 * p..3 * p + 3).collect()
 }
 

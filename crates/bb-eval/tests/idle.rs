@@ -226,8 +226,6 @@ fn settings_that_do_nothing_are_errors_where_they_are_given_alone() {
         ("otbr", &["sweep_ratios=[0.1]"], "sweep_ratios"),
         ("otbr", &["select.images=9"], "select.images"),
         ("fp", &["sweep_ratios=[0.1]"], "sweep_ratios"),
-        ("fp", &["unlearn.lr=0.1"], "unlearn.lr"),
-        ("fp", &["unlearn.lr=0.1", "prune.order=nwc"], ""),
         (
             "anp",
             &["sweep=false", "sweep_thresholds=[0.1]"],
@@ -235,8 +233,8 @@ fn settings_that_do_nothing_are_errors_where_they_are_given_alone() {
         ),
         (
             "rnp",
-            &["clip_before_backward=true", "unlearn.clip=3.0"],
-            "unlearn.clip",
+            &["sweep=false", "sweep_thresholds=[0.1]"],
+            "sweep_thresholds",
         ),
         ("clp", &["sweep_u=[1.0]"], "sweep_u"),
         (

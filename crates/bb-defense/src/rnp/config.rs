@@ -97,9 +97,6 @@ impl Validate for RnpConfig {
     fn idle(&self) -> Vec<Idle> {
         let mut idle = self.clean.idle();
         idle.extend(idle_sweep(self.sweep, "sweep_thresholds"));
-        if self.clip_before_backward {
-            idle.push(("unlearn.clip", "`clip_before_backward` is true"));
-        }
         idle
     }
 }
