@@ -84,13 +84,26 @@ Options:
   -h, --help                   Print help
 
 Machine:
-      --data <DIR>       Folder with the datasets
+      --data <DIR>       Folder with the datasets [env: BB_DATA]
       --out <DIR>        Folder for the results [default: runs]
       --device <DEVICE>  Where to compute: auto, cpu or cuda:N [default: auto]
       --threads <N>      Number of threads [default: all cores]
   -q, --quiet            No progress and no log lines, only warnings and errors
 ";
     assert_eq!(Cli::command().render_help().to_string(), expected);
+}
+
+#[test]
+fn the_data_folder_may_come_from_the_environment() {
+    let command = Cli::command();
+    let data = command.get_arguments().find(|arg| arg.get_id() == "data");
+    let data = data.expect("there is `--data`");
+    assert_eq!(
+        data.get_env().and_then(|name| name.to_str()),
+        Some("BB_DATA")
+    );
+    // Where it is would otherwise stand in the help, and a recorded help differ between machines.
+    assert!(data.is_hide_env_values_set());
 }
 
 #[test]
