@@ -54,6 +54,21 @@ const GLOBALS: &[(&str, &str)] = &[
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"),
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_tensor_v3"),
+    ("torch._utils", "_rebuild_parameter_with_state"),
+    ("torch._tensor", "_rebuild_from_type_v2"),
+    ("torch", "Tensor"),
+    ("torch", "device"),
+    ("torch", "uint16"),
+    ("torch.storage", "UntypedStorage"),
+    ("collections", "Counter"),
+    ("collections", "defaultdict"),
+    ("__builtin__", "set"),
+    ("__builtin__", "bytearray"),
+    ("__builtin__", "complex"),
+    ("argparse", "Namespace"),
+    ("numpy.core.numeric", "_frombuffer"),
     ("torch", "Size"),
     ("torch", "FloatStorage"),
     ("torch", "LongStorage"),
@@ -229,7 +244,7 @@ impl Program<'_> {
     fn step(&mut self) {
         let top = self.top();
         let (last, before) = (top.last().copied(), top.iter().rev().nth(1).copied());
-        match self.random.random_range(0..26) {
+        match self.random.random_range(0..32) {
             0 | 1 => self.text(),
             2 | 3 => self.int(),
             4 => self.op(b"N", Kind::Other),
@@ -266,6 +281,26 @@ impl Program<'_> {
                     .push(if self.random.random() { b'R' } else { b'b' });
                 self.stack.pop();
             }
+            26 => self.op(b"\x8f", Kind::Other),
+            27 if self.marked() => {
+                // All above the mark into the set below it, or a set of its own.
+                let into = self.random.random();
+                self.bytes.push(if into { 0x90 } else { 0x91 });
+                self.close();
+                self.stack.extend((!into).then_some(Kind::Other));
+            }
+            28 if self.marked() => {
+                self.bytes
+                    .push(if self.random.random() { b'l' } else { b'd' });
+                self.close();
+                self.stack.push(Kind::Other);
+            }
+            29 if last == Some(Kind::Tuple) && before == Some(Kind::Other) => {
+                self.bytes.push(0x81);
+                self.stack.pop();
+            }
+            30 => self.op(b"\x96\x02\0\0\0\0\0\0\0ab", Kind::Other),
+            31 => self.op(b"I-7\n", Kind::Int),
             24 => self.op(b"Q", Kind::Other),
             25 => {
                 let opcode = self.random.random();

@@ -420,7 +420,23 @@ fn places_without_a_cell_are_named() {
     let work = work(out.path(), &spec());
     let error = Cell::load(work.dir()).expect_err("the cell is not complete");
     assert!(matches!(&error, CellError::Incomplete { path } if path == work.dir()));
-    assert!(error.hint().is_some());
+    let hint = |path: &std::path::Path| Cell::load(path).expect_err("no cell").hint();
+    let says = |path: &std::path::Path, words: &str| {
+        let hint = hint(path).unwrap_or_default();
+        assert!(hint.contains(words), "{}: {hint}", path.display());
+    };
+    says(work.dir(), "and it resumes");
+    // A folder of cells never was one itself, and what others left has to be imported.
+    says(out.path(), "it was never one");
+    says(
+        &out.path().join("model.safetensors"),
+        "`bb-eval zoo import`",
+    );
+    let record = out.path().join("record");
+    fs_err::create_dir(&record).expect("made");
+    fs_err::write(record.join("attack_result.pt"), "").expect("written");
+    says(&record, "`bb-eval zoo import`");
+    assert_eq!(hint(&absent), None);
 }
 
 #[test]

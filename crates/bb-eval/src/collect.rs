@@ -163,13 +163,22 @@ pub fn facts(cell: &Cell) -> Facts {
         arch: word(&settings["model"]["arch"]),
         width: settings["model"]["width"].as_u64().unwrap_or(0) as usize,
         precision: precision(cell).to_owned(),
-        ratio: settings["ratio"].as_f64(),
+        ratio: settings["ratio"].as_f64().or_else(|| imported_ratio(cell)),
         label: settings["label"].as_str().map(str::to_owned),
         epochs: settings["train"]["epochs"].as_u64(),
         train_limit: settings["data"]["train_limit"].as_u64(),
         test_limit: settings["data"]["test_limit"].as_u64(),
         unlike_recipe: unlike_attack(cell),
     }
+}
+
+/// The share of the training images that a record holds as poisoned ones, to three digits, since the benchmark rounds their
+/// number; `None` where it holds none of them, as of attacks that poison in the training loop.
+fn imported_ratio(cell: &Cell) -> Option<f64> {
+    let results = &cell.manifest.results;
+    let poisoned = results["poison"]["train"].as_u64().filter(|n| *n > 0)?;
+    let all = results["images"]["train"].as_u64().filter(|n| *n > 0)?;
+    format!("{:.2e}", poisoned as f64 / all as f64).parse().ok()
 }
 
 /// What the table compares with a paper's setting, of a defense with these settings.

@@ -102,6 +102,8 @@ fn a_folder_for_backdoorbench_is_imported_as_the_same_cell() {
     }
     let data = |cell: &Cell| cell.manifest.settings["data"].clone();
     assert_eq!(data(&back), data(&cell));
+    // 20 of 200 images, which the settings of a stranger's cell do not say.
+    assert_eq!(bb_eval::collect::facts(&back).ratio, Some(0.1));
 
     // The record says what the benchmark's own does.
     let record = AttackResult::read(&out.join("attack_result.pt")).expect("a record");

@@ -288,7 +288,190 @@ fn bombs_of_every_kind_are_harmless() {
         b"\x86R",
     ]
     .concat();
+    // A view of a storage of `len` floats.
+    let view = |key: &str, len: u32, shape: &[u32], stride: &[u32]| {
+        let number = |n: &u32| [b"J".as_slice(), &n.to_le_bytes()].concat();
+        let numbers = |all: &[u32]| {
+            let all: Vec<u8> = all.iter().flat_map(number).collect();
+            [b"(".as_slice(), &all, b"t"].concat()
+        };
+        [
+            b"ctorch._utils\n_rebuild_tensor_v2\n((".as_slice(),
+            &text("storage"),
+            b"ctorch\nFloatStorage\n",
+            &text(key),
+            &text("cpu"),
+            &number(&len),
+            b"tQK\0",
+            &numbers(shape),
+            &numbers(stride),
+            b"\x89ccollections\nOrderedDict\n)RtR",
+        ]
+        .concat()
+    };
+    let with_storage = |opcodes: &[&[u8]], floats: usize| {
+        let pickle = [b"\x80\x02".as_slice(), &opcodes.concat(), b"."].concat();
+        archive(&[("x/data.pkl", &pickle), ("x/data/0", &vec![0; 4 * floats])])
+    };
+    let named = |count: u32, value: &[u8]| {
+        let entry = |n| [text(&format!("w{n}")), value.to_vec()].concat();
+        [
+            b"}(".to_vec(),
+            (0..count).flat_map(entry).collect(),
+            b"u".to_vec(),
+        ]
+        .concat()
+    };
+    let copies = |function: &str, first: &[u8]| {
+        let call = [format!("c{function}\nh\0").as_bytes(), b"\x85R0"].concat();
+        let long = [first, b"q\0"].concat();
+        program(&[b"(", &long, &call.repeat(1000), b"t"])
+    };
+    let long_list = [b"](".as_slice(), &b"N".repeat(300_000), b"e"].concat();
+    let pairs = [b"](NN\x86q\x01".as_slice(), &b"h\x01".repeat(300_000), b"e"].concat();
+    let deep = |open: &[u8], inner: &[u8], close: &[u8]| {
+        program(&[&open.repeat(10_000), inner, &close.repeat(10_000)])
+    };
+    let safetensors = |header: &str, data: usize| {
+        let len = (header.len() as u64).to_le_bytes();
+        [len.as_slice(), header.as_bytes(), &vec![0; data]].concat()
+    };
+    let tiny = |n: usize, shape: &str| {
+        let one =
+            |i| format!("\"{i}\":{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":[0,0]}}");
+        format!("{{{}}}", (0..n).map(one).collect::<Vec<_>>().join(","))
+    };
     let cases: Vec<(&str, &str, Vec<u8>)> = vec![
+        ("sets in one another", "is a set, expected", {
+            deep(b"\x8f(", b"N", b"\x90")
+        }),
+        ("frozen sets in one another", "is a set, expected", {
+            deep(b"(", b"N", b"\x91")
+        }),
+        ("a set that holds itself", "is a set, expected", {
+            program(&[b"\x8fq\0(h\0h\0\x90"])
+        }),
+        (
+            "dictionaries 10,000 deep",
+            "is a dictionary, expected a tensor",
+            { deep(&[b"}", &text("model")[..]].concat(), b"}", b"s") },
+        ),
+        (
+            "a dictionary that holds itself",
+            "is a dictionary, expected a tensor",
+            { program(&[b"}q\0", &text("model"), b"h\0s"]) },
+        ),
+        (
+            "a long list as sets",
+            "more values",
+            copies("__builtin__\nset", &long_list),
+        ),
+        (
+            "pairs again and again",
+            "more values",
+            copies("collections\nOrderedDict", &pairs),
+        ),
+        ("counts again and again", "more values", {
+            copies(
+                "collections\nCounter",
+                &[b"}", &entries(200_000, b"N")[..]].concat(),
+            )
+        }),
+        (
+            "types of types",
+            "with arguments that are not understood",
+            {
+                let one = b"ctorch._tensor\n_rebuild_from_type_v2\n";
+                let class = b"ctorch\nTensor\n";
+                program(&[one, b"(", one, class, b"))", b"tR"])
+            },
+        ),
+        (
+            "a buffer elsewhere",
+            "a buffer that lies outside of the file",
+            program(&[b"\x97"]),
+        ),
+        ("a bytearray of 2^63 bytes", "bytes expected", {
+            program(&[b"\x96\0\0\0\0\0\0\0\x80"])
+        }),
+        (
+            "a number of 4 GiB",
+            "bytes expected",
+            program(&[b"\x8b\xff\xff\xff\xff"]),
+        ),
+        (
+            "an old text of 4 GiB",
+            "bytes expected",
+            program(&[b"T\xff\xff\xff\xff"]),
+        ),
+        (
+            "a far place in the memo",
+            "memo entry 4294967295 after 0",
+            { program(&[b"Np4294967295\n"]) },
+        ),
+        (
+            "a place that is none",
+            "a line that is not a place in the memo",
+            { program(&[b"Ng99999999999999999999\n"]) },
+        ),
+        ("a line of digits", "a name without end", {
+            program(&[b"L", &b"9".repeat(1 << 20), b"\n"])
+        }),
+        ("a name of megabytes", "is not allowed in a checkpoint", {
+            program(&[&text(&"a".repeat(20 << 20)), &text("b"), b"\x93"])
+        }),
+        (
+            "a view of terabytes",
+            "have more elements than the file has room for",
+            {
+                let view = view("0", 1, &[1 << 20, 1 << 20], &[0, 0]);
+                with_storage(&[&named(1, &view)], 1)
+            },
+        ),
+        (
+            "one view under many names",
+            "have more elements than the file has room for",
+            {
+                let many = [b"](", &view("0", 1 << 20, &[1 << 19], &[1])[..], b"q\0e0"].concat();
+                with_storage(&[&many, &named(20_000, b"h\0")], 1 << 20)
+            },
+        ),
+        ("a pickle of pipes", "it is neither a zip archive", {
+            [b"\x80\x04".as_slice(), &b"N".repeat(100)].concat()
+        }),
+        (
+            "safetensors with a long header",
+            "its header has 16777216 bytes",
+            { safetensors(&format!("{{\"a\":{}", " ".repeat((16 << 20) - 5)), 0) },
+        ),
+        (
+            "safetensors of many tensors",
+            "tensors, expected at most 20000",
+            { safetensors(&tiny(100_000, "[0]"), 0) },
+        ),
+        ("safetensors of many axes", "axes, expected at most 8", {
+            safetensors(&tiny(1, &format!("[0{}]", ",1".repeat(1_000_000))), 0)
+        }),
+        (
+            "safetensors of many bytes",
+            "is no valid safetensors file",
+            {
+                safetensors(
+                    "{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}",
+                    0,
+                )
+            },
+        ),
+        (
+            "safetensors in 8 bits",
+            "is of type F8_E4M3, expected F64",
+            {
+                safetensors(
+                    "{\"a\":{\"dtype\":\"F8_E4M3\",\"shape\":[4],\"data_offsets\":[0,4]}}",
+                    4,
+                )
+            },
+        ),
         (
             "a list in a list",
             "is a tuple, expected a dictionary",

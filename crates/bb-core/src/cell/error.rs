@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Holder, SCHEMA};
+use super::{CKPT, CONFIG, Holder, LOCK, LOG, SCHEMA};
 use crate::artifact::ArtifactError;
 use crate::cli::{Coded, exit};
 
@@ -189,7 +189,16 @@ impl Coded for CellError {
                 "give a folder on another filesystem, such as a local disk, with `--out`"
             }
             Self::Record { .. } => "remove the file to have the cell computed again",
-            Self::Incomplete { .. } => "run the command that makes this cell again, and it resumes",
+            Self::NoCell { path } => return of_others(path).map(str::to_owned),
+            Self::Incomplete { path } => match of_others(path) {
+                Some(hint) => hint,
+                None if BEGUN.iter().any(|name| path.join(name).exists()) => {
+                    "run the command that makes this cell again, and it resumes"
+                }
+                None => {
+                    "it was never one: name the folder that holds a `manifest.json`, as in `runs/attack/<method>/<dataset>-<arch>/<id>`"
+                }
+            },
             Self::Schema { .. } => "make the cell again with this version",
             Self::TooLong { .. }
             | Self::Manifest { .. }
@@ -204,6 +213,17 @@ impl Coded for CellError {
         };
         Some(hint.to_owned())
     }
+}
+
+/// What lies in a cell as soon as a run has begun.
+const BEGUN: [&str; 4] = [LOCK, LOG, CKPT, CONFIG];
+
+/// What to do with a file or a folder that another program left.
+fn of_others(path: &Path) -> Option<&'static str> {
+    let end = path.extension().and_then(|end| end.to_str());
+    let is_network = matches!(end, Some("pt" | "pth" | "ckpt" | "safetensors")) && path.is_file();
+    (is_network || path.join("attack_result.pt").is_file())
+        .then_some("make a cell of it with `bb-eval zoo import`, and name that one")
 }
 
 fn at(field: &str) -> String {

@@ -178,7 +178,7 @@ fn best_rule<'a>(
 
 /// Whether a beginning can be typed as it is.
 fn is_plain(text: &str) -> bool {
-    !text.is_empty()
+    (1..=80).contains(&text.len())
         && text
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
