@@ -9,6 +9,7 @@ pub mod data;
 pub mod events;
 pub mod method;
 pub mod metrics;
+pub mod pickle;
 pub mod poison;
 pub mod precision;
 pub mod rng;

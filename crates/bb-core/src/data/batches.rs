@@ -3,7 +3,6 @@
 //! Read here and not through candle-datasets, whose reader goes through f32 tensors, does not say which file is short
 //! and knows the binary files only; with the feature `hub` a test holds the two to the same result.
 
-use std::borrow::Cow;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -378,13 +377,8 @@ impl Rows<'_> {
                     source,
                 };
                 let batch = pickled::batch(bytes, labels).map_err(fault)?;
-                let pixels: Cow<'_, [u8]> = batch.pixels;
-                for (row, (label, planes)) in batch
-                    .labels
-                    .iter()
-                    .zip(pixels.chunks_exact(PIXELS))
-                    .enumerate()
-                {
+                let planes = batch.pixels.chunks_exact(PIXELS);
+                for (row, (label, planes)) in batch.labels.iter().zip(planes).enumerate() {
                     self.push(path, row, *label, planes)?;
                 }
             }

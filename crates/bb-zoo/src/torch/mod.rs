@@ -7,9 +7,10 @@
 pub mod attack;
 pub mod file;
 pub mod nested;
-pub mod pickle;
 pub mod scan;
 pub mod write;
+
+pub use bb_core::pickle;
 
 pub use attack::{AttackResult, DatasetState, NamedTensor, Record};
 pub use file::{Checkpoint, TensorData, TorchError};
