@@ -94,6 +94,19 @@ Machine:
 }
 
 #[test]
+fn the_data_folder_may_come_from_the_environment() {
+    let command = Cli::command();
+    let data = command.get_arguments().find(|arg| arg.get_id() == "data");
+    let data = data.expect("there is `--data`");
+    assert_eq!(
+        data.get_env().and_then(|name| name.to_str()),
+        Some("BB_DATA")
+    );
+    // Where it is would otherwise stand in the help, and a recorded help differ between machines.
+    assert!(data.is_hide_env_values_set());
+}
+
+#[test]
 fn options_have_their_defaults() {
     let args = parse("").unwrap();
     assert_eq!(

@@ -351,6 +351,14 @@ set.n = 0.3
 ";
 
     #[test]
+    fn the_test_split_can_be_chosen() {
+        let split = |text: &str| Grid::parse("g.toml", text).expect("a good grid").test_split;
+        assert_eq!(split(GOOD), None);
+        let chosen = GOOD.replace("train_limit = 100", "test_split = \"val\"");
+        assert_eq!(split(&chosen).as_deref(), Some("val"));
+    }
+
+    #[test]
     fn a_good_grid_is_read_whole() {
         let grid = Grid::parse("configs/grid/g.toml", GOOD).expect("a good grid");
         assert_eq!(

@@ -51,8 +51,8 @@ pub(super) fn check_order(
             path: path.to_path_buf(),
             id,
             class,
-            found: found.clone(),
-            expected: official.get(class).cloned().unwrap_or_default(),
+            found: found.as_str().into(),
+            expected: official.get(class).map_or("", String::as_str).into(),
         }),
     }
 }
@@ -65,13 +65,13 @@ pub(super) fn check_same(a: (&Path, &[String]), b: (&Path, &[String])) -> Result
     match class {
         None => Ok(()),
         Some(class) => {
-            let (name_a, name_b) = (a.1.get(class).cloned(), b.1.get(class).cloned());
+            let name = |names: &[String]| names.get(class).map_or("", String::as_str).into();
             Err(DataError::ClassNames {
                 a: PathBuf::from(a.0),
                 b: PathBuf::from(b.0),
                 class,
-                name_a: name_a.unwrap_or_default(),
-                name_b: name_b.unwrap_or_default(),
+                name_a: name(a.1),
+                name_b: name(b.1),
             })
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::DATASETS;
 use super::decode::ImageFault;
+use super::locate::layouts;
 use super::pickled::PickleFault;
 use crate::cli::{Coded, exit};
 
@@ -57,8 +58,6 @@ pub enum DataError {
         place: PathBuf,
         /// What lies in it.
         found: Vec<String>,
-        /// The layouts that are read.
-        layouts: &'static str,
         /// What to do about what lies there.
         advice: Option<String>,
     },
@@ -66,7 +65,7 @@ pub enum DataError {
     #[error("no split `{wanted}` in `{}`, {}", place.display(), found_there(found))]
     NoSplit {
         /// The split.
-        wanted: String,
+        wanted: Box<str>,
         /// The folder that holds the splits.
         place: PathBuf,
         /// The splits or folders that are there.
@@ -287,9 +286,9 @@ pub enum DataError {
         /// The class.
         class: usize,
         /// Its name in the file.
-        found: String,
+        found: Box<str>,
         /// Its name in the dataset.
-        expected: String,
+        expected: Box<str>,
     },
     /// Two files of one dataset name a class differently.
     #[error(
@@ -303,9 +302,9 @@ pub enum DataError {
         /// The class.
         class: usize,
         /// Its name in the one.
-        name_a: String,
+        name_a: Box<str>,
         /// Its name in the other.
-        name_b: String,
+        name_b: Box<str>,
     },
     /// A split has no image.
     #[error("the {split} split of `{id}` has no image")]
@@ -417,14 +416,14 @@ impl Coded for DataError {
             Self::NotFound { advice: Some(advice), .. } | Self::NoSplit { advice: Some(advice), .. } => {
                 advice.clone()
             }
-            Self::NotFound { layouts, .. } => format!("read are {layouts}"),
-            Self::NoSplit { wanted, found, .. } if wanted == "train" && found.is_empty() => {
+            Self::NotFound { id, .. } => format!("read are {}", layouts(id)),
+            Self::NoSplit { wanted, found, .. } if &**wanted == "train" && found.is_empty() => {
                 "the images of class `cat` lie in `train/cat/` and `test/cat/`".to_owned()
             }
-            Self::NoSplit { wanted, .. } if wanted == "train" => {
+            Self::NoSplit { wanted, .. } if &**wanted == "train" => {
                 "the images of a class lie in `train/CLASS/` and `test/CLASS/`; split them into these two".to_owned()
             }
-            Self::NoSplit { wanted, .. } if wanted == "test" => {
+            Self::NoSplit { wanted, .. } if &**wanted == "test" => {
                 "the test split is called `test`, `val`, `valid` or `validation`; `--test-split NAME` takes another one".to_owned()
             }
             Self::Label { found, .. } if *found < 0 => {

@@ -140,7 +140,7 @@ pub(super) fn test_folder(
     let no_split = |wanted: &str| -> Result<DataError, DataError> {
         let found = folders(root)?;
         Ok(DataError::NoSplit {
-            wanted: wanted.to_owned(),
+            wanted: wanted.into(),
             place: root.to_path_buf(),
             found: found
                 .iter()
@@ -218,7 +218,7 @@ fn no_train(root: &Path) -> Result<DataError, DataError> {
         None => None,
     };
     Ok(DataError::NoSplit {
-        wanted: "train".to_owned(),
+        wanted: "train".into(),
         place: root.to_path_buf(),
         found,
         advice,

@@ -92,7 +92,7 @@ pub(super) fn find(
     };
     let batches = |place: &Path, (train, test): (Batches, Batches)| match test_split {
         Some(chosen) if !chosen.eq_ignore_ascii_case("test") => Err(DataError::NoSplit {
-            wanted: chosen.to_owned(),
+            wanted: chosen.into(),
             place: place.to_path_buf(),
             found: vec!["train".to_owned(), "test".to_owned()],
             advice: None,
@@ -165,13 +165,12 @@ fn not_found(spec: &DatasetSpec, root: &Path) -> Result<DataError, DataError> {
         id: spec.id,
         place: root.to_path_buf(),
         found: listing::entries(root)?,
-        layouts: layouts(spec.id),
         advice,
     })
 }
 
 /// The layouts of a dataset that are read, for people.
-fn layouts(id: &str) -> &'static str {
+pub(super) fn layouts(id: &str) -> &'static str {
     match id {
         "cifar10" => {
             "`train-*.parquet`, `train/*.parquet`, `cifar-10-batches-py/`, `cifar-10-batches-bin/`, `cifar-10-python.tar.gz` and `cifar-10-binary.tar.gz`"
@@ -275,7 +274,7 @@ pub(super) fn shards_in(
         }
     }
     Err(DataError::NoSplit {
-        wanted: test_split.unwrap_or("test").to_owned(),
+        wanted: test_split.unwrap_or("test").into(),
         place: folder.to_path_buf(),
         found,
         advice: None,

@@ -229,7 +229,7 @@ pub fn open(id: &str, root: Option<&Path>, opts: &OpenOptions) -> Result<Dataset
 fn only_test(place: &Path, opts: &OpenOptions) -> Result<(), DataError> {
     match &opts.test_split {
         Some(chosen) if chosen != "test" => Err(DataError::NoSplit {
-            wanted: chosen.clone(),
+            wanted: chosen.as_str().into(),
             place: place.to_path_buf(),
             found: vec!["train".to_owned(), "test".to_owned()],
             advice: None,

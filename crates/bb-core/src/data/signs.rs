@@ -41,7 +41,7 @@ pub(super) fn find(
     };
     let Some(test) = test else {
         return Err(DataError::NoSplit {
-            wanted: test_split.unwrap_or("test").to_owned(),
+            wanted: test_split.unwrap_or("test").into(),
             place: place.to_path_buf(),
             found: folders(place)?
                 .iter()
