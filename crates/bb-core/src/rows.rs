@@ -25,8 +25,11 @@ const BETTER: f64 = 0.1;
 const CHANCE: f64 = 0.7;
 /// Most pixels that are compared, evenly spread over the image: all of one of 64 x 64.
 const PIXELS: usize = 64 * 64;
-/// Most values of an image that are compared when one picture is compared with all images of a class.
-const VALUES: usize = 1024;
+/// Most values of an image that are compared when one picture is compared with all images of a class; a prime, so that
+/// they are of all channels and columns.
+const VALUES: usize = 1021;
+/// A value that a trigger changes by no more than this part of its spread over images is as good as untouched.
+const UNTOUCHED: f32 = 0.05;
 /// Pictures that suffice to find out which pixels the trigger leaves alone.
 const FEW: usize = 8;
 /// How near the best row of a picture has to be beside the second: the quotient of what each leaves unexplained.
@@ -349,6 +352,7 @@ fn beside_the_trigger(
         clean: mean(&split.images, &rows, &all),
     };
     let mut residual = vec![0.0f32; all.len()];
+    let mut spread_of = vec![0.0f32; all.len()];
     for (&picture, &row) in pictures.iter().zip(&rows) {
         let (picture, image) = (set.images.image(picture), split.images.image(row));
         let pairs = || {
@@ -364,16 +368,24 @@ fn beside_the_trigger(
             (product + p * x, square + x * x)
         });
         let slope = if square > 0.0 { product / square } else { 0.0 };
-        for (sum, (p, x)) in residual.iter_mut().zip(pairs()) {
+        let sums = residual.iter_mut().zip(&mut spread_of);
+        for ((sum, spread), (p, x)) in sums.zip(pairs()) {
             *sum += (p - slope * x).abs();
+            *spread += (slope * x).abs();
         }
     }
-    let mut by_residual = all;
-    by_residual.sort_by(|&a, &b| residual[a].total_cmp(&residual[b]));
-    by_residual.truncate(by_residual.len().div_ceil(2));
-    by_residual.sort_unstable();
-    let places = spread(by_residual.len(), VALUES);
-    let values: Vec<usize> = places.into_iter().map(|place| by_residual[place]).collect();
+    // A value that is the same in all images tells none of them apart.
+    let told = all.into_iter().filter(|&i| spread_of[i] > 0.0);
+    let relative: Vec<(usize, f32)> = told.map(|i| (i, residual[i] / spread_of[i])).collect();
+    let mut sorted: Vec<f32> = relative.iter().map(|&(_, part)| part).collect();
+    sorted.sort_by(f32::total_cmp);
+    // Where a trigger leaves most pixels as they are, all of these are kept, not only half of the image.
+    let middle = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
+    let most = middle.max(UNTOUCHED);
+    let kept = relative.into_iter().filter(|&(_, part)| part <= most);
+    let kept: Vec<usize> = kept.map(|(i, _)| i).collect();
+    let places = spread(kept.len(), VALUES);
+    let values: Vec<usize> = places.into_iter().map(|place| kept[place]).collect();
     let at = |mean: &[f32]| values.iter().map(|&value| mean[value]).collect();
     let means = Means {
         pictures: at(&means.pictures),

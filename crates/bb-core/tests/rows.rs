@@ -294,3 +294,23 @@ fn images_of_one_pixel_and_classes_of_one_image_are_no_obstacle() {
     strange.original_labels = vec![77; 3];
     assert_eq!(find(&strange, &split), [None; 3]);
 }
+
+#[test]
+fn images_that_differ_in_their_lower_half_only_are_found() {
+    let images = split(200);
+    // As photographs under one sky; the trigger leaves all but a corner as it is.
+    let all: Vec<usize> = (0..200).collect();
+    let below = poisoned(
+        &images,
+        &all,
+        |x, _, at| if at.0 < 17 { 200.0 } else { value(x, at) },
+    );
+    let sky = Split {
+        images: below.images,
+        labels: images.labels.clone(),
+    };
+    let set = poisoned(&sky, &all, TRIGGERS[0].1);
+    assert!(rows::check(&set, &sky).is_ok());
+    let found: Vec<usize> = find(&set, &sky).into_iter().flatten().collect();
+    assert_eq!(found, all);
+}
