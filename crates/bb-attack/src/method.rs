@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bb_core::data::Dataset;
 use bb_core::method::MethodInfo;
 use bb_core::poison::PoisonSet;
-use bb_core::settings::{Layers, Origin, Resolved, Valid, Validate, render};
+use bb_core::settings::{Layers, Origin, Resolved, Unnumbered, Valid, Validate, render};
 use bb_nn::data::Batch;
 use bb_nn::kernels::loss::Loss;
 use bb_nn::train::{Recipe, StepAt};
@@ -252,9 +252,6 @@ struct Checked<A: Attack> {
     settings: Resolved<Valid<A::Config>>,
     tree: serde_json::Value,
 }
-
-/// Classes that were given by a name that is not known, as (setting, name).
-type Unnumbered = Vec<(&'static str, String)>;
 
 impl<A: Attack> Checked<A> {
     /// The settings with the numbers of `names`, and the classes that have none of them.
