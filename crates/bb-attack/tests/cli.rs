@@ -383,6 +383,11 @@ fn show_config_refuses_what_a_run_refuses_with_the_same_words() {
         "`target` is 10, expected a class of 0..=9",
     );
     check(
+        &synthetic(&["--set", "target=ring, stripes up"]),
+        2,
+        "which is no class of the data\n  in `--set target=ring, stripes up`\nhint: did you mean `ring, stripes down`?",
+    );
+    check(
         &synthetic(&["--set", "target=-1"]),
         2,
         "`target` is `-1`, expected a whole number from 0",

@@ -723,7 +723,7 @@ fn a_class_is_given_by_its_number_or_its_name() {
         "error: setting `target` is `twin`, expected the number of a class, since 3 and 4 are both called so\n  \
          in `--set target=twin`\n"
     );
-    let known = ["cat", "ship"].map(str::to_owned);
+    let known = ["cat", "ship"];
     let error = layers("target=shp")
         .expect("a class")
         .unknown_class("target", "shp", &known);

@@ -60,12 +60,12 @@ impl Layers {
     }
 
     /// The error that no class of `known` is called `name`.
-    pub fn unknown_class(&self, key: &str, name: &str, known: &[String]) -> SettingsError {
+    pub fn unknown_class(&self, key: &str, name: &str, known: &[&str]) -> SettingsError {
         SettingsError::UnknownClass {
             key: key.to_owned(),
             name: name.to_owned(),
             origin: origin_of(&self.origins, key),
-            known: known.into(),
+            known: known.iter().map(ToString::to_string).collect(),
         }
     }
 
