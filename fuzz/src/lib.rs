@@ -15,6 +15,7 @@ use bb_core::events::usage;
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 
+mod datasets;
 mod mutate;
 pub mod program;
 mod targets;

@@ -14,14 +14,17 @@ use bb_eval::grid::Grid;
 use bb_eval::zoo::Rules;
 use bb_nn::{ArchSpec, Net, StateDict};
 use bb_zoo::Index;
+use bb_zoo::safetensors::Safetensors;
 use bb_zoo::torch::pickle::{Limits, Pickle};
-use bb_zoo::torch::{AttackResult, Checkpoint, Item, NamedTensor, TensorData, attack, write};
+use bb_zoo::torch::{
+    AttackResult, Checkpoint, Item, NamedTensor, TensorData, attack, nested, write,
+};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use crate::{Target, program};
+use crate::{Target, datasets, program};
 
 /// All readers.
 pub static TARGETS: &[Target] = &[
@@ -77,6 +80,12 @@ pub static TARGETS: &[Target] = &[
         },
     },
     Target {
+        name: "dataset",
+        seeds: datasets::seeds,
+        make: None,
+        read: datasets::read,
+    },
+    Target {
         name: "poison",
         seeds: || vec![poison().to_bytes()],
         make: None,
@@ -87,9 +96,12 @@ pub static TARGETS: &[Target] = &[
         seeds: networks,
         make: None,
         read: |bytes, folder| {
-            let path = folder.join("model.safetensors");
+            let path = put(folder, "model.safetensors", bytes);
             let _ = StateDict::metadata(bytes, &path);
-            StateDict::from_bytes(bytes, &path).is_ok()
+            let _ = bb_eval::zoo::scan(&path, None, true);
+            let strangers = Safetensors::open(&path).and_then(|file| file.tensors());
+            let ours = StateDict::from_bytes(bytes, &path);
+            ours.is_ok() || strangers.is_ok()
         },
     },
 ];
@@ -208,10 +220,14 @@ fn program_in_archive(random: &mut ChaCha8Rng) -> Vec<u8> {
 fn checkpoint(bytes: &[u8], folder: &Path) -> bool {
     let path = put(folder, "attack_result.pt", bytes);
     // People look at what they do not trust.
-    let _ = bb_zoo::torch::scan(&path);
+    let _ = bb_eval::zoo::scan(&path, None, true);
     let Ok(checkpoint) = Checkpoint::open(&path) else {
         return false;
     };
+    let _ = nested::at(&checkpoint, "model.conv1.weight");
+    for place in nested::places(&checkpoint) {
+        let _ = attack::state(&checkpoint, &place.key, place.value);
+    }
     let record = AttackResult::of(&checkpoint);
     let state = attack::state(&checkpoint, "", &checkpoint.pickle().root);
     if let Ok(record) = &record {

@@ -142,7 +142,12 @@ impl CleanNet<'_> {
             &checkpoints,
             &mut part,
         )
-        .map_err(crate::harness::unwrapped)?;
+        .map_err(|error| match error {
+            TrainError::Diverged { .. } | TrainError::NotFinite { .. } => {
+                AttackError::CleanDiverged { source: error }
+            }
+            other => crate::harness::unwrapped(other),
+        })?;
         if let Some(progress) = part.progress.take() {
             progress.finish();
         }

@@ -40,6 +40,10 @@ pub struct Args {
     /// Measure on the first N images of the dataset only
     #[arg(long, value_name = "N", value_parser = cli::limit, allow_negative_numbers = true)]
     test_limit: Option<usize>,
+    /// Measure on this split of the dataset, by the name of its folder or files [default: test, or else val, valid or
+    /// validation]
+    #[arg(long, value_name = "NAME")]
+    test_split: Option<String>,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -80,15 +84,18 @@ struct PreviewArgs {
     #[arg(long, value_name = "ID", default_value = DEFAULT_DATASET)]
     dataset: String,
     /// Folder with the datasets
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
     data: Option<PathBuf>,
-    /// Architecture of the network that the trigger is made for
-    #[arg(long, value_name = "ID", default_value = DEFAULT_ARCH)]
-    arch: String,
-    /// Channels of its first stage
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_WIDTH, value_parser = cli::width)]
-    #[arg(allow_negative_numbers = true)]
-    width: usize,
+    /// Measure on this split of the dataset, by the name of its folder or files [default: test, or else val, valid or
+    /// validation]
+    #[arg(long, value_name = "NAME")]
+    test_split: Option<String>,
+    /// Architecture of the network that the trigger is made with, where there is one [default: preactresnet18]
+    #[arg(long, value_name = "ID")]
+    arch: Option<String>,
+    /// Channels of its first stage [default: 64]
+    #[arg(long, value_name = "N", value_parser = cli::width, allow_negative_numbers = true)]
+    width: Option<usize>,
     /// Number of images to show, at most 32
     #[arg(long, value_name = "N", default_value_t = preview::IMAGES, value_parser = shown)]
     #[arg(allow_negative_numbers = true)]
@@ -144,16 +151,33 @@ pub fn main(args: &Args) -> Result<(), Failure> {
 }
 
 fn preview(args: &PreviewArgs) -> Result<(), Failure> {
+    let given = Given {
+        files: args.config.clone(),
+        set: args.set.clone(),
+    };
+    let ready = registry::find(&args.method)?.resolve(&args.dataset, &given)?;
+    let idle = [
+        ("--arch", args.arch.is_some()),
+        ("--width", args.width.is_some()),
+    ];
+    if let Some((option, _)) = idle
+        .iter()
+        .find(|(_, given)| *given && !ready.needs_network())
+    {
+        return Err(Failure::usage(format!(
+            "`{option}` does nothing here, because the trigger of `{}` is made without a network",
+            args.method
+        ))
+        .hint("leave it out"));
+    }
     let stealth = preview::run(&PreviewRequest {
         method: args.method.clone(),
         dataset: args.dataset.clone(),
         data: args.data.clone(),
-        arch: args.arch.clone(),
-        width: args.width,
-        given: Given {
-            files: args.config.clone(),
-            set: args.set.clone(),
-        },
+        test_split: args.test_split.clone(),
+        arch: args.arch.clone().unwrap_or_else(|| DEFAULT_ARCH.to_owned()),
+        width: args.width.unwrap_or(DEFAULT_WIDTH),
+        given,
         seed: args.seed,
         images: args.images,
         out: args.out.clone(),
@@ -209,6 +233,7 @@ fn request(method: &str, args: &Args, given: Given, compute: Compute) -> AttackR
         data: options.host.data.clone(),
         train_limit: args.train_limit,
         test_limit: args.test_limit,
+        test_split: args.test_split.clone(),
         arch: options.arch().to_owned(),
         width: options.width(),
         precision: options.precision,

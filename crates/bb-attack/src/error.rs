@@ -99,6 +99,43 @@ pub enum AttackError {
         /// The attacker's class.
         target: u32,
     },
+    /// The trained network has no class for some images, although its weights are finite.
+    #[error("training diverged: the network cannot be scored after {done} of {total} epochs")]
+    Scores {
+        /// Epochs done.
+        done: usize,
+        /// Epochs of the training.
+        total: usize,
+        /// Which images.
+        source: NnError,
+    },
+    /// The clean network, that the trigger is made for, diverged.
+    #[error("{source}, while the clean network was trained")]
+    CleanDiverged {
+        /// Where.
+        source: TrainError,
+    },
+    /// A network of the attack's own gives no numbers.
+    #[error("the {network} gives {what} that are NaN or infinite")]
+    OwnNetwork {
+        /// Which one, such as `clean network`.
+        network: &'static str,
+        /// What it gives, and for which image.
+        what: String,
+    },
+    /// A ratio by which no batch of the run has a poisoned image.
+    #[error(
+        "`ratio` {ratio} selects no image of any batch of the run (up to {batch_size} images each, {batches} in all), \
+         expected at least one"
+    )]
+    NoPoisonedBatch {
+        /// The setting.
+        ratio: f64,
+        /// Images in a batch.
+        batch_size: usize,
+        /// Batches of the whole run.
+        batches: u64,
+    },
     /// A preparation was asked to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -117,6 +154,16 @@ pub enum AttackError {
         method: &'static str,
         /// Why not.
         reason: &'static str,
+    },
+    /// A limit that leaves nothing out.
+    #[error("the limit of {limit} {split} images does nothing, because the dataset has {images}")]
+    WideLimit {
+        /// `train` or `test`.
+        split: &'static str,
+        /// The limit.
+        limit: usize,
+        /// Images in the split.
+        images: usize,
     },
     /// The file of a preview would have another format than its name says.
     #[error("`{}` does not end in `.png`, and a preview is a PNG file", path.display())]
@@ -210,8 +257,10 @@ impl Coded for AttackError {
             | Self::Neurons { .. }
             | Self::Sides { .. }
             | Self::NotSquare { .. }
+            | Self::NoPoisonedBatch { .. }
             | Self::NotPng { .. }
-            | Self::NoPreview { .. } => exit::USAGE,
+            | Self::NoPreview { .. }
+            | Self::WideLimit { .. } => exit::USAGE,
             Self::Poison(_) => exit::BUG,
             Self::Picture(_)
             | Self::Pattern(_)
@@ -221,7 +270,11 @@ impl Coded for AttackError {
             | Self::BlackTrigger { .. }
             | Self::MetricsLost { .. } => exit::INPUT,
             // What is written is the result of the training, and not what somebody gave.
-            Self::Nn(NnError::NotFinite { .. }) | Self::EncoderDiverged { .. } => exit::NUMERICAL,
+            Self::Nn(NnError::NotFinite { .. })
+            | Self::EncoderDiverged { .. }
+            | Self::Scores { .. }
+            | Self::CleanDiverged { .. }
+            | Self::OwnNetwork { .. } => exit::NUMERICAL,
             Self::Nn(error) => error.exit_code(),
             Self::Train(error) => error.exit_code(),
             Self::Checkpoint { source, .. } | Self::Log { source, .. } => source.exit_code(),
@@ -241,7 +294,12 @@ impl Coded for AttackError {
                 Some("set `oversize=cap` to poison the whole class".to_owned())
             }
             Self::EncoderDiverged { .. } => Some("lower `trigger.lr`".to_owned()),
-            Self::Train(TrainError::Diverged { .. }) => Some("lower `train.lr`".to_owned()),
+            Self::Train(TrainError::Diverged { .. } | TrainError::NotFinite { .. })
+            | Self::CleanDiverged { .. }
+            | Self::Scores { .. } => Some("lower `train.lr`".to_owned()),
+            Self::NoPoisonedBatch { .. } => Some(
+                "raise `ratio` or `train.batch_size` until their product is 1 or more".to_owned(),
+            ),
             Self::Train(TrainError::NoBatch { .. }) => {
                 Some("lower `train.batch_size`, or set `train.drop_last=false`".to_owned())
             }
@@ -253,6 +311,9 @@ impl Coded for AttackError {
             Self::Nn(error) => error.hint(),
             Self::Train(error) => error.hint(),
             Self::Artifact(error) => error.hint(),
+            Self::WideLimit { split, .. } => Some(format!(
+                "leave out `--{split}-limit`, in a grid `{split}_limit`"
+            )),
             Self::Cell(error) => error.hint(),
             Self::Machine(error) => error.hint(),
             Self::Interrupted(error) => error.hint(),

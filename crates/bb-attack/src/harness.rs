@@ -23,7 +23,7 @@ use bb_core::cell::{
     POISON_TRAIN, Work,
 };
 use bb_core::cli::catch_interrupts;
-use bb_core::data::{Dataset, DatasetSpec, NamedClass, OpenOptions, Split};
+use bb_core::data::{Dataset, NamedClass, OpenOptions, Split};
 use bb_core::events::{Log, Progress, env_facts, from_one};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
@@ -32,11 +32,12 @@ use bb_core::settings::zero_epochs;
 use bb_nn::data::{Batch, batch_count};
 use bb_nn::kernels::loss::Loss;
 use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, StepAt, TrainError, fit};
-use bb_nn::{ArchSpec, Compute, Flat, Mode, Net, eval};
+use bb_nn::{ArchSpec, Compute, Flat, Mode, Net, NnError, eval};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::AttackError;
+use crate::in_loop::Counts;
 use crate::labels::LabelMap;
 use crate::method::{AnyAttack, Ctx, Finished, Given, Poisoned, Ready, TrainHook};
 use crate::prep::Prep;
@@ -55,6 +56,8 @@ pub struct AttackRequest {
     pub train_limit: Option<usize>,
     /// Measure on the first images only.
     pub test_limit: Option<usize>,
+    /// The split to measure on, where it is not the usual one.
+    pub test_split: Option<String>,
     /// Name of the architecture.
     pub arch: String,
     /// Channels of its first stage.
@@ -124,15 +127,15 @@ pub fn run_with(attack: &dyn AnyAttack, request: &AttackRequest) -> Result<Cell,
         dataset,
         arch,
     } = &inputs;
-    Run {
+    let run = Run {
         attack,
         ready: &**ready,
         warnings,
         request,
         dataset,
         arch,
-    }
-    .train(*work)
+    };
+    work.complete(|work| run.train(work))
 }
 
 /// The cell that [`run`] would leave, so that it can be looked for; opens the data, and writes nothing but their cache.
@@ -193,12 +196,14 @@ impl Inputs {
             cache_dir: Some(request.out.join("cache")),
             train_limit: request.train_limit,
             test_limit: request.test_limit,
+            test_split: request.test_split.clone(),
             // The synthetic data stay the same whatever the run's seed, as those of any other dataset do.
             seed: 0,
         };
         let dataset = bb_core::data::open(&request.dataset, request.data.as_deref(), &options)?;
-        let arch = ArchSpec::new(&request.arch, request.width, dataset.spec.classes)?;
+        let arch = ArchSpec::for_dataset(&request.arch, request.width, &dataset.spec)?;
         let warnings = ready.bind(&dataset)?;
+        ready.check(&dataset, request.seed)?;
         Ok(Self {
             ready,
             warnings,
@@ -216,8 +221,10 @@ impl Inputs {
             id: &request.dataset,
             train_limit: request.train_limit,
             test_limit: request.test_limit,
+            test_split: request.test_split.as_deref(),
             dataset: &self.dataset,
         };
+        check_limits(&given)?;
         cell_spec(
             attack,
             &*self.ready,
@@ -238,8 +245,30 @@ pub struct GivenData<'a> {
     pub train_limit: Option<usize>,
     /// Only the first test images.
     pub test_limit: Option<usize>,
+    /// The split to measure on, where it is not the usual one.
+    pub test_split: Option<&'a str>,
     /// The dataset with these limits.
     pub dataset: &'a Dataset,
+}
+
+/// Checks that a limit leaves something out. The images of `synthetic` are made, as many as it says.
+///
+/// # Errors
+/// [`AttackError::WideLimit`].
+pub fn check_limits(data: &GivenData<'_>) -> Result<(), AttackError> {
+    for (split, limit, images) in [
+        ("train", data.train_limit, data.dataset.train.len()),
+        ("test", data.test_limit, data.dataset.test.len()),
+    ] {
+        if let Some(limit) = limit.filter(|&limit| limit > images) {
+            return Err(AttackError::WideLimit {
+                split,
+                limit,
+                images,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// What the cell of a run follows from.
@@ -264,6 +293,10 @@ pub fn cell_spec(
         "train_limit": data.train_limit,
         "test_limit": data.test_limit,
     });
+    // Only where it was chosen, so that the names of other cells do not depend on it.
+    if let Some(split) = data.test_split {
+        settings["data"]["test_split"] = json!(split);
+    }
     settings["model"] =
         json!({ "arch": arch.name(), "width": arch.width(), "classes": arch.classes() });
     settings["compute"] = json!({ "precision": precision });
@@ -291,7 +324,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn train(self, work: Work) -> Result<Cell, AttackError> {
+    /// Trains the network and writes all files; gives the results.
+    fn train(self, work: &Work) -> Result<Value, AttackError> {
         // The attack's own networks, of trigger, encoder or mask, are part of its time.
         let started = Instant::now();
         let dir = work.dir().to_owned();
@@ -331,7 +365,7 @@ impl Run<'_> {
             artefacts,
         };
         self.check(&sets)?;
-        write_sets(&work, &sets)?;
+        write_sets(work, &sets)?;
         let poisoned = match &hook {
             Some(_) => "images poisoned while training".to_owned(),
             None => format!(
@@ -359,13 +393,14 @@ impl Run<'_> {
             .on(&self.request.compute)?
             .with_precision(self.request.precision)?;
         let (row, measured) = {
-            let mut loop_part = LoopPart::new(self, &work, &log, &sets.test, hook.as_deref_mut())?;
-            self.fit(&mut net, &split, &work, &mut loop_part)?;
+            let mut loop_part = LoopPart::new(self, work, &log, &sets.test, hook.as_deref_mut())?;
+            self.fit(&mut net, &split, work, &mut loop_part)?;
             if let Some(progress) = loop_part.progress.take() {
                 progress.finish();
             }
             (loop_part.last_row, loop_part.measured)
         };
+        let counts = hook.as_deref().and_then(TrainHook::counts);
         let finished = match hook {
             None => None,
             Some(mut hook) => hook.finish(&mut net)?,
@@ -376,15 +411,17 @@ impl Run<'_> {
                 sets = finished;
                 net.take_failure()?;
                 self.check(&sets)?;
-                write_sets(&work, &sets)?;
+                write_sets(work, &sets)?;
                 // The sets may have changed after the last epoch was measured.
                 None
             }
         };
-        let (spec, test) = (&self.dataset.spec, &self.dataset.test);
         let scores = match scores {
             Some(scores) => scores,
-            None => measured_on(&mut net, test, &sets.test, spec)?,
+            None => {
+                let total = self.ready.recipe().epochs;
+                measured_on(&mut net, self.dataset, &sets.test, (total, total))?
+            }
         };
         work.write(MODEL, &net.state()?.to_bytes(&self.metadata())?)?;
 
@@ -392,7 +429,7 @@ impl Run<'_> {
         let say = format!("{}; {seconds:.0} s", percentages(&scores));
         log.info("trained", &say, &json!({ "seconds": seconds }))
             .map_err(AttackError::log(&dir))?;
-        Ok(work.finish(self.results(&scores, row.as_ref(), &sets))?)
+        Ok(self.results(&scores, row.as_ref(), &sets, counts))
     }
 
     /// Says what is attacked, and what of the settings is perhaps not what was meant.
@@ -469,7 +506,17 @@ impl Run<'_> {
     }
 
     /// The results in the manifest.
-    fn results(self, scores: &Scores, row: Option<&EpochRow>, sets: &Finished) -> Value {
+    fn results(
+        self,
+        scores: &Scores,
+        row: Option<&EpochRow>,
+        sets: &Finished,
+        counts: Option<Counts>,
+    ) -> Value {
+        let mut poison = json!({ "train": sets.train.len(), "test": sets.test.len() });
+        if let Some(counts) = counts {
+            poison["in_training"] = json!(counts);
+        }
         // Without poisoned images there is no such score, which is not a score of 0.
         let some = |ratio: Ratio| (ratio.total > 0).then_some(ratio);
         json!({
@@ -483,7 +530,7 @@ impl Run<'_> {
             })),
             "classes": self.dataset.class_names,
             "target": self.target(),
-            "poison": { "train": sets.train.len(), "test": sets.test.len() },
+            "poison": poison,
             "stealth": (!sets.test.is_empty())
                 .then(|| stealth::measure(&self.dataset.test.images, &sets.test)),
         })
@@ -597,8 +644,8 @@ impl<'a> LoopPart<'a> {
                 Ok(())
             };
             let told = hook.epoch_before(epoch, &mut done)?;
-            let state = hook.save()?;
             let done = epoch + 1;
+            let state = saved(hook, done)?;
             atomic::write(self.before_state(done), state)?;
             if epoch > 0 {
                 // As in `end_epoch`.
@@ -654,11 +701,11 @@ impl<'a> LoopPart<'a> {
         let due = every > 0 && done.is_multiple_of(every);
         self.measured = None;
         if due || done == self.recipe.epochs {
-            self.measured = Some(self.measure(net)?);
+            self.measured = Some(self.measure(net, done)?);
         }
         self.write_row(row)?;
         if let Some(hook) = self.hook.as_deref_mut() {
-            let state = hook.save()?;
+            let state = saved(hook, done)?;
             atomic::write(self.hook_state(done), state)?;
             // The checkpoint of this epoch is not written yet, so the state before is still needed.
             if done >= 2 {
@@ -670,14 +717,14 @@ impl<'a> LoopPart<'a> {
         Ok(())
     }
 
-    fn measure(&mut self, net: &mut Net) -> Result<Scores, AttackError> {
+    fn measure(&mut self, net: &mut Net, done: usize) -> Result<Scores, AttackError> {
         let dataset = self.run.dataset;
         let own = match self.hook.as_deref_mut() {
             Some(hook) => hook.test_set()?,
             None => None,
         };
         let poisoned = own.as_ref().unwrap_or(self.test);
-        measured_on(net, &dataset.test, poisoned, &dataset.spec)
+        measured_on(net, dataset, poisoned, (done, self.recipe.epochs))
     }
 
     fn write_row(&mut self, row: &EpochRow) -> Result<(), AttackError> {
@@ -755,16 +802,34 @@ impl Hooks for LoopPart<'_> {
     }
 }
 
-/// The scores, if what computed them did not fail.
+/// The scores after `done` of `total` epochs.
 fn measured_on(
     net: &mut Net,
-    clean: &Split,
+    dataset: &Dataset,
     poisoned: &PoisonSet,
-    spec: &DatasetSpec,
+    (done, total): (usize, usize),
 ) -> Result<Scores, AttackError> {
-    let scores = eval::scores(net, clean, poisoned, spec);
-    net.take_failure()?;
-    Ok(scores)
+    eval::scores(net, &dataset.test, poisoned, &dataset.spec).map_err(|source| match source {
+        NnError::Logits(_) => AttackError::Scores {
+            done,
+            total,
+            source,
+        },
+        other => other.into(),
+    })
+}
+
+/// The state of a hook after `done` epochs; one that is not finite is a training that diverged.
+fn saved(hook: &dyn TrainHook, done: usize) -> Result<Vec<u8>, AttackError> {
+    hook.save().map_err(|error| match error {
+        AttackError::Nn(NnError::NotFinite { name, .. }) => {
+            AttackError::Train(TrainError::NotFinite {
+                epoch: done,
+                tensor: name,
+            })
+        }
+        other => other,
+    })
 }
 
 /// Writes the poisoned images and the files of the attack's own.

@@ -4,9 +4,9 @@
 use bb_core::data::{DatasetSpec, Images, Split};
 use bb_core::poison::PoisonSet;
 use bb_core::rng;
-use bb_nn::data::{Input, LoaderOptions, gather};
+use bb_nn::data::{Input, LoaderOptions, batch_count, gather};
 use bb_nn::schedule::{Kind, Schedule};
-use bb_nn::train::Recipe;
+use bb_nn::train::{Recipe, StepAt};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +85,7 @@ pub fn plain_input(split: &Split, spec: &DatasetSpec, indices: &[usize]) -> Inpu
 }
 
 /// How many images of a batch an attack takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     /// Images that get the trigger and the attacked label; the first ones of the batch.
     pub backdoored: usize,
@@ -100,7 +100,7 @@ impl Share {
         batch: usize,
         (ratio, cross): (f64, f64),
         (seed, purpose): (u64, &str),
-        (epoch, step): (usize, usize),
+        StepAt { epoch, step }: StepAt,
     ) -> Self {
         let expected = ratio * batch as f64;
         let backdoored = if expected < 1.0 {
@@ -116,6 +116,71 @@ impl Share {
     }
 }
 
+/// What an attack inside the training loop does to the batches of a whole run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Images that get the trigger and the attacked label, over all epochs.
+    pub backdoored: u64,
+    /// Images that get a disturbed trigger and keep their label, over all epochs.
+    pub cross: u64,
+    /// Batches of all epochs.
+    pub batches: u64,
+    /// Those of them without a backdoored image.
+    pub clean_batches: u64,
+}
+
+impl Counts {
+    /// Counts what `share` takes of each batch, told its images, epoch and step, in a training with `recipe` on `images`
+    /// images.
+    ///
+    /// Shares follow from the settings and the seed alone, so this is known before training, and is the same for a run
+    /// that was interrupted.
+    pub fn of(images: usize, recipe: &Recipe, share: impl Fn(usize, StepAt) -> Share) -> Self {
+        let mut counts = Self::default();
+        let size = recipe.batch_size;
+        let steps = batch_count(images, size, recipe.drop_last);
+        for epoch in 0..recipe.epochs {
+            for step in 0..steps {
+                let batch = size.min(images - step * size);
+                let Share { backdoored, cross } = share(batch, StepAt { epoch, step });
+                counts.backdoored += backdoored as u64;
+                counts.cross += cross as u64;
+                counts.batches += 1;
+                counts.clean_batches += u64::from(backdoored == 0);
+            }
+        }
+        counts
+    }
+
+    /// Refuses a run that poisons no image.
+    pub fn check(&self, ratio: f64, recipe: &Recipe) -> Result<(), AttackError> {
+        // A run without a batch says so itself.
+        if self.batches > 0 && self.backdoored == 0 {
+            return Err(AttackError::NoPoisonedBatch {
+                ratio,
+                batch_size: recipe.batch_size,
+                batches: self.batches,
+            });
+        }
+        Ok(())
+    }
+
+    /// What the user should know of a run of which only some batches are poisoned.
+    pub fn warnings(&self, ratio: f64) -> Vec<String> {
+        let Self {
+            batches,
+            clean_batches,
+            ..
+        } = self;
+        let text = || {
+            format!(
+                "{clean_batches} of {batches} batches have no poisoned image, since `ratio` {ratio} of their images is less than one"
+            )
+        };
+        (*clean_batches > 0).then(text).into_iter().collect()
+    }
+}
+
 /// Which training images stand for the attack in the cell: the backdoored and the cross images of each batch, if the
 /// images came in their own order, as in the bench.
 pub fn recorded(
@@ -127,7 +192,11 @@ pub fn recorded(
     let (mut backdoored, mut cross) = (Vec::new(), Vec::new());
     for (block, first) in (0..images).step_by(batch_size).enumerate() {
         let batch = batch_size.min(images - first);
-        let share = Share::of(batch, shares, (seed, purpose), (0, block));
+        let at = StepAt {
+            epoch: 0,
+            step: block,
+        };
+        let share = Share::of(batch, shares, (seed, purpose), at);
         let middle = first + share.backdoored;
         backdoored.extend(first..middle);
         cross.extend(middle..middle + share.cross);
@@ -191,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_share_is_that_of_the_bench() {
-        let share = |batch, shares, step| Share::of(batch, shares, (0, "test"), (0, step));
+        let share =
+            |batch, shares, step| Share::of(batch, shares, (0, "test"), StepAt { epoch: 0, step });
         let of = |backdoored, cross| Share { backdoored, cross };
         assert_eq!(share(128, (0.1, 2.0), 0), of(12, 24));
         assert_eq!(share(80, (0.1, 2.0), 0), of(8, 16));
@@ -211,5 +281,46 @@ mod tests {
         assert_eq!(cross[..2], [12, 13]);
         assert_eq!(cross[23..25], [35, 140]);
         assert_eq!(cross.last(), Some(&(49_920 + 23)));
+    }
+
+    #[test]
+    fn counts_are_those_of_the_batches_that_training_takes() {
+        let recipe = Recipe {
+            epochs: 3,
+            batch_size: 8,
+            drop_last: false,
+            ..Recipe::default()
+        };
+        let share = |ratio| move |batch, at| Share::of(batch, (ratio, 2.0), (0, "test"), at);
+        // 12 batches of 8 images and one of 4 in each epoch.
+        let counts = Counts::of(100, &recipe, share(0.25));
+        let expected = Counts {
+            backdoored: 3 * (12 * 2 + 1),
+            cross: 3 * (12 * 4 + 2),
+            batches: 39,
+            clean_batches: 0,
+        };
+        assert_eq!(counts, expected);
+        assert!(counts.warnings(0.25).is_empty());
+        counts.check(0.25, &recipe).expect("it poisons images");
+
+        let some = Counts::of(100, &recipe, share(0.03));
+        assert!(some.backdoored > 0 && some.clean_batches == 39 - some.backdoored);
+        some.check(0.03, &recipe).expect("it poisons images");
+        assert_eq!(some.warnings(0.03).len(), 1);
+
+        let none = Counts::of(100, &recipe, share(1e-9));
+        let error = none.check(1e-9, &recipe).expect_err("no image");
+        let text = error.to_string();
+        let expected = "`ratio` 0.000000001 selects no image of any batch of the run (up to 8 images each, 39 in all)";
+        assert!(text.starts_with(expected), "{text}");
+        // Without an epoch there is no batch that could have been poisoned.
+        let idle = Recipe {
+            epochs: 0,
+            ..recipe
+        };
+        Counts::of(100, &idle, share(1e-9))
+            .check(1e-9, &idle)
+            .expect("nothing to refuse");
     }
 }

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::AttackError;
+use crate::in_loop::Counts;
 use crate::prep::Prep;
 use crate::recipes;
 
@@ -49,6 +50,18 @@ pub trait Attack: 'static {
 
     /// Files that the settings name, as (setting, path). Their contents become part of the cell's identity.
     fn files(cfg: &Self::Config) -> Vec<(&'static str, PathBuf)>;
+
+    /// Refuses what cannot work on these data, before anything is computed. [`Attack::prepare`] is called afterwards.
+    fn check(cfg: &Valid<Self::Config>, dataset: &Dataset, seed: u64) -> Result<(), AttackError> {
+        let _ = (cfg, dataset, seed);
+        Ok(())
+    }
+
+    /// Whether the trigger is made with a network, which then has the architecture and width of the attacked one.
+    fn needs_network(cfg: &Self::Config) -> bool {
+        let _ = cfg;
+        false
+    }
 
     /// Poisons the data, and builds the hook of an attack that shapes the training too.
     fn prepare(cfg: &Valid<Self::Config>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError>;
@@ -129,6 +142,11 @@ pub trait TrainHook {
         Ok(net.loss_grad(&batch.input, &batch.labels, Mode::Train, grads))
     }
 
+    /// How many images the whole run poisons, for the record.
+    fn counts(&self) -> Option<Counts> {
+        None
+    }
+
     /// The poisoned test set as the trigger is now; `None` if the one made before training still holds.
     fn test_set(&mut self) -> Result<Option<PoisonSet>, AttackError> {
         Ok(None)
@@ -197,6 +215,9 @@ pub trait Ready {
     /// The settings that identify a cell: all but those of [`Attack::later`] that have their default.
     fn tree(&self) -> &serde_json::Value;
 
+    /// See [`Attack::needs_network`].
+    fn needs_network(&self) -> bool;
+
     /// Every setting with its value and where it came from.
     fn origins(&self) -> &[(String, String, Origin)];
 
@@ -214,6 +235,9 @@ pub trait Ready {
 
     /// Files that the settings name.
     fn files(&self) -> Vec<(&'static str, PathBuf)>;
+
+    /// Refuses what cannot work on these data, see [`Attack::check`].
+    fn check(&self, dataset: &Dataset, seed: u64) -> Result<(), AttackError>;
 
     /// Poisons the data, see [`Attack::prepare`].
     fn prepare(&self, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError>;
@@ -308,6 +332,10 @@ impl<A: Attack> Ready for Checked<A> {
         &self.tree
     }
 
+    fn needs_network(&self) -> bool {
+        A::needs_network(&self.settings.value)
+    }
+
     fn origins(&self) -> &[(String, String, Origin)] {
         &self.settings.origins
     }
@@ -333,6 +361,10 @@ impl<A: Attack> Ready for Checked<A> {
 
     fn files(&self) -> Vec<(&'static str, PathBuf)> {
         A::files(&self.settings.value)
+    }
+
+    fn check(&self, dataset: &Dataset, seed: u64) -> Result<(), AttackError> {
+        A::check(&self.settings.value, dataset, seed)
     }
 
     fn prepare(&self, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {

@@ -37,6 +37,8 @@ pub struct PreviewRequest {
     pub dataset: String,
     /// Folder with the datasets; not needed for `synthetic`.
     pub data: Option<PathBuf>,
+    /// The split whose images are shown, where it is not the usual one.
+    pub test_split: Option<String>,
     /// Architecture of the network that an attack makes its trigger for.
     pub arch: String,
     /// Channels of its first stage.
@@ -63,10 +65,14 @@ pub fn run(request: &PreviewRequest) -> Result<Stealth, AttackError> {
     let attack = registry::find(&request.method)?;
     let mut ready = attack.resolve(&request.dataset, &request.given)?;
     // The data are opened as for a run, but nothing beside the sheet is written, so there is no cache.
-    let options = OpenOptions::default();
+    let options = OpenOptions {
+        test_split: request.test_split.clone(),
+        ..OpenOptions::default()
+    };
     let dataset = bb_core::data::open(&request.dataset, request.data.as_deref(), &options)?;
-    let arch = ArchSpec::new(&request.arch, request.width, dataset.spec.classes)?;
+    let arch = ArchSpec::for_dataset(&request.arch, request.width, &dataset.spec)?;
     let named = ready.bind(&dataset)?;
+    ready.check(&dataset, request.seed)?;
     let Poisoned {
         test,
         hook,

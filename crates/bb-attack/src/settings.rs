@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use bb_core::settings::{SettingsError, check};
+use bb_core::settings::{Idle, SettingsError, check};
+use bb_nn::schedule::Kind;
 use bb_nn::train::Recipe;
+
+use crate::labels::LabelRule;
 
 /// Checks the share of the training set that is poisoned.
 pub fn check_ratio(ratio: f64) -> Result<(), SettingsError> {
@@ -38,4 +41,32 @@ pub fn check_train(recipe: &Recipe) -> Result<(), SettingsError> {
             Err(SettingsError::value(key, found, expected).within("train"))
         }
     }
+}
+
+/// What a rule for labels leaves without effect.
+pub fn idle_label(rule: LabelRule) -> Idle {
+    match rule {
+        LabelRule::All2One => ("shift", "`label` is `all2one`"),
+        LabelRule::All2All => ("target", "`label` is `all2all`"),
+    }
+}
+
+/// What the schedule of the table `[train]` leaves without effect.
+pub fn idle_train(recipe: &Recipe) -> Vec<Idle> {
+    use Kind::{Cosine, Multistep, Plateau, Step, Triangle};
+    let kind = recipe.schedule.kind;
+    let parts: [(&str, &[Kind]); 7] = [
+        ("train.schedule.t_max", &[Cosine]),
+        ("train.schedule.step_size", &[Step]),
+        ("train.schedule.milestones", &[Multistep]),
+        ("train.schedule.gamma", &[Step, Multistep, Plateau]),
+        ("train.schedule.patience", &[Plateau]),
+        ("train.schedule.warmup", &[Triangle]),
+        ("train.schedule.min_lr", &[Cosine, Triangle, Plateau]),
+    ];
+    let idle = parts
+        .into_iter()
+        .filter(|(_, kinds)| !kinds.contains(&kind));
+    idle.map(|(key, _)| (key, "`train.schedule.kind` is another one"))
+        .collect()
 }

@@ -628,6 +628,8 @@ fn killed_and_resumed(method: &str) {
         // A run that was quicker than this test is complete, and one that goes on holds the lock.
         if child.try_wait().expect("our child").is_none() {
             assert_eq!(other.status.code(), Some(75), "{stderr}");
+            let holder = format!(" is locked by process {} on ", child.id());
+            assert!(stderr.contains(&holder), "{stderr}");
         }
         child.kill().expect("our child");
         let status = child.wait().expect("our child");
@@ -646,6 +648,29 @@ fn killed_and_resumed(method: &str) {
         results
     };
     assert_eq!(without_cell(&line), without_cell(&expected));
+}
+
+#[test]
+fn a_run_that_diverged_says_why_and_is_tried_again_when_asked_for() {
+    let out = folder();
+    let mut args = small("badnets", path(out.path()), "train.epochs=3");
+    args.extend(["--set", "train.lr=1e30"]);
+    let mut rows = 0;
+    for _ in 0..2 {
+        let (done, stdout, stderr) = output(&args);
+        assert_eq!(done.status.code(), Some(4), "{stderr}");
+        assert_eq!(stdout, "");
+        let cell = cell(out.path()).expect("a cell");
+        let read = |name: &str| fs_err::read_to_string(cell.join(name)).expect("readable");
+        let failed: serde_json::Value = serde_json::from_str(&read("failed.json")).expect("JSON");
+        assert_eq!(failed["exit_code"], 4);
+        let message = failed["message"].as_str().expect("a message");
+        assert!(stderr.contains(message), "{message}\n{stderr}");
+        assert!(!cell.join("manifest.json").exists());
+        let log = read("log.jsonl").lines().count();
+        assert!(log > rows, "it was tried again");
+        rows = log;
+    }
 }
 
 #[cfg(unix)]
@@ -669,4 +694,92 @@ fn a_terminated_run_says_so_and_resumes() {
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
+}
+
+#[test]
+fn options_that_do_nothing_are_errors() {
+    let out = folder();
+    let sheet = out.path().join("x.png");
+    let preview = [
+        "preview",
+        "badnets",
+        "--dataset",
+        "synthetic",
+        "--out",
+        path(&sheet),
+    ];
+    let lf = [
+        "preview",
+        "lf",
+        "--dataset",
+        "synthetic",
+        "--out",
+        path(&sheet),
+    ];
+    let show = ["badnets", "--dataset", "synthetic", "--show-config"];
+    for (words, more, expect) in [
+        (
+            &preview[..],
+            &["--arch", "resnet18"][..],
+            "`--arch` does nothing here, because the trigger of `badnets` is made without a network",
+        ),
+        (&preview, &["--width", "8"], "`--width` does nothing here"),
+        (&lf, &["--width", "8"], "`--width` does nothing here"),
+        (
+            &show,
+            &["--set", "shift=2"],
+            "setting `shift` does nothing, because `label` is `all2one`\n  in `--set shift=2`",
+        ),
+        (
+            &["list"],
+            &["--dataset", "synthetic"],
+            "unexpected argument",
+        ),
+    ] {
+        let (failed, _, stderr) = output(&[words, more].concat());
+        assert_eq!(
+            failed.status.code(),
+            Some(2),
+            "{words:?} {more:?}: {stderr}"
+        );
+        assert!(stderr.contains(expect), "{stderr}\nlacks {expect}");
+    }
+    assert!(!sheet.exists(), "nothing was written");
+    // A folder with fewer images than the limits.
+    for (split, class, name) in [
+        ("train", 0, 1),
+        ("train", 1, 2),
+        ("test", 0, 3),
+        ("test", 1, 4),
+    ] {
+        let class = out.path().join(format!("data/{split}/{class}"));
+        fs_err::create_dir_all(&class).expect("a folder");
+        let picture = bb_attack::picture::Picture::new(32, 32, vec![name * 40; 32 * 32 * 3]);
+        fs_err::write(class.join("a.png"), picture.to_png()).expect("a picture");
+    }
+    let (data, runs) = (out.path().join("data"), out.path().join("runs"));
+    for (option, expect) in [
+        (
+            "--train-limit",
+            "the limit of 3 train images does nothing, because the dataset has 2",
+        ),
+        (
+            "--test-limit",
+            "the limit of 3 test images does nothing, because the dataset has 2",
+        ),
+    ] {
+        let words = [
+            "clean",
+            "--dataset",
+            "folder",
+            "--data",
+            path(&data),
+            "--width",
+            "4",
+        ];
+        let (failed, _, stderr) =
+            output(&[&words[..], &["--out", path(&runs), option, "3"]].concat());
+        assert_eq!(failed.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(expect), "{stderr}\nlacks {expect}");
+    }
 }

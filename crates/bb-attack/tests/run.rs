@@ -37,6 +37,7 @@ fn request(method: &str, out: &Path, set: &[&str]) -> AttackRequest {
         data: None,
         train_limit: Some(TRAIN),
         test_limit: Some(TEST),
+        test_split: None,
         arch: "preactresnet18".to_owned(),
         width: 4,
         precision: Precision::F32,
@@ -121,7 +122,8 @@ fn the_scores_are_those_of_the_stored_network_on_the_stored_images() {
     let state = StateDict::load(&cell.file(MODEL)).expect("the network");
     let mut net = Net::from_state(&arch, &state).expect("a state of this architecture");
     let poison = PoisonSet::load(cell.file(POISON_TEST)).expect("the images");
-    let scores = eval::scores(&mut net, &dataset.test, &poison, &dataset.spec);
+    let scores =
+        eval::scores(&mut net, &dataset.test, &poison, &dataset.spec).expect("finite logits");
     let results = &cell.manifest.results;
     let stored: Scores = serde_json::from_value(serde_json::json!({
         "acc": results["acc"], "asr": results["asr"], "ra": results["ra"],
@@ -418,6 +420,10 @@ fn another_setting_seed_or_input_is_another_cell() {
         test_limit: Some(TEST - 1),
         ..base.clone()
     });
+    add(&AttackRequest {
+        test_split: Some("test".to_owned()),
+        ..base.clone()
+    });
     add(&request(
         "badnets",
         out.path(),
@@ -431,7 +437,7 @@ fn another_setting_seed_or_input_is_another_cell() {
         add(&request("badnets", out.path(), &["train.epochs=0", &file]));
     }
     let unique: std::collections::BTreeSet<&String> = ids.iter().collect();
-    assert_eq!(unique.len(), 7);
+    assert_eq!(unique.len(), 8);
 }
 
 #[test]
@@ -816,9 +822,13 @@ lacks {expect}"
             usage(&all, &|_| (), "`target` is 10, expected a class of 0..=9");
         }
     }
-    // A pattern that is not searched needs no such class.
+    // A pattern that is not searched needs no class at all.
     let set = ["train.epochs=0", "label=all2all", "target=10"];
-    run(&request("lf", out.path(), &set)).expect("a run");
+    let error = run(&request("lf", out.path(), &set)).expect_err("it does nothing");
+    assert_eq!(error.exit_code(), exit::USAGE);
+    let expect = "setting `target` does nothing, because `label` is `all2all`";
+    assert!(error.to_string().starts_with(expect), "{error}");
+    run(&request("lf", out.path(), &set[..2])).expect("a run");
 }
 
 #[test]
@@ -899,7 +909,14 @@ fn trojan_takes_a_clean_network_from_a_cell_or_a_file_and_keeps_a_trigger_that_g
     fs_err::write(&black, bytes).expect("a writable folder");
     for key in ["file", "mask"] {
         let set = format!("trigger.{key}={}", black.display());
-        let error = trojan(&[&set]).expect_err("a black picture");
+        // A ready trigger is not searched for.
+        let search: &[&str] = if key == "file" {
+            &[]
+        } else {
+            &["trigger.iterations=10"]
+        };
+        let set = [&["train.epochs=0", &set], search].concat();
+        let error = run(&request("trojan", out.path(), &set)).expect_err("a black picture");
         assert!(error.to_string().contains("is black"), "{error}");
     }
 }

@@ -12,4 +12,5 @@ pub mod metrics;
 pub mod poison;
 pub mod precision;
 pub mod rng;
+pub mod rows;
 pub mod settings;

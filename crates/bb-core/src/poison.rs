@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
 use crate::artifact;
 use crate::cli::{Coded, exit};
-use crate::data::Images;
+use crate::data::{Images, Split};
 
 /// The value of `format` in the metadata of a file.
 const FORMAT: &str = "bb-poison-1";
@@ -137,11 +137,47 @@ pub enum PoisonFault {
         /// The last class.
         last: u32,
     },
+    /// A true label is not that of the image of its index.
+    #[error(
+        "`original_label` {found} in row {row} is not that of image {index}, which is {expected}"
+    )]
+    TrueLabel {
+        /// The row.
+        row: usize,
+        /// The index found there.
+        index: usize,
+        /// The label found there.
+        found: u32,
+        /// The label of the image.
+        expected: u32,
+    },
+    /// The pictures are not of the images that stand in the rows of their indices.
+    #[error(
+        "{unlike} of {judged} pictures resemble other images more than the one of their index, such as that of image {index}"
+    )]
+    Rows {
+        /// Pictures that do not resemble their rows.
+        unlike: usize,
+        /// Pictures that were looked at.
+        judged: usize,
+        /// The index of the first one.
+        index: usize,
+    },
 }
 
 impl Coded for PoisonFault {
     fn exit_code(&self) -> u8 {
         exit::INPUT
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Rows { .. } => Some(
+                "the rows of the dataset stand in another order than those the pictures were made from; `bb-eval zoo import` says which order fits"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
     }
 }
 
@@ -150,6 +186,13 @@ impl Coded for PoisonError {
         match self {
             Self::Read { source, .. } => source.exit_code(),
             Self::Invalid { source, .. } => source.exit_code(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Read { .. } => None,
+            Self::Invalid { source, .. } => source.hint(),
         }
     }
 }
@@ -182,6 +225,21 @@ impl PoisonSet {
         self.indices.is_empty()
     }
 
+    /// A copy of the pictures at `rows`, with what they were.
+    ///
+    /// # Panics
+    /// If a row is not below [`len`](Self::len), or comes twice.
+    #[must_use]
+    pub fn select(&self, rows: &[usize]) -> Self {
+        Self::new(
+            rows.iter().map(|&row| self.indices[row]).collect(),
+            self.images.select(rows),
+            rows.iter().map(|&row| self.labels[row]).collect(),
+            rows.iter().map(|&row| self.original_labels[row]).collect(),
+        )
+        .expect("parts of a set, each once, are a set")
+    }
+
     /// Checks that this set fits a split of `samples` images with labels in `0..classes`.
     pub fn check(&self, samples: usize, classes: usize) -> Result<(), PoisonFault> {
         self.check_parts()?;
@@ -206,6 +264,32 @@ impl PoisonSet {
             }
         }
         Ok(())
+    }
+
+    /// Checks that this set fits a split with labels in `0..classes`: indices, labels and the size of the images.
+    ///
+    /// Whether the pictures show what stands at their indices, [`crate::rows::check`] says.
+    pub fn check_beside(&self, split: &Split, classes: usize) -> Result<(), PoisonFault> {
+        self.check(split.len(), classes)?;
+        let (h, w) = (split.images.height(), split.images.width());
+        let found = [self.len(), self.images.height(), self.images.width(), 3];
+        if (found[1], found[2]) != (h, w) {
+            return Err(PoisonFault::Shape {
+                name: IMAGE,
+                expected: format!("[n, {h}, {w}, 3]"),
+                found: found.into(),
+            });
+        }
+        let mut labels = self.indices.iter().zip(&self.original_labels).enumerate();
+        match labels.find(|&(_, (&index, &label))| split.labels[index] != label) {
+            Some((row, (&index, &found))) => Err(PoisonFault::TrueLabel {
+                row,
+                index,
+                found,
+                expected: split.labels[index],
+            }),
+            None => Ok(()),
+        }
     }
 
     /// The content of a file: safetensors with `index`, `label` and `original_label` (`i64`, `[n]`) and `image` (`u8`,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use bb_core::cell::{
-    CKPT, Cell, CellError, CellSpec, Kind, MANIFEST, Manifest, Opened, Work, canonical_json, open,
+    CKPT, Cell, CellError, CellSpec, FAILED, Failed, Holder, Kind, MANIFEST, Manifest, Opened,
+    Work, canonical_json, open,
 };
 use bb_core::cli::{Coded, exit};
 use proptest::prelude::*;
@@ -430,10 +431,16 @@ fn a_cell_is_worked_on_once_at_a_time() {
     assert_eq!(
         error.to_string(),
         format!(
-            "`{}` is locked by process {}",
+            "`{}` is locked by {}",
             first.dir().display(),
-            std::process::id()
+            Holder::here()
         )
+    );
+    assert_eq!(
+        read(first.dir().join("lock")),
+        format!("{}\n", Holder::here())
+            .replace("process ", "")
+            .replace(" on ", " ")
     );
     assert_eq!(error.exit_code(), exit::TRY_AGAIN);
     // Another cell is free.
@@ -488,7 +495,9 @@ fn a_killed_process_leaves_a_cell_that_can_be_resumed() {
     let out = tempfile::tempdir().expect("a temporary folder");
     let mut child = child("child_that_works_until_it_is_killed", out.path());
     let error = open(out.path(), &spec()).expect_err("the child works on it");
-    assert!(matches!(error, CellError::Locked { holder: Some(id), .. } if id == child.id()));
+    assert!(
+        matches!(error, CellError::Locked { holder: Some(Holder { process, .. }), .. } if process == child.id())
+    );
     // On Unix this is `kill -9`.
     child.kill().expect("the child can be killed");
     child.wait().expect("the child has ended");
@@ -638,7 +647,14 @@ fn names_within_a_cell_are_checked() {
         let error = work.write(name, b"").expect_err("the name must be refused");
         assert!(matches!(error, CellError::FileName { .. }), "{name}");
     }
-    for name in ["manifest.json", "lock", "ckpt", ".tmp-1-1", "a/.tmp-x"] {
+    for name in [
+        "manifest.json",
+        "lock",
+        "ckpt",
+        "failed.json",
+        ".tmp-1-1",
+        "a/.tmp-x",
+    ] {
         let error = work
             .append_line(name, "")
             .expect_err("the name must be refused");
@@ -653,6 +669,152 @@ fn names_within_a_cell_are_checked() {
     let listed: Vec<_> = cell.manifest.files.keys().collect();
     assert_eq!(listed, ["..a", "a/lock", "a/manifest.json"]);
     Cell::load(&cell.dir).expect("the cell is complete");
+}
+
+/// What a method can fail with: a message, an exit code, and perhaps what the system said.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("the loss of epoch {epoch}\n  is NaN")]
+    Told { epoch: usize, code: u8 },
+    #[error("cannot read the picture")]
+    Io { source: std::io::Error },
+    #[error(transparent)]
+    Cell(#[from] CellError),
+}
+
+impl Coded for Trouble {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Told { code, .. } => *code,
+            Self::Io { source } => source.exit_code(),
+            Self::Cell(error) => error.exit_code(),
+        }
+    }
+}
+
+fn told(code: u8) -> Result<Value, Trouble> {
+    Err(Trouble::Told { epoch: 3, code })
+}
+
+#[test]
+fn a_failure_that_would_come_again_is_kept_until_a_run_succeeds() {
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let dir = spec().dir(out.path());
+    let run = |body: fn(&Work) -> Result<Value, Trouble>| work(out.path(), &spec()).complete(body);
+    let whole = |work: &Work| {
+        work.write("model.safetensors", b"trained")?;
+        Ok(json!({"acc": 1}))
+    };
+    // What came of the machine, or of somebody's wish, is not kept.
+    for code in [1, 75, 130, 143] {
+        let error = match code {
+            1 => run(|_| told(1)),
+            75 => run(|_| told(75)),
+            130 => run(|_| told(130)),
+            _ => run(|_| told(143)),
+        };
+        assert_eq!(error.expect_err("it fails").exit_code(), code);
+        assert_eq!(Failed::read(&dir).expect("no record"), None, "code {code}");
+    }
+    let gone = |_: &Work| {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        Err(Trouble::Io { source })
+    };
+    assert_eq!(run(gone).expect_err("it fails").exit_code(), 3);
+    assert_eq!(Failed::read(&dir).expect("no record"), None);
+
+    for (code, body) in [
+        (2, (|_| told(2)) as fn(&Work) -> Result<Value, Trouble>),
+        (3, |_| told(3)),
+        (4, |_| told(4)),
+        (101, |_| told(101)),
+    ] {
+        run(body).expect_err("it fails");
+        let failed = Failed::read(&dir).expect("valid").expect("a record");
+        assert_eq!(failed.exit_code, code);
+        assert_eq!(failed.message, "the loss of epoch 3 is NaN");
+        assert_eq!(failed.version, env!("CARGO_PKG_VERSION"));
+        assert!(failed.time.ends_with('Z'), "{}", failed.time);
+    }
+    // A panic is let through, with the lock released and the record written.
+    let panic = std::panic::catch_unwind(|| run(|_| panic!("index {} of 3", 7)));
+    panic.expect_err("it panics");
+    let failed = Failed::read(&dir).expect("valid").expect("a record");
+    assert_eq!(
+        (failed.exit_code, failed.message.as_str()),
+        (101, "a bug: index 7 of 3")
+    );
+    // An interrupted second try says nothing new.
+    run(|_| told(130)).expect_err("it fails");
+    assert_eq!(Failed::read(&dir).expect("valid"), Some(failed));
+
+    let cell = run(whole).expect("it succeeds");
+    assert!(!cell.file(FAILED).exists());
+    assert_eq!(
+        cell.manifest.files.keys().collect::<Vec<_>>(),
+        ["model.safetensors"]
+    );
+    let other = tempfile::tempdir().expect("a temporary folder");
+    let untroubled = work(other.path(), &spec())
+        .complete(whole)
+        .expect("it succeeds");
+    assert_eq!(
+        read(cell.file(MANIFEST)),
+        read(untroubled.file(MANIFEST)),
+        "earlier failures leave no trace"
+    );
+    // A record beside a manifest, as no run leaves it, does not matter.
+    fs_err::write(cell.file(FAILED), "x").expect("written");
+    complete(out.path(), &spec());
+}
+
+#[test]
+fn a_record_of_a_failure_that_says_something_else_is_named() {
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let dir = work(out.path(), &spec()).dir().to_owned();
+    let good = json!({"exit_code": 4, "message": "m", "time": "t", "version": "v"});
+    let with = |key: &str, value: Value| {
+        let mut record = good.clone();
+        record[key] = value;
+        record.to_string()
+    };
+    let path = dir.join(FAILED);
+    let cases = [
+        (String::new(), ""),
+        ("{".to_owned(), ""),
+        ("\0\0\0".to_owned(), ""),
+        (format!("{good} 1"), ""),
+        ("[".repeat(100_000), ""),
+        (with("exit_code", json!(0)), " at `exit_code`"),
+        (with("exit_code", json!(75)), " at `exit_code`"),
+        (with("exit_code", json!(300)), " at `exit_code`"),
+        (with("message", json!(4)), " at `message`"),
+        (with("message", json!("m".repeat(2 << 20))), ""),
+    ];
+    for (text, at) in cases {
+        fs_err::write(&path, &text).expect("written");
+        let error = Failed::read(&dir).expect_err("it is no record");
+        let expect = format!(
+            "`{}` is not a valid record of a failure{at}",
+            path.display()
+        );
+        assert!(
+            error.to_string().starts_with(&expect),
+            "{error}\n{text:.40}"
+        );
+        assert_eq!(error.exit_code(), exit::INPUT);
+        assert!(error.hint().expect("a way out").contains("remove the file"));
+    }
+    // A later version may say more, and nothing is obeyed that a terminal would.
+    let more = with("message", json!("a\u{1b}[2J\n\n b\u{9b}c\r"));
+    let more = more.replacen('{', "{\"host\":\"h\",", 1);
+    fs_err::write(&path, more).expect("written");
+    let failed = Failed::read(&dir).expect("valid").expect("a record");
+    assert_eq!(failed.message, "a [2J b c");
+    fs_err::remove_file(&path).expect("removed");
+    fs_err::create_dir(&path).expect("made");
+    let error = Failed::read(&dir).expect_err("a folder");
+    assert!(matches!(error, CellError::NotAFile { path: named } if named == path));
 }
 
 /// JSON as settings and results can hold it.

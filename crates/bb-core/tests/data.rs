@@ -8,6 +8,8 @@ mod data_files;
 mod data_folder;
 #[path = "data/golden.rs"]
 mod data_golden;
+#[path = "data/layouts.rs"]
+mod data_layouts;
 #[path = "data/names.rs"]
 mod data_names;
 #[path = "data/parquet_files.rs"]

@@ -2,7 +2,7 @@
 
 use bb_core::cli::{Coded, Failure, exit};
 use bb_core::settings::{
-    Layers, Origin, Resolved, SettingsError, Valid, Validate, nearest, render, zero_epochs,
+    Idle, Layers, Origin, Resolved, SettingsError, Valid, Validate, nearest, render, zero_epochs,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -764,4 +764,60 @@ fn epochs_that_somebody_set_to_none_are_told() {
         [""; 0],
         "0 stands for something else there"
     );
+}
+
+/// A sweep that is off, as in the settings of defenses.
+#[derive(Debug, Serialize, Deserialize)]
+struct Swept {
+    sweep: bool,
+    table: Values,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Values {
+    values: Vec<f64>,
+}
+
+impl Validate for Swept {
+    fn validate(&self) -> Result<(), SettingsError> {
+        Ok(())
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        if self.sweep {
+            return Vec::new();
+        }
+        vec![("table", "`sweep` is false")]
+    }
+}
+
+#[test]
+fn a_setting_that_does_nothing_is_refused_where_it_is_given_alone() {
+    let layers = || {
+        Layers::new(&Swept {
+            sweep: false,
+            table: Values { values: Vec::new() },
+        })
+    };
+    let refused = layers().set("table.values=[0.5]").expect("a known setting");
+    let refused = refused.resolve::<Swept>().expect("the right type").valid();
+    let error = refused.expect_err("it does nothing");
+    assert_eq!(
+        error.to_string(),
+        "setting `table.values` does nothing, because `sweep` is false\n  in `--set table.values=[0.5]`"
+    );
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.hint().expect("a hint").starts_with("leave it out"));
+    // With a sweep it does something, and a recipe is for either.
+    let both = layers().set("table.values=[0.5]").expect("a known setting");
+    let both = both.set("sweep=true").expect("a known setting");
+    assert!(
+        both.resolve::<Swept>()
+            .expect("the right type")
+            .valid()
+            .is_ok()
+    );
+    let recipe = layers().toml_text("some.toml", "[table]\nvalues = [0.5]");
+    let recipe = recipe.expect("known settings").resolve::<Swept>();
+    assert!(recipe.expect("the right type").valid().is_ok());
 }

@@ -83,7 +83,7 @@ impl Defense for NormPrune {
         ctx: &mut Ctx<'_>,
     ) -> Result<Repaired, DefenseError> {
         let mut net = suspect.net()?;
-        let before = accuracy(&mut net, &suspect)?;
+        let before = accuracy(&mut net, &suspect, "the suspect model")?;
         let targets: Vec<(usize, Vec<f64>)> = target_tensors(net.params(), &cfg.layers.exclude)
             .into_iter()
             .map(|tensor| (tensor, excess(net.params(), tensor)))
@@ -105,10 +105,12 @@ impl Defense for NormPrune {
 }
 
 /// Accuracy on the clean images that the defender has.
-fn accuracy(net: &mut Net, suspect: &Suspect<'_, CleanImages>) -> Result<Ratio, DefenseError> {
-    let accuracy = eval::accuracy(net, suspect.clean(), suspect.task());
-    net.take_failure()?;
-    Ok(accuracy)
+fn accuracy(
+    net: &mut Net,
+    suspect: &Suspect<'_, CleanImages>,
+    network: &str,
+) -> Result<Ratio, DefenseError> {
+    eval::accuracy(net, suspect.clean(), suspect.task()).map_err(DefenseError::scores(network))
 }
 
 /// How far the L2 norm of each neuron of a convolution lies above the mean of the layer, in standard deviations.
@@ -156,7 +158,7 @@ fn candidate(
         }
         let at = At::stage("prune").variant(&name);
         ctx.probe(at, &mut net);
-        let accuracy = accuracy(&mut net, suspect)?;
+        let accuracy = accuracy(&mut net, suspect, &format!("candidate `{name}`"))?;
         let row = json!({ "neurons": neurons, "clean_acc": accuracy.value() });
         ctx.record(at, &row)?;
         let pruned = Pruned { neurons, accuracy };

@@ -436,7 +436,8 @@ pub fn prune(
     let mut net = suspect.net()?;
     let channels = Channels::of(&net)?;
     let scores = rounded(masks);
-    let before = eval::accuracy(&mut net, suspect.clean(), suspect.task());
+    let before = eval::accuracy(&mut net, suspect.clean(), suspect.task())
+        .map_err(DefenseError::scores("the suspect model"))?;
     let kept = match cfg.choose {
         Choose::Fixed => Some(cfg.threshold),
         Choose::Accuracy => None,
@@ -451,8 +452,8 @@ pub fn prune(
         let mut net = suspect.net()?;
         let mask: Vec<bool> = scores.iter().map(|&score| score <= threshold).collect();
         let pruned = channels.prune(net.params_mut(), &mask);
-        let accuracy = eval::accuracy(&mut net, suspect.clean(), suspect.task());
-        net.take_failure()?;
+        let accuracy = eval::accuracy(&mut net, suspect.clean(), suspect.task())
+            .map_err(DefenseError::scores(format!("candidate `{name}`")))?;
         let notes = json!({ "threshold": threshold, "pruned": pruned, "clean": accuracy });
         let row =
             json!({ "threshold": threshold, "pruned": pruned, "clean_acc": accuracy.value() });

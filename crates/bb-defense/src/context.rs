@@ -58,6 +58,18 @@ impl<'a> At<'a> {
         }
     }
 
+    /// The network that is there, for people.
+    fn network(self) -> String {
+        let mut text = format!("the network of stage `{}`", self.stage);
+        if !self.variant.is_empty() {
+            text = format!("{text}, candidate `{}`,", self.variant);
+        }
+        if let Some(epoch) = self.epoch {
+            text = format!("{text} after epoch {}", epoch + 1);
+        }
+        text
+    }
+
     fn row(self) -> Map<String, Value> {
         let mut row = Map::new();
         row.insert("stage".to_owned(), self.stage.into());
@@ -322,15 +334,14 @@ impl<'a> Host<'a> {
         })
     }
 
-    /// ACC, ASR and RA of a model, if what computed them did not fail.
-    pub(crate) fn scores(&self, net: &mut Net) -> Result<Scores, DefenseError> {
-        let scores = eval::scores(net, self.test, self.poisoned, self.task);
-        net.take_failure()?;
-        Ok(scores)
+    /// ACC, ASR and RA of a model; `network` is what it is called in an error.
+    pub(crate) fn scores(&self, net: &mut Net, network: &str) -> Result<Scores, DefenseError> {
+        eval::scores(net, self.test, self.poisoned, self.task)
+            .map_err(DefenseError::scores(network))
     }
 
     fn probe(&mut self, at: At<'_>, net: &mut Net) -> Result<(), DefenseError> {
-        let scores = self.scores(net)?;
+        let scores = self.scores(net, &at.network())?;
         self.append_scores(at, &scores)
     }
 

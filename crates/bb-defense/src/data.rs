@@ -12,7 +12,7 @@ use bb_core::artifact::sha256_hex;
 use bb_core::data::{Dataset, Split};
 use bb_core::method::Needs;
 use bb_core::rng::python::Random;
-use bb_core::settings::{SettingsError, check};
+use bb_core::settings::{Idle, SettingsError, check};
 use serde::{Deserialize, Serialize};
 
 use crate::error::DefenseError;
@@ -187,6 +187,15 @@ impl CleanBudget {
             "a share above 0 and at most 1",
             ratio > 0.0 && ratio <= 1.0,
         )
+    }
+
+    /// What a file of indices leaves without effect.
+    pub fn idle(&self) -> Vec<Idle> {
+        if self.index_file.is_empty() {
+            return Vec::new();
+        }
+        let why = "`clean.index_file` names the images";
+        ["clean.ratio", "clean.seed"].map(|key| (key, why)).into()
     }
 
     /// The indices into a training split of `images` images, in the order of the draw.

@@ -233,6 +233,14 @@ pub enum DefenseError {
         /// The first such tensor.
         tensor: String,
     },
+    /// A network has no class for some images, although its weights are finite.
+    #[error("{network} cannot be scored")]
+    Scores {
+        /// Which network, and the epoch if it has one.
+        network: String,
+        /// Which images.
+        source: NnError,
+    },
     /// A checkpoint does not fit.
     #[error("cannot resume from `{}`: {reason}", path.display())]
     Checkpoint {
@@ -266,6 +274,18 @@ pub enum DefenseError {
 }
 
 impl DefenseError {
+    /// Names the network in an error about its logits, which knows only the images.
+    pub fn scores(network: impl Into<String>) -> impl FnOnce(NnError) -> Self {
+        let network = network.into();
+        move |error| match error {
+            NnError::Logits(_) => Self::Scores {
+                network,
+                source: error,
+            },
+            other => other.into(),
+        }
+    }
+
     /// Names the file in an error about what it holds, which knows only the tensor.
     pub(crate) fn in_file(path: &Path) -> impl FnOnce(NnError) -> Self {
         let path = path.to_owned();
@@ -304,7 +324,7 @@ impl Coded for DefenseError {
             | Self::HoldOut { .. }
             | Self::NoTensor { .. }
             | Self::Features { .. } => exit::USAGE,
-            Self::Diverged { .. } | Self::NotFinite { .. } => exit::NUMERICAL,
+            Self::Diverged { .. } | Self::NotFinite { .. } | Self::Scores { .. } => exit::NUMERICAL,
             // The manifest of the suspect model names the architecture.
             Self::Nn(NnError::UnknownArch { .. } | NnError::ArchSize { .. })
             | Self::NotAnAttack { .. }

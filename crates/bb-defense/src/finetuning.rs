@@ -2,7 +2,7 @@
 
 use bb_core::data::{DatasetSpec, Split};
 use bb_core::metrics::Ratio;
-use bb_core::settings::{SettingsError, check};
+use bb_core::settings::{Idle, SettingsError, check};
 use bb_nn::data::{Input, LoaderOptions, batch_count, batches};
 use bb_nn::kernels::loss::Loss;
 use bb_nn::net::DropoutStream;
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::context::{At, Ctx, training_state};
 use crate::error::DefenseError;
-use crate::settings::{batch_size, momentum, not_negative, rate};
+use crate::settings::{batch_size, epochs, momentum, not_negative, rate};
 
 /// What a step does to a network, and the optimiser it does it with.
 pub trait Stepper {
@@ -147,7 +147,7 @@ pub fn run(
         }
     }
     progress.finish();
-    match net.params().first_not_finite() {
+    match net.first_not_finite() {
         Some(tensor) => Err(DefenseError::NotFinite {
             stage: label,
             tensor: tensor.to_owned(),
@@ -225,8 +225,22 @@ impl Default for FinetuneConfig {
 }
 
 impl FinetuneConfig {
+    /// What the schedule leaves without effect, in the table `finetune`.
+    pub fn idle(&self) -> Vec<Idle> {
+        let why = "`finetune.schedule.kind` is another one";
+        let cosine = ["finetune.schedule.t_max"].as_slice();
+        let plateau = ["finetune.schedule.gamma", "finetune.schedule.patience"].as_slice();
+        let keys = match self.schedule.kind {
+            ScheduleKind::Constant => [cosine, plateau].concat(),
+            ScheduleKind::Cosine => plateau.to_vec(),
+            ScheduleKind::Plateau => cosine.to_vec(),
+        };
+        keys.into_iter().map(|key| (key, why)).collect()
+    }
+
     /// Checks the settings, which stand in the table `finetune`.
     pub fn validate(&self) -> Result<(), SettingsError> {
+        epochs("finetune.epochs", self.epochs)?;
         batch_size("finetune.batch_size", self.batch_size)?;
         rate("finetune.lr", self.lr)?;
         momentum("finetune.momentum", self.momentum)?;

@@ -16,6 +16,7 @@ use bb_core::events::{Log, env_facts};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::{PoisonError, PoisonSet};
 use bb_core::precision::Precision;
+use bb_core::rows;
 use bb_core::settings::zero_epochs;
 use bb_nn::{ArchSpec, Compute, Net, StateDict};
 use serde_json::{Value, json};
@@ -23,7 +24,7 @@ use serde_json::{Value, json};
 use crate::context::{At, Ctx, Host, not_finite};
 use crate::data::Granted;
 use crate::error::DefenseError;
-use crate::method::{AnyDefense, Given, Ready, Repaired};
+use crate::method::{AnyDefense, Armed, Given, Ready, Repaired};
 use crate::results::{Oracle, Results};
 
 /// The best candidate in a defense's cell, if there were several.
@@ -131,7 +132,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
         width,
     } = suspect;
     let (dataset, poisoned) = open_data(&attack, req.data.as_deref(), req.cache.as_deref())?;
-    let arch = ArchSpec::new(&arch, width, dataset.spec.classes)?;
+    let arch = ArchSpec::for_dataset(&arch, width, &dataset.spec)?;
     let path = attack.file(MODEL);
     let state = StateDict::load(&path).map_err(DefenseError::in_file(&path))?;
     let suspect = Net::from_state(&arch, &state).map_err(DefenseError::in_file(&path))?;
@@ -157,6 +158,46 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
         }
         Opened::Work(work) => work,
     };
+    let task = Task {
+        req,
+        attack: &attack,
+        arch: &arch,
+        state: &state,
+        ready: &*ready,
+        armed: &*armed,
+        dataset: &dataset,
+        poisoned: &poisoned,
+        began,
+    };
+    work.complete(|work| repair(work, &task, suspect))
+}
+
+/// A repair with all its inputs at hand.
+struct Task<'a> {
+    req: &'a DefenseRequest,
+    attack: &'a Cell,
+    arch: &'a ArchSpec,
+    state: &'a StateDict,
+    ready: &'a dyn Ready,
+    armed: &'a dyn Armed,
+    dataset: &'a Dataset,
+    poisoned: &'a PoisonSet,
+    began: Instant,
+}
+
+/// Repairs and measures the model, and writes all files; gives the results.
+fn repair(work: &Work, task: &Task<'_>, suspect: Net) -> Result<Value, DefenseError> {
+    let &Task {
+        req,
+        attack,
+        arch,
+        state,
+        ready,
+        armed,
+        dataset,
+        poisoned,
+        began,
+    } = task;
     catch_interrupts()?;
     let log = Log::open(&work.dir().join(LOG), req.quiet).map_err(DefenseError::log(work.dir()))?;
     let text = format!(
@@ -165,25 +206,28 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
         attack.dir.display()
     );
     log.info("begin", &text, &json!({ "cell": work.dir() }))
-        .and_then(|()| describe(&log, &dataset, &poisoned, &*ready))
+        .and_then(|()| describe(&log, dataset, poisoned, ready))
         .map_err(DefenseError::log(work.dir()))?;
     work.write(CONFIG, ready.to_toml().as_bytes())?;
-    write_env(&work, &attack, req, None)?;
+    write_env(work, attack, req, None)?;
 
-    let mut host = Host::resume(&work, &log, &dataset.test, &poisoned, &dataset.spec)?;
+    let mut host = Host::resume(work, &log, &dataset.test, poisoned, &dataset.spec)?;
     let before = if let Some(saved) = host.load::<Scores>(BEFORE)? {
         saved.progress
     } else {
-        let before = host.scores(&mut suspect.on(&req.compute)?)?;
+        let before = host.scores(
+            &mut suspect.on(&req.compute)?,
+            &format!("the suspect model `{}`", attack.file(MODEL).display()),
+        )?;
         host.append_scores(At::stage("suspect"), &before)?;
         host.save(BEFORE, &StateDict::new(), &before)?;
         before
     };
     let mut ctx = Ctx::new(req.seed, req.quiet, host);
     let repaired = armed.repair(
-        &arch,
+        arch,
         &dataset.spec,
-        &state,
+        state,
         req.precision,
         &req.compute,
         &mut ctx,
@@ -197,7 +241,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     let oracle = armed.oracle();
     let results = measure(
         &mut host,
-        &arch,
+        arch,
         &req.compute,
         before,
         (&repaired, oracle),
@@ -237,7 +281,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
                 .map_err(|error| not_finite(name, error))?,
         )?;
     }
-    write_env(&work, &attack, req, Some(began))?;
+    write_env(work, attack, req, Some(began))?;
     let percent = |scores: &Scores| {
         // A model that was trained without a backdoor has no poisoned images, and so no ASR.
         let part = |ratio: Ratio| {
@@ -253,7 +297,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     );
     log.info("end", &text, &Value::Null)
         .map_err(DefenseError::log(work.dir()))?;
-    Ok(work.finish(json!(results))?)
+    Ok(json!(results))
 }
 
 /// Says what the data are, what the trigger aims at, and what of the settings is perhaps not what was meant.
@@ -286,7 +330,8 @@ fn target(dataset: &Dataset, poisoned: &PoisonSet) -> Option<NamedClass> {
 /// has a cell to call it with.
 ///
 /// # Errors
-/// [`DefenseError::OtherDataset`], [`DefenseError::OtherTestSet`] and [`DefenseError::ImageSize`] if they do not fit.
+/// [`DefenseError::OtherDataset`], [`DefenseError::OtherTestSet`] and [`DefenseError::ImageSize`] if they do not fit, and
+/// [`DefenseError::Poison`] if the pictures of a record are not of these images.
 pub fn open_data(
     attack: &Cell,
     data: Option<&Path>,
@@ -313,6 +358,9 @@ pub fn open_data(
         cache_dir: cache.map(Path::to_owned),
         train_limit: limit("train_limit", "settings.data.train_limit")?,
         test_limit: limit("test_limit", "settings.data.test_limit")?,
+        test_split: manifest.settings["data"]["test_split"]
+            .as_str()
+            .map(str::to_owned),
         // The synthetic data are the same in every run, as those of any other dataset are.
         seed: 0,
     };
@@ -357,6 +405,11 @@ pub fn open_data(
                 reason,
             });
         }
+    }
+    // Our own attacks made the pictures of this very data, by whatever trigger.
+    if manifest.settings.get("imported").is_some() {
+        rows::check(&poisoned, &dataset.test)
+            .map_err(|source| PoisonError::Invalid { path, source })?;
     }
     Ok((dataset, poisoned))
 }
@@ -410,7 +463,8 @@ fn measure(
         }
         let net =
             Net::from_state(arch, &candidate.state).map_err(|error| not_finite(name, error))?;
-        let scores = host.scores(&mut net.on(compute)?)?;
+        let network = format!("candidate `{name}`");
+        let scores = host.scores(&mut net.on(compute)?, &network)?;
         host.append_scores(At::stage("final").variant(name), &scores)?;
         measured.push((name.clone(), scores, candidate.notes.clone()));
     }

@@ -55,6 +55,12 @@ pub struct Scored {
 }
 
 impl Results {
+    /// The results of a network that another program repaired, in one form and with data that are not known.
+    pub fn of_another(before: Scores, after: Scores, name: &str) -> Self {
+        let measured = vec![(name.to_owned(), after, Value::Null)];
+        Self::new(before, measured, (0, Oracle::Rating), None, Value::Null)
+    }
+
     /// Rates measured candidates, each with its notes, against the suspect model, and finds the best one.
     ///
     /// # Panics

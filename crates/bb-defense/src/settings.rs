@@ -1,6 +1,6 @@
 //! Checks that the settings of several defenses share.
 
-use bb_core::settings::{SettingsError, check};
+use bb_core::settings::{Idle, SettingsError, check};
 
 /// Checks a share: 0 to 1, both included.
 pub fn share(key: &str, value: f64) -> Result<(), SettingsError> {
@@ -42,6 +42,11 @@ pub fn choice_needs_sweep(key: &str, value: &str, good: bool) -> Result<(), Sett
         "`fixed` without a sweep, since there is nothing to choose from",
         good,
     )
+}
+
+/// What is left without effect where nothing is swept: the values of the sweep.
+pub fn idle_sweep(sweep: bool, key: &'static str) -> Option<Idle> {
+    (!sweep).then_some((key, "`sweep` is false"))
 }
 
 /// The values for which a method makes a model: those of a sweep and the fixed one, ascending, each once; and the place
@@ -94,12 +99,61 @@ pub fn not_negative(key: &str, value: f64) -> Result<(), SettingsError> {
 
 /// Checks the images in a batch.
 pub fn batch_size(key: &str, value: usize) -> Result<(), SettingsError> {
-    check(key, value, "at least 1", value >= 1)
+    check(key, value, "1 to 65536", (1..=65_536).contains(&value))
+}
+
+/// The most passes that a training may have, as in the training of attacks.
+const MOST_EPOCHS: usize = 100_000;
+
+/// Checks passes over the images, of which there may be none.
+pub fn epochs(key: &str, value: usize) -> Result<(), SettingsError> {
+    check(key, value, "at most 100000", value <= MOST_EPOCHS)
+}
+
+/// Checks passes over the images, or other work that is done at least once.
+pub fn rounds(key: &str, value: usize) -> Result<(), SettingsError> {
+    check(
+        key,
+        value,
+        "1 to 100000",
+        (1..=MOST_EPOCHS).contains(&value),
+    )
+}
+
+/// Checks steps of an optimiser.
+pub fn steps(key: &str, value: usize) -> Result<(), SettingsError> {
+    check(
+        key,
+        value,
+        "1 to 10000000",
+        (1..=10_000_000).contains(&value),
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The counts that progress is reckoned in stay far from what an integer holds.
+    #[test]
+    fn counts_have_bounds() {
+        type Check = fn(&str, usize) -> Result<(), SettingsError>;
+        let cases: [(Check, usize, usize); 4] = [
+            (batch_size, 1, 65_536),
+            (epochs, 0, 100_000),
+            (rounds, 1, 100_000),
+            (steps, 1, 10_000_000),
+        ];
+        for (check, least, most) in cases {
+            check("key", least).expect("inside");
+            check("key", most).expect("inside");
+            check("key", most + 1).expect_err("too many");
+            check("key", usize::MAX).expect_err("too many");
+            if least > 0 {
+                check("key", 0).expect_err("none");
+            }
+        }
+    }
 
     #[test]
     fn a_fixed_value_is_tried_whether_the_sweep_has_it_or_not() {

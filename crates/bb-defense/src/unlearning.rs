@@ -15,7 +15,7 @@ use crate::context::{At, Ctx, training_state};
 use crate::data::CleanImages;
 use crate::error::DefenseError;
 use crate::method::Suspect;
-use crate::settings::{above_zero, batch_size, momentum, not_negative, rate, share};
+use crate::settings::{above_zero, batch_size, momentum, not_negative, rate, rounds, share};
 
 /// One step of gradient ascent on the cross-entropy, in train mode. Gives the loss before the step and leaves the
 /// gradient of the negative loss in `grads`.
@@ -87,8 +87,7 @@ impl UnlearnConfig {
 
     /// Checks the settings, which stand in the table `unlearn`.
     pub fn validate(&self) -> Result<(), SettingsError> {
-        let epochs = self.max_epochs;
-        check("unlearn.max_epochs", epochs, "at least 1", epochs >= 1)?;
+        rounds("unlearn.max_epochs", self.max_epochs)?;
         rate("unlearn.lr", self.lr)?;
         momentum("unlearn.momentum", self.momentum)?;
         not_negative("unlearn.weight_decay", self.weight_decay)?;

@@ -18,7 +18,8 @@ use crate::plan;
 use crate::prepare::{Places, Prepared};
 use crate::table::{self, Layout, Table};
 use crate::zoo::published::{self, CheckRequest, GetRequest};
-use crate::zoo::{self, ExportRequest, ImportRequest, Rules};
+use crate::zoo::tensors::RuleError;
+use crate::zoo::{self, ExportRequest, ImportRequest, RepairedRequest, Rules};
 use crate::{collect, run, verify};
 
 /// Compare backdoor attacks and defenses
@@ -42,6 +43,15 @@ enum Command {
         places: PlaceArgs,
         #[command(flatten)]
         machine: MachineArgs,
+        /// Wait for cells that other processes work on; this is the default
+        #[arg(long, overrides_with = "no_wait")]
+        wait: bool,
+        /// End with exit code 75 if only cells are left that other processes work on
+        #[arg(long, overrides_with = "wait")]
+        no_wait: bool,
+        /// Compute cells again that failed in an earlier run
+        #[arg(long)]
+        retry: bool,
         /// No progress and no log lines, only warnings and errors
         #[arg(short, long)]
         quiet: bool,
@@ -62,9 +72,9 @@ enum Command {
         /// How to write it
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
-        /// One row per attack and defense, or the defenses side by side; CSV is always long
-        #[arg(long, value_enum, default_value_t = LayoutArg::Long)]
-        layout: LayoutArg,
+        /// One row per attack and defense, or the defenses side by side; CSV is always long [default: long]
+        #[arg(long, value_enum)]
+        layout: Option<LayoutArg>,
         #[command(flatten)]
         places: PlaceArgs,
     },
@@ -74,9 +84,10 @@ enum Command {
         #[arg(value_name = "CELL")]
         cell: PathBuf,
         /// Folder with the datasets
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
-        /// The attack that a defense repaired, if it has been moved
+        /// The attack that a defense repaired, if it has been moved; for any other model, the attack whose test images
+        /// it is to be measured on
         #[arg(long, value_name = "CELL")]
         attack: Option<PathBuf>,
         #[command(flatten)]
@@ -93,31 +104,41 @@ enum Command {
 #[derive(Subcommand, Debug)]
 enum ZooCommand {
     /// Make an attack's cell of a folder of BackdoorBench, or a clean one of a bare state dictionary; prints its folder
+    ///
+    /// ACC is of all clean test images, ASR and RA of the poisoned ones that the folder has.
     Import {
         /// Folder with `attack_result.pt`, a PyTorch file (`.pt`, `.pth`) or a `.safetensors` file
         #[arg(value_name = "PATH")]
         path: PathBuf,
-        /// Name of the dataset
+        /// Name of the dataset [default: the one that the file, or the `model.json` beside it, names]
         #[arg(long, value_name = "NAME")]
-        dataset: String,
+        dataset: Option<String>,
         /// Folder with the datasets
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
         /// Architecture, for a file that does not name it
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", conflicts_with = "attack_cell")]
         arch: Option<String>,
         /// Name of the attack that the cell is filed under [default: `imported`, or `clean` without poisoned images]
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", conflicts_with = "attack_cell")]
         attack: Option<String>,
-        /// What tensors are called here: names that begin with FROM begin with TO instead; may be repeated
-        #[arg(long, value_name = "FROM=TO")]
-        rename: Vec<String>,
-        /// A TOML file with such rules, used after those of the command line
-        #[arg(long, value_name = "FILE")]
-        rename_file: Option<PathBuf>,
-        /// Leave out tensors whose names begin so; may be repeated
-        #[arg(long, value_name = "START")]
-        ignore: Vec<String>,
+        /// The same for an attack that is not known here; tables have no row for it to be compared with
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["attack", "attack_cell"])]
+        attack_name: Option<String>,
+        /// The file holds what a defense made of this attack: make the defense's cell
+        #[arg(long, value_name = "CELL")]
+        attack_cell: Option<PathBuf>,
+        /// Name of the defense that the cell is filed under [default: `imported`]
+        #[arg(long, value_name = "NAME", requires = "attack_cell")]
+        defense: Option<String>,
+        /// Measure on the first N images of the test split only
+        #[arg(long, value_name = "N", conflicts_with = "attack_cell")]
+        test_limit: Option<NonZeroUsize>,
+        /// Find the row of each picture of a record, because the dataset stands in another order
+        #[arg(long, conflicts_with = "attack_cell")]
+        match_rows: bool,
+        #[command(flatten)]
+        names: Box<NameArgs>,
         /// JSON file for the names of all tensors: loaded, missing, unused, mismatched, ignored
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
@@ -136,7 +157,7 @@ enum ZooCommand {
         #[arg(long, value_enum)]
         format: ExportFormat,
         /// Folder with the datasets, for the folder of an attack
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
         /// Folder to make; for BackdoorBench it belongs into `record/` there, under this name
         #[arg(long, value_name = "DIR")]
@@ -144,9 +165,9 @@ enum ZooCommand {
     },
     /// List the published models
     List {
-        /// The index
-        #[arg(long, value_name = "FILE", default_value = published::INDEX)]
-        index: PathBuf,
+        /// An index file, instead of the index that is built in
+        #[arg(long, value_name = "FILE")]
+        index: Option<PathBuf>,
     },
     /// Fetch a published model; prints its folder
     ///
@@ -155,9 +176,9 @@ enum ZooCommand {
         /// Name of the model, see `bb-eval zoo list`
         #[arg(value_name = "ID")]
         id: String,
-        /// The index
-        #[arg(long, value_name = "FILE", default_value = published::INDEX)]
-        index: PathBuf,
+        /// An index file, instead of the index that is built in
+        #[arg(long, value_name = "FILE")]
+        index: Option<PathBuf>,
         /// Path or address of the checkpoint, instead of those in the index
         #[arg(long, value_name = "SOURCE")]
         from: Option<String>,
@@ -173,27 +194,71 @@ enum ZooCommand {
         /// Name of the model, see `bb-eval zoo list`
         #[arg(value_name = "ID")]
         id: String,
-        /// The index
-        #[arg(long, value_name = "FILE", default_value = published::INDEX)]
-        index: PathBuf,
+        /// An index file, instead of the index that is built in
+        #[arg(long, value_name = "FILE")]
+        index: Option<PathBuf>,
         /// Folder for fetched models
         #[arg(long, value_name = "DIR", default_value = published::DIR)]
         dir: PathBuf,
         /// Folder with the datasets
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
+        /// Where in the file the network lies, dotted
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
         /// All test images, not the first 200
         #[arg(long)]
         full: bool,
         #[command(flatten)]
         machine: MachineArgs,
     },
-    /// Show what a PyTorch file holds, without running anything in it
+    /// Say what a file of tensors is and show what it holds, without running anything in it
     Scan {
-        /// The file
+        /// A PyTorch or safetensors file, or a folder with `attack_result.pt`
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// Where in the file the network lies, dotted
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+        /// Up to 5000 lines, not one page
+        #[arg(long)]
+        all: bool,
     },
+}
+
+/// Which tensors of a file are meant, and what they are called.
+#[derive(Args, Debug)]
+struct NameArgs {
+    /// Where in the file the network lies, dotted, such as `state_dict` or `ema.model`; of a record, the network alone
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// What tensors are called here: names that begin with FROM begin with TO instead; may be repeated
+    ///
+    /// A beginning that all names have needs no rule, such as `module.`, `_orig_mod.` or `model.`
+    #[arg(long, value_name = "FROM=TO")]
+    rename: Vec<String>,
+    /// A TOML file with such rules, used after those of the command line
+    #[arg(long, value_name = "FILE")]
+    rename_file: Option<PathBuf>,
+    /// Leave out tensors whose names begin so; may be repeated
+    #[arg(long, value_name = "START")]
+    ignore: Vec<String>,
+}
+
+impl NameArgs {
+    fn rules(self) -> Result<Rules, RuleError> {
+        let mut rules = Rules {
+            ignore: self.ignore,
+            ..Rules::default()
+        };
+        for rule in &self.rename {
+            rules.add(rule)?;
+        }
+        if let Some(path) = self.rename_file {
+            rules.read(&path)?;
+        }
+        Ok(rules)
+    }
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +274,7 @@ enum ExportFormat {
 #[derive(Args, Debug)]
 struct PlaceArgs {
     /// Folder with the datasets [default: that of the grid]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
     data: Option<PathBuf>,
     /// Folder for the results [default: that of the grid, or `runs`]
     #[arg(long, value_name = "DIR")]
@@ -287,12 +352,20 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             grid,
             places,
             machine,
+            wait: _,
+            no_wait,
+            retry,
             quiet,
         } => {
             // Opening the data uses the threads already.
             let compute = machine.start(quiet)?;
             let prepared = places.prepare(&grid, extra)?;
-            let outcome = run::run(&prepared, &compute, quiet)?;
+            let options = run::Options {
+                quiet,
+                wait: !no_wait,
+                retry,
+            };
+            let outcome = run::run(&prepared, &compute, options)?;
             cli::print(&table::text::write(&outcome.table, Layout::Long))?;
             outcome.into_result()
         }
@@ -307,6 +380,12 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             layout,
             places,
         } => {
+            if (format, layout) == (Format::Csv, Some(LayoutArg::Wide)) {
+                return Err(Failure::usage(
+                    "`--layout wide` does nothing with `--format csv`, which is always long",
+                )
+                .hint("leave it out"));
+            }
             let tables = tables(&source, places, extra)?;
             // The other formats say it below the table.
             if format == Format::Csv {
@@ -315,8 +394,8 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
                 }
             }
             let layout = match layout {
-                LayoutArg::Long => Layout::Long,
-                LayoutArg::Wide => Layout::Wide,
+                Some(LayoutArg::Wide) => Layout::Wide,
+                Some(LayoutArg::Long) | None => Layout::Long,
             };
             cli::print(&write(&tables, format, layout))
         }
@@ -344,7 +423,8 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
                     count(s.ra)
                 )
             };
-            let (expected, found) = (say(&verified.expected), say(&verified.found));
+            let expected = verified.expected.as_ref().unwrap_or(&verified.found);
+            let (expected, found) = (say(expected), say(&verified.found));
             Err(Failure::check(format!(
                 "the manifest of `{}` says {expected}, found {found}",
                 cell.display()
@@ -363,37 +443,59 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             data,
             arch,
             attack,
-            rename,
-            rename_file,
-            ignore,
+            attack_name,
+            attack_cell,
+            defense,
+            test_limit,
+            match_rows,
+            mut names,
             report,
             out,
             machine,
         } => {
-            let mut rules = Rules {
-                ignore,
-                ..Rules::default()
+            let attack = match attack {
+                Some(name) => Some(zoo::attack_name(&name)?.to_owned()),
+                None => attack_name,
             };
-            for rule in &rename {
-                rules.add(rule)?;
-            }
-            if let Some(path) = rename_file {
-                rules.read(&path)?;
-            }
+            let key = names.key.take();
+            let rules = names.rules()?;
             let compute = machine.start(false)?;
-            let request = ImportRequest {
-                path,
-                dataset,
-                data,
-                arch,
-                attack,
-                rules,
-                report,
-                out,
+            let (cell, report) = if let Some(attack) = attack_cell {
+                let request = RepairedRequest {
+                    path,
+                    attack,
+                    defense,
+                    dataset,
+                    data,
+                    key,
+                    rules,
+                    report,
+                    out,
+                };
+                zoo::import_repaired(&request, &compute)?
+            } else {
+                let request = ImportRequest {
+                    path,
+                    dataset: dataset.unwrap_or_default(),
+                    data,
+                    arch,
+                    attack,
+                    key,
+                    rules,
+                    report,
+                    test_limit: test_limit.map(NonZeroUsize::get),
+                    match_rows,
+                    out,
+                };
+                zoo::import(&request, &compute)?
             };
-            let (cell, report) = zoo::import(&request, &compute)?;
             let text = format!("tensors: {report}");
-            Log::new(false).info("imported", &text, &Value::Null)?;
+            let log = Log::new(false);
+            log.info("imported", &text, &Value::Null)?;
+            if let Some(images) = zoo::record::images(&cell) {
+                let text = format!("images: {images}");
+                log.info("imported", &text, &cell.manifest.results["images"])?;
+            }
             cli::print(&format!("{}\n", cell.dir.display()))
         }
         ZooCommand::Export {
@@ -419,7 +521,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             }
             cli::print(&format!("{}\n", exported.dir.display()))
         }
-        ZooCommand::List { index } => cli::print(&published::list(&index)?),
+        ZooCommand::List { index } => cli::print(&published::list(index.as_deref())?),
         ZooCommand::Get {
             id,
             index,
@@ -441,6 +543,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             index,
             dir,
             data,
+            key,
             full,
             machine,
         } => {
@@ -450,6 +553,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                 index,
                 dir,
                 data,
+                key,
                 full,
             };
             let checked = published::check(&request, &compute)?;
@@ -462,7 +566,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                 checked.id
             )))
         }
-        ZooCommand::Scan { file } => cli::print(&bb_zoo::torch::scan(&file)?),
+        ZooCommand::Scan { file, key, all } => cli::print(&zoo::scan(&file, key.as_deref(), all)?),
     }
 }
 

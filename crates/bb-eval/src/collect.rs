@@ -16,7 +16,8 @@ use crate::paper::{Facts, Paper, RepairFacts};
 use crate::plan::{State, Step};
 use crate::prepare::Prepared;
 use crate::table::{
-    AttackRow, Damage, DefenseColumn, Input, Observation, Role, Table, oracle_label,
+    AttackRow, DEFAULT_ASR_FLOOR, Damage, DefenseColumn, Input, Observation, Role, Table,
+    oracle_label,
 };
 
 /// Why cells cannot be made into a table.
@@ -27,12 +28,12 @@ pub enum CollectError {
     #[error(transparent)]
     Read(#[from] std::io::Error),
     /// There is no complete attack.
-    #[error("`{}` holds no complete result of an attack{}", path.display(), instead(damaged, *defenses))]
+    #[error("`{}` holds no complete result of an attack{}", path.display(), instead(unusable, *defenses))]
     Empty {
         /// The folder.
         path: PathBuf,
-        /// What is wrong with the cells that are damaged.
-        damaged: Vec<String>,
+        /// The cells that are there and cannot be shown, one line each.
+        unusable: Unusable,
         /// Complete results of defenses.
         defenses: usize,
     },
@@ -59,9 +60,9 @@ impl Coded for CollectError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Empty {
-                damaged, defenses, ..
+                unusable, defenses, ..
             } => Some(
-                if !damaged.is_empty() {
+                if !unusable.damaged.is_empty() {
                     "a cell was changed after it was complete; remove its folder to have it made again"
                 } else if *defenses > 0 {
                     "the attacks that were repaired have to lie in the same folder of results"
@@ -76,16 +77,32 @@ impl Coded for CollectError {
 }
 
 /// What there is where no attack is complete.
-fn instead(damaged: &[String], defenses: usize) -> String {
+fn instead(unusable: &Unusable, defenses: usize) -> String {
     let mut text = match defenses {
         0 => String::new(),
         1 => ", only one of a defense".to_owned(),
         _ => format!(", only {defenses} of defenses"),
     };
-    for reason in damaged {
-        let _ = write!(text, "\n  damaged: {reason}");
+    for line in unusable.lines() {
+        let _ = write!(text, "\n  {line}");
     }
     text
+}
+
+/// Cells of a folder that are there and cannot be shown: what is wrong with each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unusable {
+    /// Those with a manifest.
+    pub damaged: Vec<String>,
+    /// Those whose last run failed for good.
+    pub failed: Vec<String>,
+}
+
+impl Unusable {
+    fn lines(&self) -> impl Iterator<Item = String> {
+        let damaged = self.damaged.iter().map(|why| format!("damaged: {why}"));
+        damaged.chain(self.failed.iter().map(|why| format!("failed: {why}")))
+    }
 }
 
 /// What an attack's cell says was measured on its model.
@@ -162,6 +179,8 @@ fn repair_facts(
     settings: &Value,
     precision: &str,
 ) -> RepairFacts {
+    // Who repaired a network elsewhere may have done it in any way, whatever the defense is called.
+    let defense = defense.filter(|_| settings.get("imported").is_none());
     let recipe = defense.and_then(|defense| {
         defense
             .resolve(dataset, &bb_defense::method::Given::default())
@@ -243,18 +262,23 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
         });
     }
     let mut gathered = Gathered::default();
-    let mut damaged = Vec::new();
+    let (mut damaged, mut failed) = (Vec::new(), Vec::new());
     let mut facts_of = BTreeMap::new();
     for step in steps {
+        let damage = |reason: &String| Damage {
+            attack: step.attack,
+            defense: step.defense.map_or(0, |defense| 1 + defense),
+            seed: step.seed,
+            reason: reason.clone(),
+        };
         let cell = match &step.state {
             State::Complete(cell) => cell,
             State::Damaged(reason) => {
-                damaged.push(Damage {
-                    attack: step.attack,
-                    defense: step.defense.map_or(0, |defense| 1 + defense),
-                    seed: step.seed,
-                    reason: reason.clone(),
-                });
+                damaged.push(damage(reason));
+                continue;
+            }
+            State::Failed { reason, .. } => {
+                failed.push(damage(reason));
                 continue;
             }
             State::Partial | State::Missing => continue,
@@ -283,7 +307,7 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
             grid.train_limit,
             grid.test_limit,
             &BTreeSet::from([grid.precision.name()]),
-            &grid.seeds,
+            &gathered.seeds(&grid.seeds),
         ),
         dataset: grid.dataset.clone(),
         arch: prepared.arch.label(),
@@ -293,7 +317,10 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
         seeds: grid.seeds.clone(),
         observations: gathered.observations,
         damaged,
+        failed,
         paper: Some(Paper::tsbd_table1()),
+        classes: Some(prepared.dataset.spec.classes),
+        asr_floor: grid.asr_floor,
     };
     if !grid.name.is_empty() {
         input.title = format!("{}: {}", grid.name, input.title);
@@ -309,9 +336,9 @@ pub fn from_folder(
     out: &Path,
     extra: &[&'static dyn AnyDefense],
 ) -> Result<Vec<Table>, CollectError> {
-    let mut damaged = Vec::new();
-    let attacks = cells(out, Kind::Attack, &mut damaged)?;
-    let defenses = cells(out, Kind::Defense, &mut damaged)?;
+    let mut unusable = Unusable::default();
+    let attacks = cells(out, Kind::Attack, &mut unusable)?;
+    let defenses = cells(out, Kind::Defense, &mut unusable)?;
     let mut groups = BTreeMap::<(String, String, String), Vec<&Cell>>::new();
     for cell in &attacks {
         groups.entry(group(cell)).or_default().push(cell);
@@ -319,14 +346,11 @@ pub fn from_folder(
     if groups.is_empty() {
         return Err(CollectError::Empty {
             path: out.to_owned(),
-            damaged,
+            unusable,
             defenses: defenses.len(),
         });
     }
-    let mut left_out: Vec<String> = damaged
-        .iter()
-        .map(|reason| format!("damaged: {reason}"))
-        .collect();
+    let mut left_out: Vec<String> = unusable.lines().collect();
     let mut tables = Vec::new();
     for ((dataset, arch, data), attacks) in &groups {
         let key = (dataset.clone(), arch.clone(), data.clone());
@@ -399,6 +423,8 @@ fn folder_input(
         seeds: seeds.into_iter().collect(),
         observations: gathered.observations,
         paper: Some(Paper::tsbd_table1()),
+        classes: classes(attacks[0]),
+        asr_floor: DEFAULT_ASR_FLOOR,
         ..Input::default()
     };
     input
@@ -420,6 +446,14 @@ fn folder_input(
         }));
     add_oracles(&mut input, &gathered.oracles);
     Ok(input)
+}
+
+/// How many classes a cell's network tells apart, as far as that is known.
+fn classes(cell: &Cell) -> Option<usize> {
+    let own = cell.manifest.settings["model"]["classes"].as_u64();
+    let known = || data::spec(&cell.manifest.dataset).ok().map(|s| s.classes);
+    own.and_then(|classes| usize::try_from(classes).ok())
+        .or_else(known)
 }
 
 /// What is shown in one table: dataset, network, and the very same data.
@@ -464,6 +498,12 @@ struct Gathered {
 }
 
 impl Gathered {
+    /// Those of the given seeds that something was measured with.
+    fn seeds(&self, wanted: &[u64]) -> Vec<u64> {
+        let with = |seed: &&u64| self.observations.iter().any(|o| o.seed == **seed);
+        wanted.iter().filter(with).copied().collect()
+    }
+
     fn attack(&mut self, attack: usize, seed: u64, cell: &Cell) -> Result<(), CollectError> {
         let scores = attack_scores(cell)?;
         let seconds = seconds(cell);
@@ -594,8 +634,8 @@ fn flatten(value: &Value, key: &str, into: &mut BTreeMap<String, String>) {
     }
 }
 
-/// All complete cells of a kind, by path; what is wrong with the others is added to `damaged`.
-fn cells(out: &Path, kind: Kind, damaged: &mut Vec<String>) -> Result<Vec<Cell>, CollectError> {
+/// All complete cells of a kind, by path; what is wrong with the others is added to `unusable`.
+fn cells(out: &Path, kind: Kind, unusable: &mut Unusable) -> Result<Vec<Cell>, CollectError> {
     // <out>/<kind>/<method>/<dataset>-<arch>/<id>
     let mut folders = vec![out.join(kind.as_str())];
     for _ in 0..3 {
@@ -606,10 +646,15 @@ fn cells(out: &Path, kind: Kind, damaged: &mut Vec<String>) -> Result<Vec<Cell>,
         folders = below;
     }
     let mut cells = Vec::new();
-    for folder in folders.into_iter().filter(|f| f.join(MANIFEST).exists()) {
-        match Cell::load(&folder) {
-            Ok(cell) => cells.push(cell),
-            Err(error) => damaged.push(error.to_string()),
+    for folder in folders {
+        if folder.join(MANIFEST).exists() {
+            match Cell::load(&folder) {
+                Ok(cell) => cells.push(cell),
+                Err(error) => unusable.damaged.push(error.to_string()),
+            }
+        } else if let Some(State::Failed { reason, .. }) = State::failed(&folder) {
+            let reason = format!("`{}`: {reason}", folder.display());
+            unusable.failed.push(reason);
         }
     }
     Ok(cells)
@@ -654,7 +699,10 @@ fn title(
     }
     let numbers: Vec<String> = seeds.iter().map(u64::to_string).collect();
     let plural = if numbers.len() == 1 { "" } else { "s" };
-    let _ = write!(title, ", seed{plural} {}", numbers.join(", "));
+    // Where nothing is complete yet there is no seed.
+    if !numbers.is_empty() {
+        let _ = write!(title, ", seed{plural} {}", numbers.join(", "));
+    }
     title
 }
 

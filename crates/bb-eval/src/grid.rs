@@ -12,6 +12,8 @@
 //! out = "runs/quickstart"             # optional; `--out` wins; relative to the current folder
 //! train_limit = 2000                  # optional: only the first images
 //! test_limit = 500
+//! asr_floor = 0.5                     # optional: an attack below is marked, see `table`; this is the default
+//! test_split = "val"                  # optional: measure on this split, where it is not the usual one
 //!
 //! [[attack]]
 //! method = "badnets"
@@ -34,8 +36,26 @@ use bb_core::precision::Precision;
 use bb_core::settings::{Origin, did_you_mean};
 use bb_zoo::strict::{Document, Field, StrictError, Table};
 
+use crate::table::DEFAULT_ASR_FLOOR;
+
 /// Seeds of a grid that names none: enough for a mean and a spread.
 pub const DEFAULT_SEEDS: [u64; 3] = [0, 1, 2];
+
+/// The fields of `[grid]`.
+pub const GRID_FIELDS: [&str; 12] = [
+    "name",
+    "dataset",
+    "data",
+    "arch",
+    "width",
+    "precision",
+    "seeds",
+    "out",
+    "train_limit",
+    "test_limit",
+    "test_split",
+    "asr_floor",
+];
 
 /// What can be wrong with a grid file.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +128,10 @@ pub struct Grid {
     pub train_limit: Option<usize>,
     /// Only the first images of the test split.
     pub test_limit: Option<usize>,
+    /// The ASR, 0 to 1, under which an attack did not plant its backdoor.
+    pub asr_floor: f64,
+    /// The split to measure on, where it is not the usual one.
+    pub test_split: Option<String>,
     /// The attacks.
     pub attacks: Vec<Entry>,
     /// The defenses.
@@ -159,18 +183,7 @@ impl Grid {
             let t = top
                 .table("grid")?
                 .ok_or_else(|| top.missing("grid", "a table"))?;
-            t.only(&[
-                "name",
-                "dataset",
-                "data",
-                "arch",
-                "width",
-                "precision",
-                "seeds",
-                "out",
-                "train_limit",
-                "test_limit",
-            ])?;
+            t.only(&GRID_FIELDS)?;
             let dataset = required(&t, "dataset")?;
             if let Err(error) = data::spec(&dataset.value) {
                 let meant = error.hint().map(|hint| format!("; {hint}"));
@@ -202,6 +215,8 @@ impl Grid {
                 out: path("out")?,
                 train_limit: count(&t, "train_limit", MOST_IMAGES)?,
                 test_limit: count(&t, "test_limit", MOST_IMAGES)?,
+                asr_floor: share(&t, "asr_floor")?.unwrap_or(DEFAULT_ASR_FLOOR),
+                test_split: word(&t, "test_split")?.map(|f| f.value),
                 attacks: entries(&top, "attack", document.path())?,
                 defenses: entries(&top, "defense", document.path())?,
             };
@@ -271,6 +286,14 @@ fn count(t: &Table<'_>, name: &str, most: usize) -> Result<Option<usize>, Strict
         Ok(count) if (1..=most).contains(&count) => Ok(Some(count)),
         _ => Err(field.refuse(format_args!("a whole number from 1 to {most}"))),
     }
+}
+
+fn share(t: &Table<'_>, name: &str) -> Result<Option<f64>, StrictError> {
+    let field = t.number(name)?.map(|f| {
+        let valid = |share: &f64| (0.0..=1.0).contains(share);
+        f.check(valid, "a share of 0 to 1")
+    });
+    Ok(field.transpose()?.map(|f| f.value))
 }
 
 fn precision(t: &Table<'_>) -> Result<Precision, StrictError> {
@@ -348,6 +371,7 @@ set.n = 0.3
             (4, &[3, 1][..], Some(100), None)
         );
         assert_eq!(grid.precision, Precision::F32, "the default");
+        assert_eq!(grid.asr_floor.to_bits(), 0.5_f64.to_bits(), "the default");
         assert_eq!(grid.out.as_deref(), Some(Path::new("runs/x")));
         let [first, second] = &grid.attacks[..] else {
             panic!("two attacks")
@@ -365,13 +389,14 @@ set.n = 0.3
             (9, 14, "BadNets 5 %")
         );
         assert_eq!(grid.defenses[0].set, ["n=0.3"]);
-        let small = "grid = { name = 'a', dataset = 'cifar10', precision = 'bf16' }\nattack = [{ method = 'badnets' }]";
+        let small = "grid = { name = 'a', dataset = 'cifar10', precision = 'bf16', asr_floor = 0 }\nattack = [{ method = 'badnets' }]";
         let grid = Grid::parse("g.toml", small).expect("a small grid");
         assert_eq!(
             (grid.width, grid.seeds.as_slice()),
             (DEFAULT_WIDTH, &DEFAULT_SEEDS[..])
         );
         assert_eq!(grid.precision, Precision::Bf16);
+        assert_eq!(grid.asr_floor.to_bits(), 0.0_f64.to_bits());
         assert!(grid.defenses.is_empty(), "attacks alone may be wanted");
     }
 
@@ -400,6 +425,18 @@ set.n = 0.3
                 "train_limit = 100",
                 "precision = \"fp16\"",
                 "`grid.precision` is `fp16`, expected `f32`, `bf16` or `tf32`\n  in g.toml, line 7",
+                "",
+            ),
+            (
+                "train_limit = 100",
+                "asr_floor = 50",
+                "`grid.asr_floor` is `50`, expected a share of 0 to 1\n  in g.toml, line 7",
+                "",
+            ),
+            (
+                "train_limit = 100",
+                "asr_floor = nan",
+                "`grid.asr_floor` is `nan`, expected a finite number\n  in g.toml, line 7",
                 "",
             ),
             (

@@ -23,6 +23,16 @@ pub(crate) fn in_file(path: &Path) -> impl FnOnce(NnError) -> Failure {
     }
 }
 
+/// Names the network's file in an error about its logits, which knows only the images.
+pub(crate) fn scores_of(path: &Path) -> impl FnOnce(NnError) -> Failure {
+    move |error| {
+        Failure::from(error).context(format!(
+            "the network in `{}` cannot be scored",
+            path.display()
+        ))
+    }
+}
+
 /// Names the file that poisoned images come from in an error about them.
 pub(crate) fn images_in(path: &Path) -> impl FnOnce(PoisonFault) -> PoisonError {
     move |source| PoisonError::Invalid {

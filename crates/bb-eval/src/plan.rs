@@ -1,9 +1,9 @@
 //! What a grid asks for, and how much of it is there.
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use bb_core::cell::{Cell, CellSpec, Kind, MANIFEST};
-use bb_core::cli::Failure;
+use bb_core::cell::{Cell, CellSpec, Failed, Kind, MANIFEST};
+use bb_core::cli::{Coded, Failure};
 
 use crate::prepare::Prepared;
 
@@ -12,8 +12,17 @@ use crate::prepare::Prepared;
 pub enum State {
     /// All of it, verified.
     Complete(Box<Cell>),
-    /// It was begun; a run goes on from its last checkpoint.
+    /// It was begun, or is being computed; a run goes on from its last checkpoint.
     Partial,
+    /// The last run failed for good; only a run that is told to try again computes it.
+    Failed {
+        /// The exit code of that run.
+        code: u8,
+        /// Why it failed, on one line.
+        reason: String,
+        /// When it was, as RFC 3339; `None` if the record of the failure is damaged.
+        time: Option<String>,
+    },
     /// Nothing.
     Missing,
     /// It has a manifest, but something is wrong with it.
@@ -26,17 +35,39 @@ impl State {
         match self {
             Self::Complete(_) => "complete",
             Self::Partial => "partial",
+            Self::Failed { .. } => "failed",
             Self::Missing => "missing",
             Self::Damaged(_) => "damaged",
         }
     }
 
-    fn of(dir: &PathBuf) -> Self {
+    /// That the last run of the cell in this folder failed for good, if it did.
+    ///
+    /// A record that cannot be read still says that there was a failure.
+    pub(crate) fn failed(dir: &Path) -> Option<Self> {
+        match Failed::read(dir) {
+            Ok(failed) => failed.map(|failed| Self::Failed {
+                code: failed.exit_code,
+                reason: failed.message,
+                time: Some(failed.time),
+            }),
+            Err(error) => Some(Self::Failed {
+                code: error.exit_code(),
+                reason: error.to_string(),
+                time: None,
+            }),
+        }
+    }
+
+    fn of(dir: &Path) -> Self {
         if dir.join(MANIFEST).exists() {
             return match Cell::load(dir) {
                 Ok(cell) => Self::Complete(Box::new(cell)),
                 Err(error) => Self::Damaged(error.to_string()),
             };
+        }
+        if let Some(failed) = Self::failed(dir) {
+            return failed;
         }
         if dir.is_dir() {
             Self::Partial
@@ -64,6 +95,14 @@ pub struct Step {
 }
 
 impl Step {
+    /// The cell, if it is complete.
+    pub fn cell(&self) -> Option<&Cell> {
+        match &self.state {
+            State::Complete(cell) => Some(cell),
+            _ => None,
+        }
+    }
+
     /// What it is, for people: `BadNets, seed 0` or `TSBD on BadNets, seed 0`.
     pub fn title(&self, prepared: &Prepared) -> String {
         let attack = &prepared.attacks[self.attack].label;
@@ -79,47 +118,64 @@ impl Step {
 
 /// The cells of a grid in the order in which they run: all attacks, then all defenses.
 pub fn plan(prepared: &Prepared) -> Result<Vec<Step>, Failure> {
-    let mut attacks = Vec::new();
-    let mut defenses = Vec::new();
+    let step = |attack, defense: Option<usize>, seed| Step {
+        kind: defense.map_or(Kind::Attack, |_| Kind::Defense),
+        attack,
+        defense,
+        seed,
+        state: State::Missing,
+        place: None,
+    };
+    let (mut attacks, mut defenses) = (Vec::new(), Vec::new());
     for attack in 0..prepared.attacks.len() {
         for &seed in &prepared.grid.seeds {
-            let (place, state) = look(prepared, &prepared.attack_spec(attack, seed)?);
-            for defense in 0..prepared.defenses.len() {
-                let (place, state) = match &state {
-                    State::Complete(cell) => {
-                        let (place, state) =
-                            look(prepared, &prepared.defense_spec(defense, cell, seed));
-                        (Some(place), state)
-                    }
-                    _ => (None, State::Missing),
-                };
-                defenses.push(Step {
-                    kind: Kind::Defense,
-                    attack,
-                    defense: Some(defense),
-                    seed,
-                    state,
-                    place,
-                });
-            }
-            attacks.push(Step {
-                kind: Kind::Attack,
-                attack,
-                defense: None,
-                seed,
-                state,
-                place: Some(place),
-            });
+            attacks.push(step(attack, None, seed));
+            let all = 0..prepared.defenses.len();
+            defenses.extend(all.map(|defense| step(attack, Some(defense), seed)));
         }
     }
     attacks.extend(defenses);
+    look_again(prepared, &mut attacks)?;
     Ok(attacks)
 }
 
-fn look(prepared: &Prepared, spec: &CellSpec) -> ((String, PathBuf), State) {
-    let dir = spec.dir(&prepared.out);
-    let state = State::of(&dir);
-    ((spec.id(), dir), state)
+/// Finds out how much there is now of the cells that are not complete; a complete one stays so.
+pub(crate) fn look_again(prepared: &Prepared, steps: &mut [Step]) -> Result<(), Failure> {
+    for i in 0..steps.len() {
+        let step = &steps[i];
+        if step.cell().is_some() {
+            continue;
+        }
+        let place = match (&step.place, step.defense) {
+            (Some(place), _) => Some(place.clone()),
+            (None, None) => Some(place(
+                prepared,
+                &prepared.attack_spec(step.attack, step.seed)?,
+            )),
+            // The attacks stand before their defenses.
+            (None, Some(defense)) => attack_of(steps, step)
+                .and_then(|attack| steps[attack].cell())
+                .map(|cell| place(prepared, &prepared.defense_spec(defense, cell, step.seed))),
+        };
+        if let Some((_, dir)) = &place {
+            steps[i].state = State::of(dir);
+            steps[i].place = place;
+        }
+    }
+    Ok(())
+}
+
+/// The place of the attack that a step needs: that of a defense, and of an attack its own.
+pub(crate) fn attack_of(steps: &[Step], step: &Step) -> Option<usize> {
+    let wanted = (step.attack, None, step.seed);
+    steps
+        .iter()
+        .position(|other| (other.attack, other.defense, other.seed) == wanted)
+}
+
+/// Id and folder of a cell.
+fn place(prepared: &Prepared, spec: &CellSpec) -> (String, PathBuf) {
+    (spec.id(), spec.dir(&prepared.out))
 }
 
 /// The plan for people: one line per cell, then the sums.
@@ -139,8 +195,21 @@ pub fn show(prepared: &Prepared, steps: &[Step]) -> String {
             step.state.word(),
             step.kind.as_str()
         );
-        if let State::Damaged(reason) = &step.state {
-            let _ = writeln!(text, "     {reason}");
+        match &step.state {
+            State::Damaged(reason)
+            | State::Failed {
+                reason, time: None, ..
+            } => {
+                let _ = writeln!(text, "     {reason}");
+            }
+            State::Failed {
+                code,
+                reason,
+                time: Some(time),
+            } => {
+                let _ = writeln!(text, "     {reason} (exit code {code}, {time})");
+            }
+            _ => {}
         }
     }
     let count = |word: &str| steps.iter().filter(|s| s.state.word() == word).count();
@@ -157,8 +226,10 @@ pub fn show(prepared: &Prepared, steps: &[Step]) -> String {
         count("partial"),
         count("missing")
     );
-    if count("damaged") > 0 {
-        let _ = write!(text, ", {} damaged", count("damaged"));
+    for word in ["failed", "damaged"] {
+        if count(word) > 0 {
+            let _ = write!(text, ", {} {word}", count(word));
+        }
     }
     text.push('\n');
     text

@@ -153,10 +153,18 @@ impl Prepared {
             cache_dir: Some(cache(&out)),
             train_limit: grid.train_limit,
             test_limit: grid.test_limit,
+            test_split: grid.test_split.clone(),
             seed: 0,
         };
         let dataset = data::open(&grid.dataset, data.as_deref(), &options).map_err(no_data)?;
-        let arch = ArchSpec::new(&grid.arch, grid.width, dataset.spec.classes)?;
+        bb_attack::harness::check_limits(&GivenData {
+            id: &grid.dataset,
+            train_limit: grid.train_limit,
+            test_limit: grid.test_limit,
+            test_split: grid.test_split.as_deref(),
+            dataset: &dataset,
+        })?;
+        let arch = ArchSpec::for_dataset(&grid.arch, grid.width, &dataset.spec)?;
         for (prepared, entry) in attacks.iter_mut().zip(&grid.attacks) {
             // What it warns of is said by the run of the cell.
             let bound = prepared.ready.bind(&dataset).map(|_| ());
@@ -188,6 +196,7 @@ impl Prepared {
             id: &self.grid.dataset,
             train_limit: self.grid.train_limit,
             test_limit: self.grid.test_limit,
+            test_split: self.grid.test_split.as_deref(),
             dataset: &self.dataset,
         };
         let spec = bb_attack::harness::cell_spec(
@@ -311,6 +320,9 @@ fn check_choice(
         return Ok(());
     };
     poison_index::test(&dataset.test.labels, &map)?;
+    for &seed in seeds {
+        prepared.ready.check(dataset, seed)?;
+    }
     let ratio = settings["ratio"].as_f64();
     let Some(ratio) = ratio.filter(|_| !IN_LOOP.contains(&prepared.attack.info().id)) else {
         return Ok(());

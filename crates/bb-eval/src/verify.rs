@@ -3,9 +3,11 @@ use std::path::{Path, PathBuf};
 
 use bb_core::cell::{Cell, ENV, Kind, MODEL, POISON_TEST};
 use bb_core::cli::{Coded, Failure, exit};
-use bb_core::data::{self, Dataset, OpenOptions};
-use bb_core::metrics::Scores;
-use bb_core::poison::PoisonSet;
+use bb_core::data::{self, Dataset, OpenOptions, Split};
+use bb_core::metrics::{Scores, der};
+use bb_core::poison::{PoisonError, PoisonSet};
+use bb_core::rows;
+use bb_defense::harness::open_suspect;
 use bb_nn::{ArchSpec, Compute, eval};
 use serde_json::{Value, json};
 
@@ -35,6 +37,26 @@ pub enum VerifyError {
         expected: String,
         /// Digest of the cell that was named.
         found: String,
+    },
+    /// The attack that the user named has no trigger.
+    #[error("the model of `{}` has no poisoned test image, expected the cell of an attack", named.display())]
+    NoTrigger {
+        /// The cell that was named.
+        named: PathBuf,
+    },
+    /// Two cells are of different data, so one's images say nothing about the other's network.
+    #[error("{field} of `{}` is {found}, expected {expected} as in `{}`", path.display(), named.display())]
+    NotAlike {
+        /// The cell that is measured.
+        path: PathBuf,
+        /// The cell with the poisoned images.
+        named: PathBuf,
+        /// What differs.
+        field: &'static str,
+        /// In the first cell.
+        found: String,
+        /// In the second cell.
+        expected: String,
     },
     /// A manifest lacks what is needed to open the model or the data.
     #[error("the manifest of `{}` has no `{field}`", path.display())]
@@ -71,28 +93,33 @@ impl Coded for VerifyError {
                 "without `--attack` it is looked for where the repair found it, and in the same folder of results"
                     .to_owned(),
             ),
-            Self::NoField { .. } => None,
+            Self::NoTrigger { .. } => Some(
+                "`--attack` names the cell whose poisoned test images are to be used".to_owned(),
+            ),
+            Self::NotAlike { .. } | Self::NoField { .. } => None,
         }
     }
 }
 
 /// What was measured now, and what the manifest says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Verified {
     /// Measured now.
     pub found: Scores,
-    /// In the manifest.
-    pub expected: Scores,
+    /// In the manifest, and as found where that cannot say it; nothing if it was measured on other images.
+    pub expected: Option<Scores>,
+    /// Defense effectiveness rating against the model of another attack whose images were used, 0 to 1.
+    pub der: Option<f64>,
 }
 
 impl Verified {
-    /// Whether both are equal to the last image.
+    /// Whether both are equal to the last image, as far as they can be compared.
     pub fn agree(&self) -> bool {
-        self.found == self.expected
+        self.expected.is_none_or(|expected| expected == self.found)
     }
 
     /// One line of JSON: fractions, numerators, denominators (null where no image was measured), and whether the
-    /// manifest agrees.
+    /// manifest agrees (null where it says nothing of these images).
     pub fn to_json(&self) -> String {
         let mut line = serde_json::Map::new();
         let parts = |scores: &Scores| [("acc", scores.acc), ("asr", scores.asr), ("ra", scores.ra)];
@@ -105,14 +132,19 @@ impl Verified {
             line.insert(format!("{name}_hits"), json!(some(ratio.hits)));
             line.insert(format!("{name}_total"), json!(some(ratio.total)));
         }
-        line.insert("agrees".to_owned(), json!(self.agree()));
+        if let Some(der) = self.der {
+            line.insert("der".to_owned(), json!(der));
+        }
+        let agrees = self.expected.map(|_| self.agree());
+        line.insert("agrees".to_owned(), json!(agrees));
         format!("{}\n", Value::Object(line))
     }
 }
 
 /// Measures the model of an attack's or a defense's cell on the clean and the poisoned test set, computing on `compute`.
 ///
-/// `attack` is the cell that a defense repaired, for when it has been moved; `data` the folder with the datasets.
+/// `attack` is the cell that a defense repaired, for when it has been moved; of any other model it is the attack whose
+/// test images are to be used, with the trigger and without. `data` is the folder with the datasets.
 pub fn verify(
     path: &Path,
     data: Option<&Path>,
@@ -120,33 +152,113 @@ pub fn verify(
     compute: &Compute,
 ) -> Result<Verified, Failure> {
     let cell = Cell::load(path)?;
-    let (attack, expected) = match cell.manifest.kind {
-        Kind::Attack => (cell.clone(), attack_scores(&cell)?),
-        Kind::Defense => (find_attack(&cell, attack)?, defense_results(&cell)?.after),
+    let (attack, expected) = match (cell.manifest.kind, attack) {
+        (Kind::Attack, Some(named)) => return on_images_of(&cell, named, data, compute),
+        (Kind::Attack, None) => (cell.clone(), attack_scores(&cell)?),
+        (Kind::Defense, named) => (find_attack(&cell, named)?, defense_results(&cell)?.after),
     };
     let dataset = open_data(&attack, data)?;
+    let poisoned = open_set(&attack, POISON_TEST, &dataset.test, dataset.spec.classes)?;
+    // A repair has the network of its attack.
+    let found = measure(&cell, &attack, (&dataset, &poisoned), compute)?;
+    Ok(Verified {
+        found,
+        expected: Some(expected),
+        der: None,
+    })
+}
+
+/// Measures the model of a cell on the test images of another attack.
+fn on_images_of(
+    cell: &Cell,
+    named: &Path,
+    data: Option<&Path>,
+    compute: &Compute,
+) -> Result<Verified, Failure> {
+    let attack = open_suspect(named)?.cell;
+    let (ours, theirs) = (&cell.manifest, &attack.manifest);
+    let classes = |cell: &Cell| cell.manifest.settings["model"]["classes"].as_u64();
+    let number = |n: Option<u64>| n.map_or("unknown".to_owned(), |n| n.to_string());
+    for (field, found, expected) in [
+        ("the dataset", ours.dataset.clone(), theirs.dataset.clone()),
+        (
+            "the number of classes",
+            number(classes(cell)),
+            number(classes(&attack)),
+        ),
+    ] {
+        if found != expected {
+            return Err(VerifyError::NotAlike {
+                path: cell.dir.clone(),
+                named: attack.dir,
+                field,
+                found,
+                expected,
+            }
+            .into());
+        }
+    }
+    let dataset = open_data(&attack, data)?;
+    let poisoned = open_set(&attack, POISON_TEST, &dataset.test, dataset.spec.classes)?;
+    if poisoned.is_empty() {
+        return Err(VerifyError::NoTrigger { named: attack.dir }.into());
+    }
+    let found = measure(cell, cell, (&dataset, &poisoned), compute)?;
+    let same_data = ours.inputs.get("dataset") == theirs.inputs.get("dataset");
+    let expected = same_data.then(|| -> Result<Scores, Failure> {
+        Ok(Scores {
+            acc: attack_scores(cell)?.acc,
+            ..found
+        })
+    });
+    Ok(Verified {
+        found,
+        expected: expected.transpose()?,
+        der: der(&attack_scores(&attack)?, &found),
+    })
+}
+
+/// Scores of the model in `cell`, whose network the settings of `described` describe.
+fn measure(
+    cell: &Cell,
+    described: &Cell,
+    (dataset, poisoned): (&Dataset, &PoisonSet),
+    compute: &Compute,
+) -> Result<Scores, Failure> {
     let no_field = |field| VerifyError::NoField {
-        path: attack.dir.clone(),
+        path: described.dir.clone(),
         field,
     };
-    let model = &attack.manifest.settings["model"];
+    let model = &described.manifest.settings["model"];
     let name = model["arch"]
         .as_str()
         .ok_or_else(|| no_field("settings.model.arch"))?;
     let width = model["width"]
         .as_u64()
         .ok_or_else(|| no_field("settings.model.width"))?;
-    let arch = ArchSpec::new(name, width as usize, dataset.spec.classes)?;
+    let arch = ArchSpec::for_dataset(name, width as usize, &dataset.spec)?;
     let (_, net) = network::load(&cell.file(MODEL), &arch)?;
     let mut net = net.on(compute)?;
-    let path = attack.file(POISON_TEST);
-    let poisoned = PoisonSet::load(&path)?;
-    poisoned
-        .check(dataset.test.len(), dataset.spec.classes)
+    eval::scores(&mut net, &dataset.test, poisoned, &dataset.spec)
+        .map_err(network::scores_of(&cell.file(MODEL)))
+}
+
+/// The poisoned images of an attack's cell in the file `name`, which fit a split of its dataset.
+pub(crate) fn open_set(
+    attack: &Cell,
+    name: &str,
+    split: &Split,
+    classes: usize,
+) -> Result<PoisonSet, PoisonError> {
+    let path = attack.file(name);
+    let set = PoisonSet::load(&path)?;
+    set.check_beside(split, classes)
         .map_err(network::images_in(&path))?;
-    let found = eval::scores(&mut net, &dataset.test, &poisoned, &dataset.spec);
-    net.take_failure()?;
-    Ok(Verified { found, expected })
+    // Our own attacks made them of this very data, by whatever trigger.
+    if attack.manifest.settings.get("imported").is_some() {
+        rows::check(&set, split).map_err(network::images_in(&path))?;
+    }
+    Ok(set)
 }
 
 /// The dataset that an attack's cell was made with; `data` is the folder with the datasets.
@@ -156,6 +268,7 @@ pub(crate) fn open_data(attack: &Cell, data: Option<&Path>) -> Result<Dataset, F
         cache_dir: None,
         train_limit: settings["data"]["train_limit"].as_u64().map(|n| n as usize),
         test_limit: settings["data"]["test_limit"].as_u64().map(|n| n as usize),
+        test_split: settings["data"]["test_split"].as_str().map(str::to_owned),
         seed: 0,
     };
     let id = &attack.manifest.dataset;

@@ -257,7 +257,7 @@ fn poison_unlearning(cell: &Cell) -> Vec<f32> {
                 *weight -= 0.003 * *v;
             }
         }
-        let predictions = eval::predict(&mut net, &poisoned.images, &spec);
+        let predictions = eval::predict(&mut net, &poisoned.images, &spec).expect("finite logits");
         let asr = eval::agreement(&predictions, &poisoned.labels);
         if asr.hits as f64 <= 0.05 * asr.total as f64 {
             break;

@@ -19,6 +19,7 @@ fn cell(out: &Path, method: &str) -> Cell {
         data: None,
         train_limit: Some(200),
         test_limit: Some(60),
+        test_split: None,
         arch: "preactresnet18".to_owned(),
         width: 4,
         precision: Precision::F32,
@@ -53,8 +54,11 @@ fn import_of(path: PathBuf, out: &Path) -> ImportRequest {
         data: None,
         arch: None,
         attack: Some("badnets".to_owned()),
+        key: None,
         rules: Rules::default(),
         report: None,
+        test_limit: None,
+        match_rows: false,
         out: out.to_owned(),
     }
 }
@@ -81,8 +85,11 @@ fn a_folder_for_backdoorbench_is_imported_as_the_same_cell() {
     // Narrow, and of a dataset that the benchmark lacks.
     assert_eq!(exported.warnings.len(), 2, "{:?}", exported.warnings);
 
-    let (back, report) =
-        import(&import_of(out.clone(), folder.path()), &Compute::Cpu).expect("our own folder");
+    let same = ImportRequest {
+        test_limit: Some(60),
+        ..import_of(out.clone(), folder.path())
+    };
+    let (back, report) = import(&same, &Compute::Cpu).expect("our own folder");
     assert_eq!(report.to_string(), "102 loaded");
     assert_eq!(bits(&back.file(MODEL)), bits(&cell.file(MODEL)));
     for name in [POISON_TRAIN, POISON_TEST] {

@@ -1,5 +1,6 @@
 //! The committed grids: every one names methods and settings that exist, and a defense of another crate fits in.
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bb_core::method::{MethodInfo, Needs, Status};
 use bb_core::settings::{SettingsError, Valid, Validate};
@@ -7,11 +8,17 @@ use bb_defense::DefenseError;
 use bb_defense::context::Ctx;
 use bb_defense::data::NoImages;
 use bb_defense::method::{Defense, Repaired, Suspect};
-use bb_eval::grid::Grid;
+use bb_eval::grid::{GRID_FIELDS, Grid};
 use bb_eval::prepare::{Places, Prepared, methods};
-use bb_eval::run::{Counts, run};
+use bb_eval::run::{Counts, Options, run};
 use bb_nn::Compute;
 use serde::{Deserialize, Serialize};
+
+const QUIET: Options = Options {
+    quiet: true,
+    wait: true,
+    retry: false,
+};
 
 #[test]
 fn committed_grids_are_valid() {
@@ -41,6 +48,97 @@ fn committed_grids_are_valid() {
             "quickstart"
         ]
     );
+}
+
+#[test]
+fn the_grid_of_the_guide_has_every_field_and_is_valid() {
+    let page = include_str!("../../../docs/guide/grids.md");
+    let (_, rest) = page.split_once("```toml\n").expect("an example");
+    let (example, _) = rest.split_once("```").expect("its end");
+    let grid = Grid::parse("configs/grid/guide.toml", example).expect("a good grid");
+    methods(&grid, &[]).expect("methods and settings exist");
+    // Each field stands in the example and has a line in the table below it.
+    for field in GRID_FIELDS {
+        assert!(
+            example
+                .lines()
+                .any(|line| line.starts_with(&format!("{field} = "))),
+            "{field}"
+        );
+        assert!(page.contains(&format!("\n| `{field}` |")), "{field}");
+    }
+}
+
+/// How often [`Buggy`] was called.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+/// A defense that panics, until it has been called three times.
+struct Buggy;
+
+impl Defense for Buggy {
+    const INFO: MethodInfo = MethodInfo {
+        id: "buggy",
+        title: "Buggy",
+        paper: "",
+        needs: Needs::DataFree,
+        status: Status::Experimental,
+        summary: "panics",
+        docs: "",
+    };
+    type Data = NoImages;
+    type Config = NoSettings;
+
+    fn repair(
+        _: &Valid<NoSettings>,
+        suspect: Suspect<'_, NoImages>,
+        _: &mut Ctx<'_>,
+    ) -> Result<Repaired, DefenseError> {
+        let calls = 1 + CALLS.fetch_add(1, Ordering::Relaxed);
+        assert!(calls >= 3, "call {calls}");
+        Ok(Repaired::single(suspect.state().clone()))
+    }
+}
+
+#[test]
+fn a_panic_is_kept_as_a_failure_of_its_cell() {
+    let text = "
+        grid = { name = 'bug', dataset = 'synthetic', width = 4, seeds = [0], train_limit = 100, test_limit = 40 }
+        attack = [{ method = 'badnets', set = { train = { epochs = 1, batch_size = 20 } } }]
+        defense = [{ method = 'buggy' }, { method = 'nothing' }]
+    ";
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let places = Places {
+        out: Some(out.path().to_owned()),
+        data: None,
+    };
+    let grid = Grid::parse("g.toml", text).expect("a good grid");
+    let prepared = Prepared::new(grid, &places, &[&Buggy, &Nothing]).expect("all is there");
+    let retry = Options {
+        retry: true,
+        ..QUIET
+    };
+    let failed = |found, computed| Counts {
+        found,
+        computed,
+        failed: 1,
+        ..Counts::default()
+    };
+    for (options, calls, counts) in [
+        (QUIET, 1, failed(0, 2)),
+        (QUIET, 1, failed(2, 0)),
+        (retry, 2, failed(2, 0)),
+    ] {
+        let outcome = run(&prepared, &Compute::Cpu, options).expect("the others go on");
+        assert_eq!(CALLS.load(Ordering::Relaxed), calls);
+        assert_eq!(outcome.counts, counts);
+        let reason = format!("failed: BadNets / Buggy: seed 0: a bug: call {calls}");
+        assert_eq!(outcome.table.left_out, [reason]);
+        let failure = outcome.into_result().expect_err("one failed");
+        assert_eq!(failure.exit_code(), 101);
+    }
+    let outcome = run(&prepared, &Compute::Cpu, retry).expect("it runs");
+    assert_eq!((outcome.counts.found, outcome.counts.computed), (2, 1));
+    outcome.into_result().expect("mended");
 }
 
 /// A defense that leaves the model as it is.
@@ -99,7 +197,7 @@ fn a_defense_of_another_crate_runs_in_a_grid() {
     let error = prepare(&[]).err().expect("bb-defense does not have it");
     assert_eq!(error.exit_code(), 2);
     let prepared = prepare(&[&Nothing]).expect("all is there");
-    let outcome = run(&prepared, &Compute::Cpu, true).expect("it runs");
+    let outcome = run(&prepared, &Compute::Cpu, QUIET).expect("it runs");
     assert_eq!(
         outcome.counts,
         Counts {
@@ -118,7 +216,7 @@ fn a_defense_of_another_crate_runs_in_a_grid() {
         assert_eq!(rows[0].values[i], rows[1].values[i]);
     }
     outcome.into_result().expect("nothing failed");
-    let outcome = run(&prepared, &Compute::Cpu, true).expect("it runs again");
+    let outcome = run(&prepared, &Compute::Cpu, QUIET).expect("it runs again");
     assert_eq!(
         outcome.counts,
         Counts {

@@ -16,9 +16,10 @@ fn committed() -> PathBuf {
 fn check(index: &Path, dir: &Path, full: bool) -> CheckRequest {
     CheckRequest {
         id: ID.to_owned(),
-        index: index.to_owned(),
+        index: Some(index.to_owned()),
         dir: dir.to_owned(),
         data: None,
+        key: None,
         full,
     }
 }
@@ -47,7 +48,7 @@ fn a_model_is_fetched_once_and_checked_each_time() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let request = GetRequest {
         id: ID.to_owned(),
-        index: committed(),
+        index: Some(committed()),
         from: None,
         dir: folder.path().to_owned(),
         quiet: true,

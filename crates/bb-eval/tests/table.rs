@@ -1,4 +1,6 @@
 //! The table: one model, four writers, inline snapshots.
+use std::collections::BTreeSet;
+
 use bb_core::metrics::{Ratio, Scores};
 use bb_eval::paper::{Facts, Paper, RepairFacts};
 use bb_eval::table::{
@@ -168,18 +170,19 @@ fn text_without_a_paper_and_with_three_seeds() {
     let expect = "\
 synthetic, preactresnet18-w8
 
-                     ---------------------- ours (%) ----------------------
-attack   defense            ACC ↑         ASR ↓          RA ↑         DER ↑         time
-----------------------------------------------------------------------------------------
-badnets  No defense  91.02 ± 0.30  95.03 ± 0.00   4.44 ± 0.00                12 min 34 s
-         TSBD        90.42 ± 0.30   1.31 ± 0.00  90.01 ± 0.00  96.41 ± 0.15         47 s
-----------------------------------------------------------------------------------------
-blended  No defense  93.17 ± 0.30  99.92 ± 0.00   0.06 ± 0.00                13 min 21 s
-         TSBD               91.61          2.61         77.78         97.73         48 s
-----------------------------------------------------------------------------------------
-Average  No defense  92.10 ± 0.30  97.48 ± 0.00   2.25 ± 0.00                12 min 58 s
-         TSBD               91.02          1.96         83.89         97.07         48 s
+                          ---------------------- ours (%) ----------------------
+attack   defense                 ACC ↑         ASR ↓          RA ↑         DER ↑         time
+---------------------------------------------------------------------------------------------
+badnets  No defense       91.02 ± 0.30  95.03 ± 0.00   4.44 ± 0.00                12 min 34 s
+         TSBD             90.42 ± 0.30   1.31 ± 0.00  90.01 ± 0.00  96.41 ± 0.15         47 s
+---------------------------------------------------------------------------------------------
+blended  No defense       93.17 ± 0.30  99.92 ± 0.00   0.06 ± 0.00                13 min 21 s
+         TSBD (n=1 of 3)         91.61          2.61         77.78         97.73         48 s
+---------------------------------------------------------------------------------------------
+Average  No defense       92.10 ± 0.30  97.48 ± 0.00   2.25 ± 0.00                12 min 58 s
+         TSBD §                  91.02          1.96         83.89         97.07         48 s
 
+§: an average over attacks with different seeds; never best
 mean ± standard deviation (divisor n - 1) over n = 1 to 3 seeds
 time: the attack in the rows without defense, the repair in the others; 27 min 31 s together
 no published numbers for this dataset and network in TSBD Table 1
@@ -428,26 +431,26 @@ Average & 92.40 & 97.48 & 2.25 & 91.17 & 1.96 & 83.89 & 97.14 & 91.21 & 1.61 & 8
 fn csv_long() {
     let found = csv::write(&[Table::new(&input(64))]);
     let expect = "\
-kind,dataset,arch,data,attack,defense,role,seed,n,acc,acc_std,acc_hits,acc_total,asr,asr_std,asr_hits,asr_total,ra,ra_std,ra_hits,ra_total,der,der_std,paper,paper_acc,paper_asr,paper_ra,paper_der,delta_acc,delta_asr,delta_ra,delta_der,seconds
-cell,cifar10,preactresnet18,0123456789ab,badnets,No defense,undefended,0,1,91.32,,9132,10000,95.033333,,8553,9000,4.444444,,400,9000,,,,,,,,,,,,754.2
-mean,cifar10,preactresnet18,0123456789ab,badnets,No defense,undefended,,1,91.32,,,,95.033333,,,,4.444444,,,,,,same setting,91.32,95.03,,,0,0.003333,,,754.2
-cell,cifar10,preactresnet18,0123456789ab,badnets,TSBD,defended,0,1,90.72,,9072,10000,1.311111,,118,9000,90.011111,,8101,9000,96.561111,,,,,,,,,,,47.4
-mean,cifar10,preactresnet18,0123456789ab,badnets,TSBD,defended,,1,90.72,,,,1.311111,,,,90.011111,,,,96.561111,,same setting,90.72,1.31,,96.53,0,0.001111,,0.031111,47.4
-cell,cifar10,preactresnet18,0123456789ab,badnets,TSBD (oracle),oracle,0,1,90.8,,9080,10000,1,,90,9000,90.122222,,8111,9000,96.756667,,,,,,,,,,,
-mean,cifar10,preactresnet18,0123456789ab,badnets,TSBD (oracle),oracle,,1,90.8,,,,1,,,,90.122222,,,,96.756667,,same setting,90.72,1.31,,96.53,0.08,-0.31,,0.226667,
-cell,cifar10,preactresnet18,0123456789ab,badnets,FT,defended,0,1,89.96,,8996,10000,1.477778,,133,9000,91.111111,,8200,9000,96.097778,,,,,,,,,,,5
-mean,cifar10,preactresnet18,0123456789ab,badnets,FT,defended,,1,89.96,,,,1.477778,,,,91.111111,,,,96.097778,,same setting,89.96,1.48,,96.1,0,-0.002222,,-0.002222,5
-cell,cifar10,preactresnet18,0123456789ab,blended,No defense,undefended,0,1,93.47,,9347,10000,99.922222,,8993,9000,0.055556,,5,9000,,,,,,,,,,,,801
-mean,cifar10,preactresnet18,0123456789ab,blended,No defense,undefended,,1,93.47,,,,99.922222,,,,0.055556,,,,,,same setting,93.47,99.92,,,0,0.002222,,,801
-cell,cifar10,preactresnet18,0123456789ab,blended,TSBD,defended,0,1,91.61,,9161,10000,2.611111,,235,9000,77.777778,,7000,9000,97.725556,,,,,,,,,,,48
-mean,cifar10,preactresnet18,0123456789ab,blended,TSBD,defended,,1,91.61,,,,2.611111,,,,77.777778,,,,97.725556,,same setting,91.61,2.61,,97.73,0,0.001111,,-0.004444,48
-cell,cifar10,preactresnet18,0123456789ab,blended,TSBD (oracle),oracle,0,1,91.61,,9161,10000,2.222222,,200,9000,77.777778,,7000,9000,97.92,,,,,,,,,,,
-mean,cifar10,preactresnet18,0123456789ab,blended,TSBD (oracle),oracle,,1,91.61,,,,2.222222,,,,77.777778,,,,97.92,,same setting,91.61,2.61,,97.73,0,-0.387778,,0.19,
-mean,cifar10,preactresnet18,0123456789ab,blended,FT,defended,,0,,,,,,,,,,,,,,,same setting,92.78,96.11,,51.56,,,,,
-average,cifar10,preactresnet18,0123456789ab,Average,No defense,undefended,,1,92.395,,,,97.477778,,,,2.25,,,,,,same setting,92.395,97.475,,,0,0.002778,,,777.6
-average,cifar10,preactresnet18,0123456789ab,Average,TSBD,defended,,1,91.165,,,,1.961111,,,,83.894444,,,,97.143333,,same setting,91.165,1.96,,97.13,0,0.001111,,0.013333,47.7
-average,cifar10,preactresnet18,0123456789ab,Average,TSBD (oracle),oracle,,1,91.205,,,,1.611111,,,,83.95,,,,97.338333,,same setting,91.165,1.96,,97.13,0.04,-0.348889,,0.208333,
-average,cifar10,preactresnet18,0123456789ab,Average,FT,defended,,0,,,,,,,,,,,,,,,same setting,91.37,48.795,,73.83,,,,,
+kind,dataset,arch,data,attack,defense,role,seed,n,acc,acc_std,acc_hits,acc_total,asr,asr_std,asr_hits,asr_total,ra,ra_std,ra_hits,ra_total,der,der_std,paper,paper_acc,paper_asr,paper_ra,paper_der,delta_acc,delta_asr,delta_ra,delta_der,seconds,seeds,flags
+cell,cifar10,preactresnet18,0123456789ab,badnets,No defense,undefended,0,1,91.32,,9132,10000,95.033333,,8553,9000,4.444444,,400,9000,,,,,,,,,,,,754.2,0,
+mean,cifar10,preactresnet18,0123456789ab,badnets,No defense,undefended,,1,91.32,,,,95.033333,,,,4.444444,,,,,,same setting,91.32,95.03,,,0,0.003333,,,754.2,0,
+cell,cifar10,preactresnet18,0123456789ab,badnets,TSBD,defended,0,1,90.72,,9072,10000,1.311111,,118,9000,90.011111,,8101,9000,96.561111,,,,,,,,,,,47.4,0,
+mean,cifar10,preactresnet18,0123456789ab,badnets,TSBD,defended,,1,90.72,,,,1.311111,,,,90.011111,,,,96.561111,,same setting,90.72,1.31,,96.53,0,0.001111,,0.031111,47.4,0,
+cell,cifar10,preactresnet18,0123456789ab,badnets,TSBD (oracle),oracle,0,1,90.8,,9080,10000,1,,90,9000,90.122222,,8111,9000,96.756667,,,,,,,,,,,,0,
+mean,cifar10,preactresnet18,0123456789ab,badnets,TSBD (oracle),oracle,,1,90.8,,,,1,,,,90.122222,,,,96.756667,,same setting,90.72,1.31,,96.53,0.08,-0.31,,0.226667,,0,
+cell,cifar10,preactresnet18,0123456789ab,badnets,FT,defended,0,1,89.96,,8996,10000,1.477778,,133,9000,91.111111,,8200,9000,96.097778,,,,,,,,,,,5,0,
+mean,cifar10,preactresnet18,0123456789ab,badnets,FT,defended,,1,89.96,,,,1.477778,,,,91.111111,,,,96.097778,,same setting,89.96,1.48,,96.1,0,-0.002222,,-0.002222,5,0,
+cell,cifar10,preactresnet18,0123456789ab,blended,No defense,undefended,0,1,93.47,,9347,10000,99.922222,,8993,9000,0.055556,,5,9000,,,,,,,,,,,,801,0,
+mean,cifar10,preactresnet18,0123456789ab,blended,No defense,undefended,,1,93.47,,,,99.922222,,,,0.055556,,,,,,same setting,93.47,99.92,,,0,0.002222,,,801,0,
+cell,cifar10,preactresnet18,0123456789ab,blended,TSBD,defended,0,1,91.61,,9161,10000,2.611111,,235,9000,77.777778,,7000,9000,97.725556,,,,,,,,,,,48,0,
+mean,cifar10,preactresnet18,0123456789ab,blended,TSBD,defended,,1,91.61,,,,2.611111,,,,77.777778,,,,97.725556,,same setting,91.61,2.61,,97.73,0,0.001111,,-0.004444,48,0,
+cell,cifar10,preactresnet18,0123456789ab,blended,TSBD (oracle),oracle,0,1,91.61,,9161,10000,2.222222,,200,9000,77.777778,,7000,9000,97.92,,,,,,,,,,,,0,
+mean,cifar10,preactresnet18,0123456789ab,blended,TSBD (oracle),oracle,,1,91.61,,,,2.222222,,,,77.777778,,,,97.92,,same setting,91.61,2.61,,97.73,0,-0.387778,,0.19,,0,
+mean,cifar10,preactresnet18,0123456789ab,blended,FT,defended,,0,,,,,,,,,,,,,,,same setting,92.78,96.11,,51.56,,,,,,,
+average,cifar10,preactresnet18,0123456789ab,Average,No defense,undefended,,1,92.395,,,,97.477778,,,,2.25,,,,,,same setting,92.395,97.475,,,0,0.002778,,,777.6,0,
+average,cifar10,preactresnet18,0123456789ab,Average,TSBD,defended,,1,91.165,,,,1.961111,,,,83.894444,,,,97.143333,,same setting,91.165,1.96,,97.13,0,0.001111,,0.013333,47.7,0,
+average,cifar10,preactresnet18,0123456789ab,Average,TSBD (oracle),oracle,,1,91.205,,,,1.611111,,,,83.95,,,,97.338333,,same setting,91.165,1.96,,97.13,0.04,-0.348889,,0.208333,,0,
+average,cifar10,preactresnet18,0123456789ab,Average,FT,defended,,0,,,,,,,,,,,,,,,same setting,91.37,48.795,,73.83,,,,,,,
 ";
     assert_eq!(found, expect, "\n{found}");
 }
@@ -541,6 +544,220 @@ fn a_clean_model_has_a_row_without_asr_and_no_part_in_the_average() {
     assert!(table.blocks.iter().all(|block| !block.average));
 }
 
+/// Three attacks that worked, one that did not, and one whose model learned nothing; TSBD, its oracle, and a defense that
+/// destroys the second model.
+fn broken() -> Input {
+    let mut input = input(16);
+    input.paper = None;
+    input.classes = Some(10);
+    input.asr_floor = 0.5;
+    let column = defense("ulrl", "ULRL", Role::Defended);
+    input.defenses.truncate(2);
+    input.defenses.push(column);
+    input.observations.clear();
+    let attacks = [
+        ("badnets", scores(9132, 8553, 400)),
+        ("blended", scores(9347, 8993, 5)),
+        ("wanet", scores(9300, 481, 8300)),
+        ("lf", scores(1000, 9000, 0)),
+    ];
+    input.attacks = attacks.iter().map(|(name, _)| attack(name, 16)).collect();
+    for (attack, (_, before)) in attacks.iter().enumerate() {
+        let destroyed = attack == 1;
+        let repaired = |acc, asr| scores(acc, asr, 7000);
+        for (defense, scores, before) in [
+            (0, *before, None),
+            (1, repaired(9000, 300), Some(*before)),
+            (
+                2,
+                repaired(if destroyed { 1100 } else { 9100 }, 0),
+                Some(*before),
+            ),
+        ] {
+            input.observations.push(Observation {
+                attack,
+                defense,
+                seed: 0,
+                scores,
+                before,
+                seconds: None,
+            });
+        }
+    }
+    input
+}
+
+#[test]
+fn what_did_not_work_is_marked_and_never_best() {
+    let table = Table::new(&broken());
+    let found = text::write(&table, Layout::Long);
+    let expect = "\
+CIFAR-10, preactresnet18, seed 0
+
+                       ----------- ours (%) -----------
+attack   defense       ACC ↑    ASR ↓    RA ↑    DER ↑
+-------------------------------------------------------
+badnets  No defense    91.32    95.03    4.44
+         TSBD          90.00     3.33   77.78*   95.19
+         ULRL          91.00*    0.00*  77.78*   97.36*
+-------------------------------------------------------
+blended  No defense    93.47    99.92    0.06
+         TSBD          90.00*    3.33*  77.78*   96.56*
+         ULRL ‡        11.00     0.00   77.78    58.73
+-------------------------------------------------------
+wanet †  No defense    93.00     5.34   92.22
+         TSBD          90.00     3.33   77.78    49.51
+         ULRL          91.00     0.00   77.78    51.67
+-------------------------------------------------------
+lf       No defense ‡  10.00   100.00    0.00
+         TSBD          90.00     3.33   77.78    98.33
+         ULRL          91.00     0.00   77.78   100.00
+-------------------------------------------------------
+Average  No defense    92.40    97.48    2.25
+         TSBD          90.00*    3.33*  77.78*   95.87*
+         ULRL ‡        51.00     0.00   77.78    78.04
+
+*: best of the defended rows of an attack
+†: the backdoor was not planted (ASR without defense under 50.00 %); never best, not in the average
+‡: at chance (ACC hardly above guessing among 10 classes); never best; not in the average if it is the attacked model, otherwise the average has the sign, too
+";
+    assert_eq!(found, expect, "\n{found}");
+    let wide = text::write(&table, Layout::Wide);
+    assert!(
+        wide.contains("\nwanet †  ") && wide.contains("\nAverage  "),
+        "{wide}"
+    );
+    assert!(
+        wide.contains(" 11.00 ‡ ") && wide.contains(" 10.00 ‡ "),
+        "{wide}"
+    );
+    let markdown = markdown::write(&table, Layout::Long);
+    for expect in [
+        "| wanet † | TSBD | 90.00 | 3.33 | 77.78 | 49.51 |\n",
+        "| blended | ULRL ‡ | 11.00 | 0.00 | 77.78 | 58.73 |\n",
+        "| Average | ULRL ‡ | 51.00 |",
+        "\n- †: the backdoor was not planted (ASR without defense under 50.00 %); never best",
+        "\n- ‡: at chance (ACC hardly",
+    ] {
+        assert!(markdown.contains(expect), "{expect}\n{markdown}");
+    }
+    let latex = latex::write(&table, Layout::Long);
+    for expect in [
+        "\nwanet $\\dagger$ & No defense & 93.00 &",
+        "\n & ULRL $\\ddagger$ & 11.00 & 0.00 & 77.78 & 58.73 \\\\\n",
+        "\n% †: the backdoor was not planted (",
+        "\n% ‡: at chance (",
+    ] {
+        assert!(latex.contains(expect), "{expect}\n{latex}");
+    }
+    let csv = csv::write(std::slice::from_ref(&table));
+    let flags = |kind: &str, attack: &str, defense: &str| -> String {
+        let wanted = format!("{kind},cifar10,preactresnet18,0123456789ab,{attack},{defense},");
+        let line = csv.lines().find(|line| line.starts_with(&wanted));
+        let line = line.unwrap_or_else(|| panic!("no {wanted} in\n{csv}"));
+        fields(line).last().expect("fields").to_string()
+    };
+    for kind in ["cell", "mean"] {
+        assert_eq!(flags(kind, "badnets", "TSBD"), "");
+        assert_eq!(flags(kind, "wanet", "TSBD"), "not_planted");
+        assert_eq!(flags(kind, "blended", "ULRL"), "at_chance");
+        assert_eq!(flags(kind, "lf", "No defense"), "at_chance");
+        assert_eq!(flags(kind, "lf", "ULRL"), "");
+    }
+    assert_eq!(flags("average", "Average", "ULRL"), "at_chance");
+    assert_eq!(flags("average", "Average", "TSBD"), "");
+}
+
+#[test]
+fn the_floor_is_the_grids_and_a_mean_over_seeds_is_judged_as_such() {
+    let mut input = broken();
+    let marked = |input: &Input| -> Vec<bool> {
+        let table = Table::new(input);
+        table.blocks.iter().map(|b| b.marks.not_planted).collect()
+    };
+    assert_eq!(marked(&input), [false, false, true, false, false]);
+    input.asr_floor = 0.99;
+    assert_eq!(marked(&input)[..4], [true, false, true, false]);
+    input.asr_floor = 0.0;
+    assert_eq!(marked(&input), [false; 5]);
+
+    // Of two runs one worked: the mean is above the floor, and a note names the other.
+    input.asr_floor = 0.5;
+    let mut second = input.observations[0].clone();
+    second.seed = 1;
+    second.scores = scores(9100, 900, 8000);
+    input.observations.push(second);
+    input.seeds = vec![0, 1];
+    let table = Table::new(&input);
+    assert!(!table.blocks[0].marks.not_planted);
+    let note = "badnets / No defense: not planted with seed 1";
+    assert!(table.notes.iter().any(|n| n == note), "{:?}", table.notes);
+    // Without the cell of the attack, what its defenses measured before says the same.
+    let mut without = broken();
+    without.observations.retain(|o| o.defense > 0);
+    assert_eq!(marked(&without)[..4], [false, false, true, false]);
+}
+
+#[test]
+fn chance_depends_on_classes_and_on_how_many_images_were_measured() {
+    let at_chance = |classes, hits, total| {
+        let mut input = broken();
+        input.classes = classes;
+        input.attacks.truncate(1);
+        input.observations.truncate(1);
+        input.observations[0].scores.acc = Ratio { hits, total };
+        Table::new(&input).blocks[0].rows[0].marks.at_chance
+    };
+    for (classes, hits, total, expect) in [
+        (Some(10), 1_000, 10_000, true),
+        (Some(10), 1_400, 10_000, true),
+        (Some(10), 1_500, 10_000, false),
+        // 10 of 50 images are right by chance more often than once in a hundred times, 11 are not.
+        (Some(10), 9, 50, true),
+        (Some(10), 11, 50, false),
+        (Some(2), 5_200, 10_000, true),
+        (Some(2), 5_400, 10_000, false),
+        // The largest class of GTSRB's test set.
+        (Some(43), 750, 12_630, true),
+        (Some(43), 1_000, 12_630, false),
+        (Some(200), 50, 10_000, true),
+        (Some(10), 0, 10_000, true),
+        // Nothing is known, nothing was measured, nothing to tell apart.
+        (None, 0, 10_000, false),
+        (Some(10), 0, 0, false),
+        (Some(1), 10, 10, false),
+        (Some(0), 10, 10, false),
+    ] {
+        assert_eq!(
+            at_chance(classes, hits, total),
+            expect,
+            "{classes:?} {hits}/{total}"
+        );
+    }
+}
+
+#[test]
+fn a_failed_cell_is_called_failed_with_its_reason() {
+    let mut input = input(64);
+    input.failed = vec![Damage {
+        attack: 1,
+        defense: 3,
+        seed: 0,
+        reason: "finetune diverged: the loss is NaN".into(),
+    }];
+    let table = Table::new(&input);
+    let expect = "failed: blended / FT: seed 0: finetune diverged: the loss is NaN";
+    assert_eq!(table.left_out, [expect]);
+    assert!(table.missing.is_empty(), "{:?}", table.missing);
+    for found in [
+        text::write(&table, Layout::Long),
+        markdown::write(&table, Layout::Long),
+        latex::write(&table, Layout::Wide),
+    ] {
+        assert!(found.contains(expect), "{found}");
+    }
+}
+
 #[test]
 fn an_empty_table_is_no_failure() {
     let table = Table::new(&Input::default());
@@ -559,6 +776,69 @@ fn fields(line: &str) -> Vec<&str> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// A row says that seeds are absent if and only if some are, and an average is only called one over the same seeds
+    /// where it is.
+    #[test]
+    fn the_seeds_shown_are_those_that_were_measured(
+        seeds in prop::collection::btree_set(0_u64..6, 1..4),
+        cells in prop::collection::vec((0_usize..3, 0_usize..3, 0_u64..6), 0..30),
+    ) {
+        let cells: BTreeSet<_> = cells.into_iter().filter(|c| seeds.contains(&c.2)).collect();
+        let mut input = broken();
+        input.attacks.truncate(3);
+        input.asr_floor = 0.0;
+        input.seeds = seeds.iter().copied().collect();
+        input.observations = cells
+            .iter()
+            .map(|&(attack, defense, seed)| Observation {
+                attack,
+                defense,
+                seed,
+                scores: scores(9_000, 8_000, 100),
+                before: (defense > 0).then(|| scores(9_000, 8_000, 100)),
+                seconds: None,
+            })
+            .collect();
+        let table = Table::new(&input);
+        let csv = csv::write(std::slice::from_ref(&table));
+        let header = fields(csv.lines().next().expect("a header"));
+        let at = |name: &str| header.iter().position(|h| *h == name).expect("a column");
+        let text = text::write(&table, Layout::Long);
+        let mut text = text.lines().skip_while(|l| !l.starts_with("---")).filter(|l| !l.starts_with("---"));
+        let list = |seeds: &[u64]| seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+        for (attack, block) in table.blocks.iter().enumerate() {
+            for (defense, row) in block.rows.iter().enumerate() {
+                let on_disk = |attack| -> Vec<u64> {
+                    let here = cells.iter().filter(|c| (c.0, c.1) == (attack, defense));
+                    here.map(|c| c.2).collect()
+                };
+                let shown = text.next().expect("a line per row");
+                let kind = if block.average { "average" } else { "mean" };
+                let wanted = format!("{kind},cifar10,preactresnet18,0123456789ab,{},{},", block.attack, row.defense);
+                let line = csv.lines().find(|l| l.starts_with(&wanted)).expect("a line per row");
+                let line = fields(line);
+                let (shown_seeds, flags) = (line[at("seeds")], line[at("flags")]);
+                if block.average {
+                    let all: Vec<_> = (0..3).map(on_disk).collect();
+                    let same = all.iter().all(|s| *s == all[0]);
+                    let whole = all.iter().all(|s| !s.is_empty());
+                    prop_assert_eq!(shown.contains('§'), whole && !same);
+                    prop_assert_eq!(flags == "seeds_differ", whole && !same);
+                    prop_assert_eq!(shown_seeds, if same { list(&all[0]) } else { String::new() });
+                } else {
+                    let own = on_disk(attack);
+                    let few = !own.is_empty() && own.len() < seeds.len();
+                    let note = format!("{} (n={} of {})", row.defense, own.len(), seeds.len());
+                    prop_assert_eq!(shown.contains("(n="), few, "{}", shown);
+                    prop_assert!(!few || shown.contains(&note), "{}", shown);
+                    prop_assert_eq!(flags == "fewer_seeds", few);
+                    prop_assert_eq!(shown_seeds, list(&own));
+                    prop_assert_eq!(&row.seeds, &own);
+                }
+            }
+        }
+    }
 
     /// What text, Markdown and LaTeX print is what CSV says, rounded.
     #[test]
@@ -615,7 +895,9 @@ proptest! {
         prop_assert_eq!(markdown.len(), rows.len());
         prop_assert_eq!(latex.len(), rows.len());
         for ((row, markdown), latex) in rows.iter().zip(&markdown).zip(&latex) {
-            prop_assert_eq!(&row[4..6], &markdown[0..2]);
+            let unsigned = markdown[1].split([' ', '§']).next().unwrap_or_default();
+            let whole = if row[5] == "No defense" { "No" } else { row[5] };
+            prop_assert_eq!([row[4], whole], [markdown[0], unsigned]);
             for (i, name) in COLUMNS.iter().enumerate() {
                 let (cell, latex) = (markdown[2 + i], latex[2 + i]);
                 prop_assert_eq!(cell.contains("**"), latex.contains("\\textbf"));

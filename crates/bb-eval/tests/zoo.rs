@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use bb_core::cell::{Cell, MODEL, POISON_TEST, POISON_TRAIN};
-use bb_core::data::{self, OpenOptions};
+use bb_core::data::{self, OpenOptions, Split};
 use bb_core::metrics::Ratio;
 use bb_core::poison::PoisonSet;
+use bb_core::rows;
 use bb_eval::zoo::{ImportRequest, Rules, import};
 use bb_nn::data::{Normaliser, plain_input};
 use bb_nn::{ArchSpec, Compute, Mode, Net, StateDict};
+use serde_json::json;
 
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn shared() -> Option<PathBuf> {
@@ -27,8 +29,11 @@ fn request(shared: &Path, path: PathBuf, out: &Path) -> ImportRequest {
         data: Some(shared.join("data")),
         arch: None,
         attack: None,
+        key: None,
         rules: Rules::default(),
         report: None,
+        test_limit: None,
+        match_rows: false,
         out: out.to_owned(),
     }
 }
@@ -41,15 +46,38 @@ fn ratio(cell: &Cell, field: &str) -> Ratio {
 fn folders_of_backdoorbench_have_the_bench_own_figures() {
     let Some(shared) = shared() else { return };
     let out = tempfile::tempdir().expect("a temporary folder");
-    for (folder, acc, asr, ra) in [("badnet_w16", 740, 816, 57), ("wanet_w16", 559, 48, 510)] {
+    for (folder, acc, acc_of_all, asr, ra) in [
+        ("badnet_w16", 740, 7329, 816, 57),
+        ("wanet_w16", 559, 5358, 48, 510),
+    ] {
         let path = shared.join("zoo").join(folder);
-        let request = request(&shared, path.clone(), out.path());
+        let whole = request(&shared, path.clone(), out.path());
+        // The benchmark measured on the first 1,000 images.
+        let request = ImportRequest {
+            test_limit: Some(1000),
+            ..whole.clone()
+        };
         let (cell, report) = import(&request, &Compute::Cpu).expect("a genuine folder");
         assert_eq!(report.to_string(), "102 loaded", "{folder}");
         let hits = |field| (ratio(&cell, field).hits, ratio(&cell, field).total);
         assert_eq!(hits("acc"), (acc, 1000), "{folder}");
         assert_eq!(hits("asr"), (asr, 897), "{folder}");
         assert_eq!(hits("ra"), (ra, 897), "{folder}");
+
+        // Of all images it says as much as the record's own figure of all.
+        let (all, _) = import(&whole, &Compute::Cpu).expect("a genuine folder");
+        let counted = |field| (ratio(&all, field).hits, ratio(&all, field).total);
+        assert_eq!(counted("acc"), (acc_of_all, 10_000), "{folder}");
+        assert_eq!(
+            (counted("asr"), counted("ra")),
+            ((asr, 897), (ra, 897)),
+            "{folder}"
+        );
+        let images = &all.manifest.results["images"];
+        assert_eq!(
+            (&images["test_poisoned"], &images["test_possible"]),
+            (&json!(897), &json!(9000))
+        );
 
         // A second import finds the first one.
         let (again, _) = import(&request, &Compute::Cpu).expect("a complete cell");
@@ -76,6 +104,71 @@ fn folders_of_backdoorbench_have_the_bench_own_figures() {
         let train = PoisonSet::load(cell.file(POISON_TRAIN)).expect("poisoned images");
         let test = PoisonSet::load(cell.file(POISON_TEST)).expect("poisoned images");
         assert!(train.len() >= 900 && test.len() == 897);
+    }
+}
+
+/// The rows of each class in another order.
+fn within_classes(split: &Split) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..split.len()).collect();
+    for class in 0..10 {
+        let rows: Vec<usize> = (0..split.len())
+            .filter(|&i| split.labels[i] == class)
+            .collect();
+        for (place, &row) in rows.iter().enumerate() {
+            order[row] = rows[(place * 7 + 3) % rows.len()];
+        }
+    }
+    order
+}
+
+#[test]
+fn genuine_pictures_fit_their_rows_and_no_other_order() {
+    let Some(shared) = shared() else { return };
+    let out = tempfile::tempdir().expect("a temporary folder");
+    for (folder, acc, possible) in [
+        ("badnet_w16", 7329, 9000),
+        ("wanet_w16", 5358, 9000),
+        ("blended_w16", 6877, 9000),
+        ("badnet_all2all_resnet18_w16", 6303, 10_000),
+    ] {
+        let request = request(&shared, shared.join("zoo").join(folder), out.path());
+        let (cell, _) = import(&request, &Compute::Cpu).expect("a genuine folder");
+        let counted = ratio(&cell, "acc");
+        assert_eq!((counted.hits, counted.total), (acc, 10_000), "{folder}");
+        let images = &cell.manifest.results["images"];
+        assert_eq!(
+            (
+                &images["test_possible"],
+                &images["test_unlike"],
+                &images["train"]
+            ),
+            (&json!(possible), &json!(0), &json!(10_000)),
+            "{folder}"
+        );
+        let options = OpenOptions {
+            train_limit: Some(10_000),
+            cache_dir: Some(out.path().join("cache")),
+            ..OpenOptions::default()
+        };
+        let data = data::open("cifar10", request.data.as_deref(), &options).expect("CIFAR-10");
+        for (name, split) in [(POISON_TRAIN, &data.train), (POISON_TEST, &data.test)] {
+            let set = PoisonSet::load(cell.file(name)).expect("poisoned images");
+            assert_eq!(
+                rows::resemblance(&set, split).unlike,
+                [0; 0],
+                "{folder}, {name}"
+            );
+            let order = within_classes(split);
+            let other = split.select(&order);
+            assert!(rows::check(&set, &other).is_err(), "{folder}, {name}");
+            let found = rows::find(&set, &other);
+            let right = found.iter().zip(&set.indices);
+            let right = right.filter(|(row, index)| row.is_some_and(|row| order[row] == **index));
+            assert_eq!(right.count(), set.len(), "{folder}, {name}");
+        }
+        // The images of the other split have the same classes.
+        let test = PoisonSet::load(cell.file(POISON_TEST)).expect("poisoned images");
+        assert!(rows::check(&test, &data.train).is_err(), "{folder}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! What can go wrong in the engine.
 
 use crate::arch::NAMES;
+use crate::eval::NotFiniteLogits;
 use crate::kernels::precision::UnsupportedPrecision;
 use bb_core::cli::{Coded, exit};
 use bb_core::settings::did_you_mean;
@@ -74,6 +75,35 @@ pub enum NnError {
         /// The first such element.
         index: usize,
     },
+    /// A running variance is below 0, whose square root is NaN.
+    #[error(
+        "tensor `{name}` holds {found} at flat index {index}, expected variances of at least 0"
+    )]
+    Variance {
+        /// The tensor's name.
+        name: String,
+        /// The first such element.
+        index: usize,
+        /// Its value.
+        found: f32,
+    },
+    /// Images without a class, so that there is no score.
+    #[error(transparent)]
+    Logits(#[from] NotFiniteLogits),
+    /// The images are smaller than the architecture's layers can take.
+    #[error(
+        "`{arch}` needs images of at least {least} x {least} pixels, the dataset has {height} x {width}"
+    )]
+    ImageSize {
+        /// The architecture.
+        arch: String,
+        /// Its least side.
+        least: usize,
+        /// Height of the images.
+        height: usize,
+        /// Width of the images.
+        width: usize,
+    },
     /// A checkpoint file cannot be read.
     #[error("cannot read checkpoint `{}`", path.display())]
     Read {
@@ -124,8 +154,10 @@ impl Coded for NnError {
         match self {
             Self::UnknownArch { .. }
             | Self::ArchSize { .. }
+            | Self::ImageSize { .. }
             | Self::NotOnGpu { .. }
             | Self::Precision(_) => exit::USAGE,
+            Self::Logits(_) => exit::NUMERICAL,
             Self::Read { source, .. } => source.exit_code(),
             Self::Candle(_) | Self::UnknownFeature { .. } => exit::BUG,
             // The machine's trouble, not the input's; a run that is started again goes on from its checkpoint.
@@ -139,6 +171,9 @@ impl Coded for NnError {
         match self {
             Self::UnknownArch { name, .. } => did_you_mean(name, NAMES.iter().copied()),
             Self::NotOnGpu { .. } => Some("use `--device cpu`".to_owned()),
+            Self::ImageSize { .. } => {
+                Some("choose another architecture, or a dataset with larger images".to_owned())
+            }
             _ => None,
         }
     }

@@ -193,10 +193,20 @@ impl Net {
     }
 
     /// A network with the tensors of `state`, which must be exactly those of the architecture.
+    ///
+    /// # Errors
+    /// A tensor that is missing, unknown, of another shape or type, or not finite; [`NnError::Variance`] for a running
+    /// variance below 0.
     pub fn from_state(spec: impl Into<Spec>, state: &StateDict) -> Result<Self, NnError> {
         let mut net = Self::blank(spec);
         net.set_state(state)?;
         Ok(net)
+    }
+
+    /// Name of the first parameter or buffer that holds NaN or an infinity.
+    pub fn first_not_finite(&self) -> Option<&str> {
+        let buffers = || self.buffers.first_not_finite();
+        self.params.first_not_finite().or_else(buffers)
     }
 
     /// Replaces all tensors; see [`Net::from_state`]. On error the network is unchanged.
@@ -244,6 +254,13 @@ impl Net {
                 .unwrap_or_else(|| Err(missing(&name, &shape)))?;
             if let Some(index) = values.iter().position(|v| !v.is_finite()) {
                 return Err(NnError::NotFinite { name, index });
+            }
+            if let StateName::Buffer(i) = slot
+                && self.graph.norms.iter().any(|norm| norm.var == *i)
+                && let Some(index) = values.iter().position(|&v| v < 0.0)
+            {
+                let found = values[index];
+                return Err(NnError::Variance { name, index, found });
             }
             flat.set_plain(i, &values);
         }

@@ -159,6 +159,14 @@ pub enum TrainError {
         /// The loss.
         loss: f32,
     },
+    /// The network is no longer finite although the loss of every step was: the last step's update can do that.
+    #[error("training diverged: tensor `{tensor}` is NaN or infinite after epoch {epoch}")]
+    NotFinite {
+        /// Epoch, counted from 1.
+        epoch: usize,
+        /// The first such tensor.
+        tensor: String,
+    },
     /// The training set does not fill one batch.
     #[error(
         "the training set has {images} images, but `batch_size` is {batch_size} and `drop_last` is true"
@@ -197,7 +205,7 @@ pub enum TrainError {
 impl Coded for TrainError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Diverged { .. } => exit::NUMERICAL,
+            Self::Diverged { .. } | Self::NotFinite { .. } => exit::NUMERICAL,
             Self::NoBatch { .. } => exit::USAGE,
             Self::Interrupted { .. } => {
                 check_interrupt().map_or_else(|signal| signal.exit_code(), |()| exit::INTERRUPTED)
@@ -456,8 +464,15 @@ pub fn fit(
         }
         row.train_loss /= steps as f64;
         plateau.record(&recipe.schedule, row.train_loss);
-        hooks.epoch(net, &row)?;
         let done = epoch + 1;
+        net.take_failure()?;
+        if let Some(tensor) = net.first_not_finite() {
+            return Err(TrainError::NotFinite {
+                epoch: done,
+                tensor: tensor.to_owned(),
+            });
+        }
+        hooks.epoch(net, &row)?;
         if done % checkpoints.every == 0 && done < recipe.epochs {
             checkpoints.save(net, &sgd, done, &plateau)?;
         }

@@ -2,6 +2,8 @@
 
 mod common;
 
+use bb_core::cli::{Coded as _, exit};
+use bb_core::data::DatasetSpec;
 use bb_nn::data::Input;
 use bb_nn::model::ModelSpec;
 use bb_nn::net::{DropoutStream, Inputs, Mode, Net};
@@ -256,6 +258,48 @@ fn every_architecture_takes_both_image_sizes() {
             assert_eq!(grads.first_not_finite(), None, "{name} {side}");
             let (_, features) = net.forward_with(&input, Mode::Eval, &["penultimate"]);
             assert_eq!(features.len(), 1, "{name}");
+        }
+    }
+}
+
+/// The least image that an architecture names is one that it learns from, and smaller ones are refused.
+#[test]
+fn every_architecture_says_its_smallest_image() {
+    let dataset = |height, width| DatasetSpec {
+        height,
+        width,
+        ..bb_core::data::spec("cifar10").expect("a dataset").clone()
+    };
+    for name in bb_nn::arch::NAMES {
+        let arch = ArchSpec::new(name, 2, 10).unwrap();
+        let least = arch.least_side();
+        // As small as can be, one image alone, and odd and very wide ones.
+        for (n, h, w) in [
+            (1, least, least),
+            (3, least, least + 1),
+            (2, least + 2, 4 * least + 3),
+        ] {
+            arch.check_images(&dataset(h, w)).expect("large enough");
+            let mut net = Net::new(&arch, 1);
+            let data = (0..n * h * w * 3).map(|i| (i % 17) as f32 / 17.0).collect();
+            let input = Input { n, h, w, data };
+            let labels: Vec<u32> = (0..n as u32).collect();
+            let mut grads = net.zeros();
+            let loss = net.loss_grad(&input, &labels, Mode::Train, &mut grads);
+            assert!(loss.mean.is_finite(), "{name} {n} {h} {w}");
+            assert_eq!(net.first_not_finite(), None, "{name} {n} {h} {w}");
+            assert_eq!(grads.first_not_finite(), None, "{name} {n} {h} {w}");
+        }
+        if least > 1 {
+            for (height, width) in [(least - 1, least), (least, least - 1), (1, 500)] {
+                let spec = dataset(height, width);
+                let error = ArchSpec::for_dataset(name, 2, &spec).expect_err("too small");
+                assert_eq!(error.exit_code(), exit::USAGE);
+                let expected = format!(
+                    "`{name}` needs images of at least {least} x {least} pixels, the dataset has {height} x {width}"
+                );
+                assert_eq!(error.to_string(), expected);
+            }
         }
     }
 }

@@ -1,12 +1,15 @@
 //! The batch assembly, the training loop and its checkpoints, on a tiny synthetic set.
 
-use bb_core::data::{self, Dataset, OpenOptions};
+use bb_core::cli::{Coded as _, exit};
+use bb_core::data::{self, Dataset, Images, OpenOptions, Split};
+use bb_core::poison::PoisonSet;
 use bb_nn::data::{Batch, LoaderOptions, batches, gather, order};
 use bb_nn::kernels::loss::Loss;
 use bb_nn::net::{Mode, Net};
 use bb_nn::schedule::{Kind, Schedule};
 use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, StepAt, TrainError, fit};
 use bb_nn::{ArchSpec, Flat, NnError, StateDict, eval};
+use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
 fn dataset(train: usize) -> Dataset {
@@ -211,6 +214,145 @@ fn divergence_is_reported_with_its_place() {
     assert!(matches!(error, TrainError::Diverged { .. }), "{error}");
 }
 
+/// The loss of the only step is finite, so only the weights and the logits tell what its update did.
+#[test]
+fn the_last_step_may_diverge_too() {
+    let data = dataset(32);
+    let train = |lr: f64| {
+        let schedule = Schedule {
+            kind: Kind::Constant,
+            ..Schedule::default()
+        };
+        let recipe = Recipe {
+            lr,
+            schedule,
+            ..recipe(1)
+        };
+        let mut net = net();
+        let none = Checkpoints::none();
+        let ended = fit(
+            &mut net,
+            &data.train,
+            &data.spec,
+            &recipe,
+            1,
+            &none,
+            &mut (),
+        );
+        (ended, net)
+    };
+    let error = train(1e300).0.expect_err("infinite weights");
+    assert_eq!(error.exit_code(), exit::NUMERICAL);
+    let text = error.to_string();
+    assert!(text.starts_with("training diverged: tensor `"), "{text}");
+    assert!(text.ends_with("after epoch 1"), "{text}");
+
+    // Weights that are finite, and yet products of them are not.
+    let (ended, mut net) = train(1e10);
+    ended.expect("finite weights");
+    let test = eval::accuracy(&mut net, &data.test, &data.spec).expect_err("no logits");
+    assert_eq!(test.exit_code(), exit::NUMERICAL);
+    assert_eq!(
+        test.to_string(),
+        "64 of 64 clean images have logits that are NaN or infinite, the first is clean image 0"
+    );
+}
+
+/// A network that has no logits for white images only.
+fn broken_for_white() -> Net {
+    let mut net = net();
+    for value in net.params_mut().data_mut() {
+        *value = 0.0;
+    }
+    let layout = std::sync::Arc::clone(net.params().layout());
+    let at = |name: &str| layout.position(name).expect(name);
+    // The features of black images are 0 behind the first ReLU, and those of white ones overflow in the last layer.
+    for (name, value) in [("conv1.weight", 1.0), ("linear.weight", f32::MAX)] {
+        let tensor = at(name);
+        let len = layout.entries()[tensor].range.len();
+        net.params_mut().set_plain(tensor, &vec![value; len]);
+    }
+    for entry in layout.entries() {
+        let one = entry.name.contains("bn") && entry.name.ends_with("weight");
+        if one {
+            let len = entry.range.len();
+            net.params_mut().set_plain(at(&entry.name), &vec![1.0; len]);
+        }
+    }
+    // The shortcuts of the later stages hand on what comes.
+    for stage in 2..=4 {
+        let tensor = at(&format!("layer{stage}.0.shortcut.0.weight"));
+        let len = layout.entries()[tensor].range.len();
+        net.params_mut().set_plain(tensor, &vec![1.0; len]);
+    }
+    net
+}
+
+#[test]
+fn an_image_without_logits_is_named_and_no_score_comes_of_it() {
+    let data = dataset(32);
+    let (height, width) = (data.spec.height, data.spec.width);
+    let split = |white: &[usize]| {
+        let mut pixels = vec![0; 5 * height * width * 3];
+        for &i in white {
+            pixels[i * height * width * 3..][..height * width * 3].fill(255);
+        }
+        Split {
+            images: Images::new(5, height, width, pixels).expect("five images"),
+            labels: vec![0; 5].into(),
+        }
+    };
+    let mut net = broken_for_white();
+    let black = eval::accuracy(&mut net, &split(&[]), &data.spec).expect("finite logits");
+    assert_eq!((black.hits, black.total), (5, 5));
+    let error = eval::accuracy(&mut net, &split(&[2, 4]), &data.spec).expect_err("two are broken");
+    assert_eq!(
+        error.to_string(),
+        "2 of 5 clean images have logits that are NaN or infinite, the first is clean image 2"
+    );
+
+    let set = |white: &[usize]| {
+        let images = split(white).images;
+        let places = vec![3, 7, 11, 12, 19];
+        PoisonSet::new(places, images, vec![0; 5], vec![1; 5]).expect("a set")
+    };
+    let mut score = |clean: &[usize], poisoned: &[usize]| {
+        eval::scores(&mut net, &split(clean), &set(poisoned), &data.spec)
+    };
+    assert_eq!(score(&[], &[]).expect("finite logits").asr.hits, 5);
+    let error = score(&[1], &[]).expect_err("a clean one is broken");
+    assert!(error.to_string().ends_with("clean test image 1"), "{error}");
+    let error = score(&[], &[1]).expect_err("a poisoned one is broken");
+    assert!(
+        error.to_string().ends_with("poisoned test image 7"),
+        "the index is that of the test set: {error}"
+    );
+}
+
+#[test]
+fn a_running_variance_below_zero_is_refused_with_its_tensor() {
+    let mut state = net().state().expect("a state");
+    let name = "layer1.0.bn1.running_var";
+    let tensor = state.floats(name).expect("it has one").expect("floats");
+    let mut values = tensor.clone();
+    values[2] = -1.0;
+    let changed = Tensor::from_vec(values, tensor.len(), &Device::Cpu).expect("a tensor");
+    state.insert(name, changed);
+    let spec = ArchSpec::new("preactresnet18", 4, 10).expect("a small network");
+    let error = Net::from_state(&spec, &state).expect_err("a negative variance");
+    assert_eq!(error.exit_code(), exit::INPUT);
+    assert_eq!(
+        error.to_string(),
+        "tensor `layer1.0.bn1.running_var` holds -1 at flat index 2, expected variances of at least 0"
+    );
+    // A mean may be negative, and a variance 0.
+    let mean = Tensor::from_vec(vec![-1f32; tensor.len()], tensor.len(), &Device::Cpu);
+    state.insert("layer1.0.bn1.running_mean", mean.expect("a tensor"));
+    let none = Tensor::from_vec(vec![0f32; tensor.len()], tensor.len(), &Device::Cpu);
+    state.insert(name, none.expect("a tensor"));
+    Net::from_state(&spec, &state).expect("nothing is wrong with it");
+}
+
 #[test]
 fn a_set_smaller_than_one_batch_is_refused() {
     let data = dataset(16);
@@ -369,7 +511,8 @@ fn a_hook_may_change_the_batch_the_loss_and_the_augmentation() {
             &mut hook,
         )
         .unwrap();
-        let predictions = eval::predict(&mut net, &data.train.images, &data.spec);
+        let predictions =
+            eval::predict(&mut net, &data.train.images, &data.spec).expect("finite logits");
         assert!(predictions.iter().filter(|&&p| p == 0).count() > 90);
     }
 }
@@ -433,9 +576,10 @@ fn states_survive_their_file_and_bad_ones_are_refused() {
 fn evaluation_counts_every_image() {
     let data = dataset(64);
     let mut net = net();
-    let predictions = eval::predict(&mut net, &data.test.images, &data.spec);
+    let predictions =
+        eval::predict(&mut net, &data.test.images, &data.spec).expect("finite logits");
     assert_eq!(predictions.len(), 64);
-    let ratio = eval::accuracy(&mut net, &data.test, &data.spec);
+    let ratio = eval::accuracy(&mut net, &data.test, &data.spec).expect("finite logits");
     let hits = predictions
         .iter()
         .zip(data.test.labels.iter())

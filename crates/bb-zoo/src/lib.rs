@@ -6,9 +6,10 @@
 //!
 //! [`index`] is the list of known checkpoints (`model_zoo/index.toml`), [`mod@fetch`] brings one here; [`strict`] is the
 //! TOML reader the index is built on, shared with the grid files of `bb-eval`; [`torch`] reads checkpoints without
-//! running anything in them, and writes them.
+//! running anything in them, and writes them; [`safetensors`] reads that format in all types that networks come in.
 pub mod fetch;
 pub mod index;
+pub mod safetensors;
 mod sniff;
 pub mod strict;
 pub mod torch;

@@ -1,6 +1,6 @@
 //! Settings of BadNets.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
@@ -110,5 +110,23 @@ impl Validate for BadNetsConfig {
             self.trigger.value >= 1,
         )?;
         settings::check_train(&self.train)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = settings::idle_train(&self.train);
+        idle.push(settings::idle_label(self.label));
+        if !self.trigger.file.is_empty() {
+            let why = "`trigger.file` names a picture";
+            let keys = [
+                "trigger.pattern",
+                "trigger.position",
+                "trigger.size",
+                "trigger.margin",
+                "trigger.value",
+                "trigger.scaling",
+            ];
+            idle.extend(keys.map(|key| (key, why)));
+        }
+        idle
     }
 }

@@ -1,6 +1,6 @@
 //! Settings of Blended.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
@@ -72,5 +72,11 @@ impl Validate for BlendedConfig {
             )?;
         }
         settings::check_train(&self.train)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = settings::idle_train(&self.train);
+        idle.push(settings::idle_label(self.label));
+        idle
     }
 }

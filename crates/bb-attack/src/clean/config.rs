@@ -1,6 +1,6 @@
 //! Settings of clean training.
 
-use bb_core::settings::{SettingsError, Validate};
+use bb_core::settings::{Idle, SettingsError, Validate};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
@@ -28,5 +28,9 @@ impl Default for CleanConfig {
 impl Validate for CleanConfig {
     fn validate(&self) -> Result<(), SettingsError> {
         settings::check_train(&self.train)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        settings::idle_train(&self.train)
     }
 }

@@ -1,6 +1,6 @@
 //! Settings of Input-aware.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
@@ -153,5 +153,11 @@ impl Validate for InputAwareConfig {
         )?;
         weight("mask.lambda_norm", mask.lambda_norm)?;
         settings::check_train(&self.train)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = settings::idle_train(&self.train);
+        idle.push(settings::idle_label(self.label));
+        idle
     }
 }

@@ -10,13 +10,13 @@ use bb_nn::data::{Batch, Input, LoaderOptions, batches, gather, order};
 use bb_nn::kernels::loss::Loss;
 use bb_nn::model::ModelSpec;
 use bb_nn::optim::Adam;
-use bb_nn::train::{StepAt, TrainError};
+use bb_nn::train::{Recipe, StepAt, TrainError};
 use bb_nn::{Flat, Mode, Net, StateDict};
 
 use super::config::InputAwareConfig;
 use super::math;
 use crate::error::AttackError;
-use crate::in_loop::{Share, plain_input, poison_set, recorded, to_images};
+use crate::in_loop::{Counts, Share, plain_input, poison_set, recorded, to_images};
 use crate::labels::LabelMap;
 use crate::method::{Finished, TrainHook};
 use crate::{poison_index, preview};
@@ -190,6 +190,17 @@ impl InputAwareHook {
             let patterns = self.generator.net.output(&lenders, Mode::Eval);
             let patterns = self.normalised(&patterns.data);
             let masks = self.masks(&lenders);
+            // As bytes, which they become below, they would be black.
+            let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
+            for (network, what, values) in [
+                ("generator", "patterns", &patterns),
+                ("mask network", "masks", &masks),
+            ] {
+                if !finite(values) {
+                    let what = what.to_owned();
+                    return Err(AttackError::OwnNetwork { network, what });
+                }
+            }
             math::mix(&mut images.data, &patterns, &masks);
             let images = to_images(&images, &self.dataset.spec, self.cfg.rounding)?;
             pixels.extend_from_slice(images.as_bytes());
@@ -217,6 +228,24 @@ impl InputAwareHook {
         let indices = &order[first + range.start..first + range.end];
         gather(split, spec, &options, epoch, indices).input
     }
+}
+
+/// The images of a batch that get triggers: none where there are not as many others for the triggers of others.
+fn share(cfg: &InputAwareConfig, seed: u64, images: usize, at: StepAt) -> Share {
+    let share = Share::of(images, (cfg.ratio, 1.0), (seed, "inputaware/count"), at);
+    if share.cross < share.backdoored {
+        return Share::default();
+    }
+    share
+}
+
+/// Those of all batches of a run on `images` images.
+pub(super) fn counts(cfg: &InputAwareConfig, seed: u64, images: usize) -> Counts {
+    let recipe = Recipe {
+        epochs: cfg.classifier_epochs(),
+        ..cfg.train.clone()
+    };
+    Counts::of(images, &recipe, |batch, at| share(cfg, seed, batch, at))
 }
 
 /// Images `range` of a batch.
@@ -273,6 +302,10 @@ impl TrainHook for InputAwareHook {
         ))
     }
 
+    fn counts(&self) -> Option<Counts> {
+        Some(counts(&self.cfg, self.seed, self.dataset.train.len()))
+    }
+
     fn gradients(
         &mut self,
         net: &mut Net,
@@ -280,11 +313,8 @@ impl TrainHook for InputAwareHook {
         batch: &mut Batch,
         grads: &mut Flat,
     ) -> Result<Loss, AttackError> {
-        let (images, shares) = (batch.labels.len(), (self.cfg.ratio, 1.0));
-        let stream = (self.seed, "inputaware/count");
-        let share = Share::of(images, shares, stream, (at.epoch, at.step));
-        let n = share.backdoored;
-        if n == 0 || share.cross < n {
+        let n = share(&self.cfg, self.seed, batch.labels.len(), at).backdoored;
+        if n == 0 {
             return Ok(net.loss_grad(&batch.input, &batch.labels, Mode::Train, grads));
         }
         let own = part(&batch.input, 0..n);

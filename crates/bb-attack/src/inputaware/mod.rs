@@ -78,6 +78,7 @@ pub mod math;
 
 use std::path::PathBuf;
 
+use bb_core::data::Dataset;
 use bb_core::method::{MethodInfo, Needs, Status};
 use bb_core::settings::Valid;
 use bb_nn::train::Recipe;
@@ -85,7 +86,7 @@ use bb_nn::train::Recipe;
 use crate::error::AttackError;
 use crate::labels::LabelMap;
 use crate::method::{Attack, Ctx, Poisoned};
-use crate::static_attack;
+use crate::{poison_index, static_attack};
 use config::InputAwareConfig;
 use hook::InputAwareHook;
 
@@ -120,9 +121,12 @@ impl Attack for InputAware {
         Vec::new()
     }
 
-    fn prepare(cfg: &Valid<InputAwareConfig>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
-        let spec = &ctx.dataset.spec;
-        let map = LabelMap::new(cfg.label, cfg.target, cfg.shift, spec.classes)?;
+    fn check(
+        cfg: &Valid<InputAwareConfig>,
+        dataset: &Dataset,
+        seed: u64,
+    ) -> Result<(), AttackError> {
+        let spec = &dataset.spec;
         // The networks halve the sides three times.
         if !spec.height.is_multiple_of(8) || !spec.width.is_multiple_of(8) {
             return Err(AttackError::Sides {
@@ -130,8 +134,18 @@ impl Attack for InputAware {
                 width: spec.width,
             });
         }
+        let map = LabelMap::new(cfg.label, cfg.target, cfg.shift, spec.classes)?;
+        poison_index::test(&dataset.test.labels, &map)?;
+        hook::counts(cfg, seed, dataset.train.len()).check(cfg.ratio, &cfg.train)
+    }
+
+    fn prepare(cfg: &Valid<InputAwareConfig>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
+        let classes = ctx.dataset.spec.classes;
+        let map = LabelMap::new(cfg.label, cfg.target, cfg.shift, classes)?;
         let hook = InputAwareHook::new(cfg, map, ctx.dataset, ctx.seed)?;
+        let counts = hook::counts(cfg, ctx.seed, ctx.dataset.train.len());
         Ok(Poisoned {
+            warnings: counts.warnings(cfg.ratio),
             hook: Some(Box::new(hook)),
             ..static_attack::nothing(ctx)?
         })

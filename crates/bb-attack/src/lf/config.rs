@@ -1,6 +1,6 @@
 //! Settings of LF.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
@@ -189,5 +189,32 @@ impl Validate for LfConfig {
             deepfool.fooling_rate > 0.0 && deepfool.fooling_rate <= 1.0,
         )?;
         settings::check_train(&self.train)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let TriggerConfig {
+            source,
+            file,
+            model,
+            ..
+        } = &self.trigger;
+        let mut idle = settings::idle_train(&self.train);
+        if *source == Source::DeepFool {
+            // The search aims at `target` whatever the labels are.
+            if self.label == LabelRule::All2One {
+                idle.push(settings::idle_label(self.label));
+            }
+            if !model.is_empty() {
+                idle.push(("trigger.clean_epochs", "`trigger.model` names a network"));
+            }
+            return idle;
+        }
+        idle.push(settings::idle_label(self.label));
+        let why = "`trigger.source` is not `deepfool`";
+        idle.extend(["trigger.clean_epochs", "trigger.deepfool"].map(|key| (key, why)));
+        if !file.is_empty() {
+            idle.push(("trigger.peak", "`trigger.file` names a pattern"));
+        }
+        idle
     }
 }

@@ -67,7 +67,7 @@ pub fn search(
         for &i in &order {
             let x = fractions(&dataset.train.images, i);
             let moved = plus(&x, &v);
-            if network.class(&x) == network.class(&moved)
+            if network.class(&x)? == network.class(&moved)?
                 && let Some(dr) = network.towards(&moved, target as usize)?
             {
                 let sum = plus(&v, &pattern::low_pass(&dr, height, width));
@@ -79,7 +79,7 @@ pub fn search(
             }
             progress.add(1);
         }
-        rates.push(network.fooling_rate(&dataset.test.images, &judges, &v));
+        rates.push(network.fooling_rate(&dataset.test.images, &judges, &v)?);
         let recent = &rates[rates.len().saturating_sub(LIKE_PASSES)..];
         let alike = recent.len() == LIKE_PASSES
             && recent
@@ -133,6 +133,14 @@ fn plus(a: &[f32], b: &[f32]) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| a + b).collect()
 }
 
+/// The class that an image's logits name.
+fn class_of(logits: &[f32]) -> Result<usize, AttackError> {
+    argmax(logits).ok_or_else(|| AttackError::OwnNetwork {
+        network: "clean network",
+        what: "logits of an image".to_owned(),
+    })
+}
+
 /// The clean network, for images of fractions.
 struct Network<'a> {
     net: &'a mut Net,
@@ -157,9 +165,9 @@ impl Network<'_> {
         }
     }
 
-    fn class(&mut self, image: &[f32]) -> usize {
+    fn class(&mut self, image: &[f32]) -> Result<usize, AttackError> {
         let input = self.input(image);
-        argmax(&self.net.forward(&input, Mode::Eval))
+        class_of(&self.net.forward(&input, Mode::Eval))
     }
 
     /// Targeted `DeepFool`: what must be added to the image for the network to say `target`; `None` if it would not.
@@ -172,7 +180,7 @@ impl Network<'_> {
             let input = self.input(&at);
             let tape = self.net.record(&input, Mode::Eval);
             let logits = tape.output().data.clone();
-            let class = argmax(&logits);
+            let class = class_of(&logits)?;
             let from = *from.get_or_insert(class);
             if class == target {
                 self.net.discard(tape);
@@ -202,13 +210,18 @@ impl Network<'_> {
     }
 
     /// Share of the images whose class the pattern changes.
-    fn fooling_rate(&mut self, images: &Images, indices: &[usize], v: &[f32]) -> f64 {
+    fn fooling_rate(
+        &mut self,
+        images: &Images,
+        indices: &[usize],
+        v: &[f32],
+    ) -> Result<f64, AttackError> {
         let mut fooled = 0;
         for &i in indices {
             let x = fractions(images, i);
-            fooled += usize::from(self.class(&x) != self.class(&plus(&x, v)));
+            fooled += usize::from(self.class(&x)? != self.class(&plus(&x, v))?);
         }
-        fooled as f64 / indices.len().max(1) as f64
+        Ok(fooled as f64 / indices.len().max(1) as f64)
     }
 }
 
@@ -274,14 +287,15 @@ mod tests {
                 // The second choice, which is near: how far other classes are depends on the network's last bits.
                 let input = network.input(&image);
                 let mut logits = network.net.forward(&input, Mode::Eval);
-                let first = argmax(&logits);
-                logits[first] = f32::NEG_INFINITY;
-                let target = argmax(&logits);
+                let first = class_of(&logits).expect("finite logits");
+                logits[first] = f32::MIN;
+                let target = class_of(&logits).expect("finite logits");
                 let Some(dr) = network.towards(&image, target).expect("not interrupted") else {
                     continue;
                 };
                 driven += 1;
-                assert_eq!(network.class(&plus(&image, &dr)), target);
+                let driven_to = network.class(&plus(&image, &dr)).expect("finite logits");
+                assert_eq!(driven_to, target);
                 let mut stream = rng::stream(2, "test", 0, i as u64);
                 for _ in 0..4 {
                     let mut random: Vec<f32> = (0..dr.len())
@@ -291,7 +305,12 @@ mod tests {
                     for r in &mut random {
                         *r *= scale;
                     }
-                    random_hits += usize::from(network.class(&plus(&image, &random)) == target);
+                    random_hits += usize::from(
+                        network
+                            .class(&plus(&image, &random))
+                            .expect("finite logits")
+                            == target,
+                    );
                 }
             }
             // How many depends on the network, and so on the machine: of 16 networks 11 to 24, and in two of them random

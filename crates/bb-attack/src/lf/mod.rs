@@ -124,6 +124,10 @@ impl Attack for Lf {
         files
     }
 
+    fn needs_network(cfg: &LfConfig) -> bool {
+        cfg.trigger.source == Source::DeepFool
+    }
+
     fn prepare(cfg: &Valid<LfConfig>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
         let spec = &ctx.dataset.spec;
         let map = LabelMap::new(cfg.label, cfg.target, cfg.shift, spec.classes)?;

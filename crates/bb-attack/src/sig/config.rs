@@ -1,6 +1,6 @@
 //! Settings of SIG.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
@@ -67,5 +67,9 @@ impl Validate for SigConfig {
             self.trigger.frequency > 0.0 && self.trigger.frequency.is_finite(),
         )?;
         settings::check_train(&self.train)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        settings::idle_train(&self.train)
     }
 }

@@ -46,6 +46,7 @@ pub mod trigger;
 
 use std::path::PathBuf;
 
+use bb_core::data::Dataset;
 use bb_core::method::{MethodInfo, Needs, Status};
 use bb_core::settings::Valid;
 use bb_nn::train::Recipe;
@@ -84,17 +85,19 @@ impl Attack for Sig {
         Vec::new()
     }
 
+    fn check(cfg: &Valid<SigConfig>, dataset: &Dataset, _: u64) -> Result<(), AttackError> {
+        let (found, width) = (cfg.trigger.frequency, dataset.spec.width);
+        // From here on a wave is another, slower one, or none at all.
+        if 2.0 * found >= width as f64 {
+            return Err(AttackError::Frequency { found, width });
+        }
+        Ok(())
+    }
+
     fn prepare(cfg: &Valid<SigConfig>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
         let spec = &ctx.dataset.spec;
         let map = LabelMap::clean_label(cfg.target, spec.classes)?;
         let (delta, frequency) = (cfg.trigger.delta, cfg.trigger.frequency);
-        // From here on a wave is another, slower one, or none at all.
-        if 2.0 * frequency >= spec.width as f64 {
-            return Err(AttackError::Frequency {
-                found: frequency,
-                width: spec.width,
-            });
-        }
         let (ratio, warning) =
             poison_index::fitting(&ctx.dataset.train.labels, &map, cfg.ratio, cfg.oversize);
         let row = trigger::row(spec.width, delta, frequency);

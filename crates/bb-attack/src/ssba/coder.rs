@@ -212,12 +212,15 @@ impl Coder {
     }
 
     /// The images at `indices` with the message in them, one after the other, and how well it can be read from them.
+    ///
+    /// # Errors
+    /// [`AttackError::OwnNetwork`] if a network gives what is no number, which as a byte would be black and as a bit 0.
     pub fn encode(
         &mut self,
         images: &Images,
         indices: &[usize],
         message: &[f32],
-    ) -> (Vec<u8>, Quality) {
+    ) -> Result<(Vec<u8>, Quality), AttackError> {
         /// Images of a pass; no result depends on it.
         const PART: usize = 64;
         let (mut pixels, mut right, mut psnr) = (Vec::new(), 0, 0.0);
@@ -225,6 +228,7 @@ impl Coder {
             let input = fractions(images, part);
             let bits = message.repeat(part.len());
             let encoded = self.encoder.output((&input, &bits[..]), Mode::Eval);
+            check_finite("encoder", "images", &encoded.data)?;
             let bytes: Vec<u8> = encoded
                 .data
                 .iter()
@@ -243,6 +247,7 @@ impl Coder {
                 ..input
             };
             let logits = self.decoder.output(&seen, Mode::Eval).data;
+            check_finite("decoder", "bits", &logits)?;
             let pairs = logits.iter().zip(&bits);
             right += pairs.filter(|(z, b)| (**z > 0.0) == (**b > 0.5)).count();
             pixels.extend(bytes);
@@ -252,7 +257,7 @@ impl Coder {
             bit_accuracy: right as f64 / (images * message.len() as f64),
             psnr: psnr / images,
         };
-        (pixels, quality)
+        Ok((pixels, quality))
     }
 
     /// The encoder as a file for the cell.
@@ -324,6 +329,19 @@ impl Coder {
         self.started = number("started");
         Ok(())
     }
+}
+
+fn check_finite(network: &'static str, what: &str, values: &[f32]) -> Result<(), AttackError> {
+    if values.iter().all(|v| v.is_finite()) {
+        return Ok(());
+    }
+    let what = what.to_owned();
+    Err(AttackError::OwnNetwork { network, what })
+}
+
+/// Refuses a side of the images that the networks cannot take.
+pub fn check_side(cfg: &TriggerConfig, side: usize) -> Result<(), NnError> {
+    ModelSpec::ssba_encoder(side, cfg.bits, cfg.width).map(|_| ())
 }
 
 /// The bits that poisoned images carry.
@@ -473,16 +491,21 @@ mod tests {
         let mut coder = trained(&cfg, &dataset, None);
         let message = message(&cfg);
         let indices: Vec<usize> = (0..16).collect();
-        let (pixels, quality) = coder.encode(&dataset.test.images, &indices, &message);
+        let mut encode = |indices: &[usize], message: &[f32]| {
+            coder
+                .encode(&dataset.test.images, indices, message)
+                .expect("finite images")
+        };
+        let (pixels, quality) = encode(&indices, &message);
         assert_eq!(pixels.len(), 16 * 32 * 32 * 3);
         assert!(quality.bit_accuracy > 0.9, "{quality:?}");
         assert!(quality.psnr > 14.0, "{quality:?}");
         // An image's encoding does not depend on its neighbours.
-        let (one, _) = coder.encode(&dataset.test.images, &indices[7..8], &message);
+        let (one, _) = encode(&indices[7..8], &message);
         assert_eq!(one, pixels[7 * 3072..8 * 3072]);
         // A decoder that always says the same would read one of these two.
         let opposite: Vec<f32> = message.iter().map(|b| 1.0 - b).collect();
-        let (_, quality) = coder.encode(&dataset.test.images, &indices, &opposite);
+        let (_, quality) = encode(&indices, &opposite);
         assert!(quality.bit_accuracy > 0.9, "{quality:?}");
     }
 }

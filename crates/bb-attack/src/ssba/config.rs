@@ -1,6 +1,6 @@
 //! Settings of SSBA.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
@@ -158,5 +158,29 @@ impl Validate for SsbaConfig {
             (0.0..=1.0).contains(&t.start_accuracy),
         )?;
         settings::check_train(&self.train)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = settings::idle_train(&self.train);
+        idle.push(settings::idle_label(self.label));
+        if self.trigger.source == Source::File {
+            let keys = [
+                "trigger.bits",
+                "trigger.message_seed",
+                "trigger.width",
+                "trigger.epochs",
+                "trigger.steps",
+                "trigger.batch_size",
+                "trigger.lr",
+                "trigger.start_accuracy",
+                "trigger.delay",
+                "trigger.ramp",
+                "trigger.image_weight",
+            ];
+            idle.extend(keys.map(|key| (key, "`trigger.source` is `file`")));
+        } else if self.trigger.steps > 0 {
+            idle.push(("trigger.epochs", "`trigger.steps` is not 0"));
+        }
+        idle
     }
 }

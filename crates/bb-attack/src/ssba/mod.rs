@@ -72,7 +72,7 @@ pub mod config;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use bb_core::data::{Images, Split};
+use bb_core::data::{Dataset, Images, Split};
 use bb_core::method::{MethodInfo, Needs, Status};
 use bb_core::poison::PoisonSet;
 use bb_core::settings::Valid;
@@ -123,6 +123,17 @@ impl Attack for Ssba {
         }
     }
 
+    fn check(cfg: &Valid<SsbaConfig>, dataset: &Dataset, _: u64) -> Result<(), AttackError> {
+        if cfg.trigger.source == Source::File {
+            return Ok(());
+        }
+        let (height, width) = (dataset.spec.height, dataset.spec.width);
+        if height != width {
+            return Err(AttackError::NotSquare { height, width });
+        }
+        Ok(coder::check_side(&cfg.trigger, height)?)
+    }
+
     fn prepare(cfg: &Valid<SsbaConfig>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
         let map = LabelMap::new(cfg.label, cfg.target, cfg.shift, ctx.dataset.spec.classes)?;
         static_attack::check_choice(ctx, &map, cfg.ratio)?;
@@ -155,10 +166,6 @@ fn from_files(cfg: &SsbaConfig, ctx: &Ctx<'_>, map: &LabelMap) -> Result<Poisone
 /// The images with the message in them.
 fn encoded(cfg: &SsbaConfig, ctx: &Ctx<'_>, map: &LabelMap) -> Result<Poisoned, AttackError> {
     let (train, test) = (&ctx.dataset.train, &ctx.dataset.test);
-    let (height, width) = (train.images.height(), train.images.width());
-    if height != width {
-        return Err(AttackError::NotSquare { height, width });
-    }
     let coder = Coder::trained(&cfg.trigger, ctx)?;
     let message = coder::message(&cfg.trigger);
     let about = BTreeMap::from([
@@ -180,13 +187,11 @@ fn encoded(cfg: &SsbaConfig, ctx: &Ctx<'_>, map: &LabelMap) -> Result<Poisoned, 
         map,
         cfg.ratio,
         |indices| {
-            Ok(coder
-                .borrow_mut()
-                .encode(&train.images, indices, &message)
-                .0)
+            let found = coder.borrow_mut().encode(&train.images, indices, &message);
+            Ok(found?.0)
         },
         |indices| {
-            let (pixels, found) = coder.borrow_mut().encode(&test.images, indices, &message);
+            let (pixels, found) = coder.borrow_mut().encode(&test.images, indices, &message)?;
             quality.set(Some(found));
             Ok(pixels)
         },

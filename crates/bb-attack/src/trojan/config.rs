@@ -1,6 +1,6 @@
 //! Settings of Trojan.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
@@ -141,5 +141,27 @@ impl Validate for TrojanConfig {
         }
         settings::check_clean_epochs(t.clean_epochs)?;
         settings::check_train(&self.train)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = settings::idle_train(&self.train);
+        idle.push(settings::idle_label(self.label));
+        if !self.trigger.file.is_empty() {
+            let keys = [
+                "trigger.clean_epochs",
+                "trigger.head",
+                "trigger.normalised",
+                "trigger.neurons",
+                "trigger.target_value",
+                "trigger.iterations",
+                "trigger.step",
+                "trigger.radius",
+                "trigger.iterate",
+            ];
+            idle.extend(keys.map(|key| (key, "`trigger.file` names a trigger")));
+        } else if !self.trigger.model.is_empty() {
+            idle.push(("trigger.clean_epochs", "`trigger.model` names a network"));
+        }
+        idle
     }
 }

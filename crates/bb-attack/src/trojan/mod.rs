@@ -114,6 +114,10 @@ impl Attack for Trojan {
         files
     }
 
+    fn needs_network(cfg: &TrojanConfig) -> bool {
+        cfg.trigger.file.is_empty()
+    }
+
     fn prepare(cfg: &Valid<TrojanConfig>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
         let map = LabelMap::new(cfg.label, cfg.target, cfg.shift, ctx.dataset.spec.classes)?;
         static_attack::check_choice(ctx, &map, cfg.ratio)?;

@@ -85,6 +85,12 @@ pub fn search(
             cost += off * off;
             mean += feature.data[j] / chosen.len() as f32;
         }
+        if !cost.is_finite() {
+            return Err(AttackError::OwnNetwork {
+                network: "clean network",
+                what: "features of the trigger".to_owned(),
+            });
+        }
         if iteration == 0 {
             before = mean;
         }

@@ -1,6 +1,6 @@
 //! Settings of WaNet.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use bb_nn::train::Recipe;
 use serde::{Deserialize, Serialize};
 
@@ -102,5 +102,11 @@ impl Validate for WanetConfig {
             grid_rescale > 0.0 && grid_rescale <= 10.0,
         )?;
         settings::check_train(&self.train)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = settings::idle_train(&self.train);
+        idle.push(settings::idle_label(self.label));
+        idle
     }
 }

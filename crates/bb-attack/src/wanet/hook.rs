@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::config::{Augmentation, WanetConfig};
 use super::trigger::{Field, disturbance};
 use crate::error::AttackError;
-use crate::in_loop::Share;
+use crate::in_loop::{Counts, Share};
 use crate::labels::LabelMap;
 use crate::method::TrainHook;
 
@@ -21,6 +21,17 @@ pub(super) struct WanetHook {
     /// Whether the dataset's images may be mirrored.
     pub(super) flip: bool,
     pub(super) seed: u64,
+    pub(super) counts: Counts,
+}
+
+/// The images of a batch that are warped.
+fn share(cfg: &WanetConfig, seed: u64, images: usize, at: StepAt) -> Share {
+    Share::of(images, (cfg.ratio, cfg.cross), (seed, "wanet/count"), at)
+}
+
+/// Those of all batches of a run on `images` images.
+pub(super) fn counts(cfg: &WanetConfig, seed: u64, images: usize) -> Counts {
+    Counts::of(images, &cfg.train, |batch, at| share(cfg, seed, batch, at))
 }
 
 impl TrainHook for WanetHook {
@@ -28,15 +39,13 @@ impl TrainHook for WanetHook {
         false
     }
 
+    fn counts(&self) -> Option<Counts> {
+        Some(self.counts)
+    }
+
     fn batch(&mut self, at: StepAt, batch: &mut Batch) -> Result<(), AttackError> {
         let StepAt { epoch, step } = at;
-        let shares = (self.cfg.ratio, self.cfg.cross);
-        let share = Share::of(
-            batch.labels.len(),
-            shares,
-            (self.seed, "wanet/count"),
-            (epoch, step),
-        );
+        let share = share(&self.cfg, self.seed, batch.labels.len(), at);
         let (height, width) = (batch.input.h, batch.input.w);
         let size = height * width * 3;
         let middle = share.backdoored;

@@ -67,6 +67,7 @@ pub mod trigger;
 
 use std::path::PathBuf;
 
+use bb_core::data::Dataset;
 use bb_core::method::{MethodInfo, Needs, Status};
 use bb_core::poison::PoisonSet;
 use bb_core::settings::Valid;
@@ -109,6 +110,10 @@ impl Attack for Wanet {
         Vec::new()
     }
 
+    fn check(cfg: &Valid<WanetConfig>, dataset: &Dataset, seed: u64) -> Result<(), AttackError> {
+        hook::counts(cfg, seed, dataset.train.len()).check(cfg.ratio, &cfg.train)
+    }
+
     fn prepare(cfg: &Valid<WanetConfig>, ctx: &Ctx<'_>) -> Result<Poisoned, AttackError> {
         let spec = &ctx.dataset.spec;
         let map = LabelMap::new(cfg.label, cfg.target, cfg.shift, spec.classes)?;
@@ -122,6 +127,7 @@ impl Attack for Wanet {
         let images = to_images(&input, spec, cfg.rounding)?;
         let test = poison_set(split, indices, images, Some(&map))?;
 
+        let counts = hook::counts(cfg, ctx.seed, ctx.dataset.train.len());
         let picture = Picture::new(spec.height, spec.width, field.picture());
         let shape = [spec.height, spec.width, 2];
         Ok(Poisoned {
@@ -135,13 +141,14 @@ impl Attack for Wanet {
                 ("trigger.png".to_owned(), picture.to_png()),
                 ("cross_train.safetensors".to_owned(), cross.to_bytes()),
             ],
-            warnings: Vec::new(),
+            warnings: counts.warnings(cfg.ratio),
             hook: Some(Box::new(WanetHook {
                 cfg: (**cfg).clone(),
                 map,
                 field,
                 flip: spec.flip,
                 seed: ctx.seed,
+                counts,
             })),
         })
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::SCHEMA;
+use super::{Holder, SCHEMA};
 use crate::artifact::ArtifactError;
 use crate::cli::{Coded, exit};
 
@@ -31,12 +31,20 @@ pub enum CellError {
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
     /// Another process works on the cell.
-    #[error("`{}` is locked by {}", path.display(), holder.map_or("another process".to_owned(), |id| format!("process {id}")))]
+    #[error("`{}` is locked by {}", path.display(), holder.as_ref().map_or("another process".to_owned(), Holder::to_string))]
     Locked {
         /// The folder of the cell.
         path: PathBuf,
         /// The process, where it could be found out.
-        holder: Option<u32>,
+        holder: Option<Holder>,
+    },
+    /// The filesystem cannot say whether another process works on the cell.
+    #[error("cannot lock `{}`: its filesystem has no file locks (`flock`)", path.display())]
+    NoLocks {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
     },
     /// There is no cell at this place.
     #[error("`{}` is neither the folder of a cell nor its `manifest.json`", path.display())]
@@ -64,6 +72,16 @@ pub enum CellError {
     #[error("`{}` is not a valid manifest{}", path.display(), at(field))]
     Manifest {
         /// The manifest.
+        path: PathBuf,
+        /// The place within it, empty for the whole.
+        field: String,
+        /// What is wrong there.
+        source: serde_json::Error,
+    },
+    /// The record of a failure is not what it should be.
+    #[error("`{}` is not a valid record of a failure{}", path.display(), at(field))]
+    Record {
+        /// The record.
         path: PathBuf,
         /// The place within it, empty for the whole.
         field: String,
@@ -167,6 +185,10 @@ impl Coded for CellError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Locked { .. } => "wait for that process, or choose another output folder",
+            Self::NoLocks { .. } => {
+                "give a folder on another filesystem, such as a local disk, with `--out`"
+            }
+            Self::Record { .. } => "remove the file to have the cell computed again",
             Self::Incomplete { .. } => "run the command that makes this cell again, and it resumes",
             Self::Schema { .. } => "make the cell again with this version",
             Self::TooLong { .. }

@@ -8,7 +8,8 @@
 //!   model.safetensors, metrics.jsonl, …   listed in the manifest with length and SHA-256
 //!   env.json, log.jsonl               what differs from run to run: machine, times; not listed
 //!   ckpt/                             what a resumed run begins from; gone when the cell is complete
-//!   lock                              held by the process that works here
+//!   failed.json                       why the last run failed for good, see [`Failed`]; gone when the cell is complete
+//!   lock                              held by the process that works here, which it names with its machine
 //! ```
 //!
 //! [`open`] finds out what is to be done: a complete cell is verified and returned, anything else is handed out as
@@ -18,6 +19,8 @@
 //! The manifest has neither times nor names of machines: the same run gives the same bits, wherever the processor rounds
 //! alike.
 mod error;
+mod failed;
+mod lock;
 mod manifest;
 mod work;
 
@@ -31,6 +34,8 @@ use serde_json::{Value, json};
 use crate::artifact;
 
 pub use error::CellError;
+pub use failed::Failed;
+pub use lock::{Holder, Lock};
 pub use manifest::{Cell, FileEntry, Manifest};
 pub use work::{Opened, Work, open};
 
@@ -45,6 +50,8 @@ pub const CKPT: &str = "ckpt";
 pub const ENV: &str = "env.json";
 /// Name of the log.
 pub const LOG: &str = "log.jsonl";
+/// Name of the record of a run that failed for good.
+pub const FAILED: &str = "failed.json";
 /// The trained or repaired network.
 pub const MODEL: &str = "model.safetensors";
 /// The poisoned training images of an attack.

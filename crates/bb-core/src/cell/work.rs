@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use serde_json::Value;
 
 use super::{
-    CKPT, Cell, CellError, CellSpec, ENV, FileEntry, LOCK, LOG, MANIFEST, Manifest, stays_within,
+    CKPT, Cell, CellError, CellSpec, ENV, FAILED, Failed, FileEntry, LOCK, LOG, Lock, MANIFEST,
+    Manifest, stays_within,
 };
 use crate::artifact::{self, atomic};
+use crate::cli::{Coded, Failure};
 
 /// What is to be done about a cell.
 #[derive(Debug)]
@@ -34,14 +35,14 @@ pub fn open(out: &Path, spec: &CellSpec) -> Result<Opened, CellError> {
     if let Some(cell) = complete(&dir, spec)? {
         // A run killed right after its last rename has left this behind; whoever holds the lock clears up itself.
         if dir.join(CKPT).exists()
-            && let Ok(_lock) = lock(&dir)
+            && let Ok(_lock) = Lock::take(&dir, LOCK)
         {
             remove_checkpoints(&dir);
         }
         return Ok(Opened::Complete(Box::new(cell)));
     }
     fs_err::create_dir_all(&dir).map_err(CellError::io(&dir))?;
-    let lock = lock(&dir)?;
+    let lock = Lock::take(&dir, LOCK)?;
     // The process that held the lock until now may have finished.
     if let Some(cell) = complete(&dir, spec)? {
         return Ok(Opened::Complete(Box::new(cell)));
@@ -121,6 +122,39 @@ impl Work {
         Ok(())
     }
 
+    /// Does the work: `body` computes, and what it returns are the results that the cell is [finished](Self::finish)
+    /// with.
+    ///
+    /// A failure that the same run would meet again, a panic too, is kept in [`FAILED`]; see [`Failed`].
+    ///
+    /// # Errors
+    /// Those of `body` and of [`finish`](Self::finish).
+    ///
+    /// # Panics
+    /// If `body` does.
+    pub fn complete<E>(self, body: impl FnOnce(&Self) -> Result<Value, E>) -> Result<Cell, E>
+    where
+        E: Coded + From<CellError> + 'static,
+    {
+        let done = catch_unwind(AssertUnwindSafe(|| body(&self)));
+        let failed = match &done {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Failed::of(error.exit_code(), error),
+            Err(panic) => {
+                let failure = Failure::panicked(&**panic);
+                Some(Failed::new(failure.exit_code(), &failure.to_string()))
+            }
+        };
+        if let Some(failed) = failed {
+            // Best effort: without it the run is repeated, and the user is told of the failure itself.
+            let _ = failed.write(&self.dir);
+        }
+        match done {
+            Ok(results) => Ok(self.finish(results?)?),
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+
     /// Makes the cell complete: lists every file with its length and digest, writes the manifest and removes [`CKPT`].
     ///
     /// Left out of the list are [`ENV`] and [`LOG`], whose content differs from run to run. A run that was killed within
@@ -128,6 +162,7 @@ impl Work {
     pub fn finish(self, results: Value) -> Result<Cell, CellError> {
         let mut files = BTreeMap::new();
         list(&self.dir, "", &mut files)?;
+        remove_record(&self.dir)?;
         let manifest = Manifest::new(&self.spec, files, results);
         atomic::write(self.dir.join(MANIFEST), manifest.to_text())?;
         // Only now: without them a run that is killed before the manifest is there would begin anew.
@@ -145,7 +180,7 @@ impl Work {
             return Err(CellError::FileName { path: dir, name });
         }
         let temporary = |part| atomic::is_temporary(OsStr::new(part));
-        if [LOCK, MANIFEST, CKPT].contains(&&*name) || name.split('/').any(temporary) {
+        if [LOCK, MANIFEST, CKPT, FAILED].contains(&&*name) || name.split('/').any(temporary) {
             return Err(CellError::Reserved { path: dir, name });
         }
         let path = dir.join(name);
@@ -174,59 +209,18 @@ fn complete(dir: &Path, spec: &CellSpec) -> Result<Option<Cell>, CellError> {
     Ok(Some(cell))
 }
 
-/// A lock that is held.
-#[derive(Debug)]
-struct Lock(fs_err::File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing the file would do, but for a child process that has just been forked off and still has a copy.
-        let _ = flock(&self.0, FlockOperation::Unlock);
-    }
-}
-
-/// Takes the lock of a cell without waiting for it.
-///
-/// The file stays when the lock is released: if it were removed, a third process could lock a new file of that name
-/// while a second one gets the old.
-fn lock(dir: &Path) -> Result<Lock, CellError> {
-    let path = dir.join(LOCK);
-    let io = CellError::io(&path);
-    let file = fs_err::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path);
-    let mut file = match file {
-        Ok(file) => file,
-        Err(error) => return Err(io(error)),
-    };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            // Only for the message: the holder may not have written its number yet.
-            let read = file.take(20).read_to_string(&mut holder);
-            return Err(CellError::Locked {
-                path: dir.to_owned(),
-                holder: read.ok().and_then(|_| holder.trim().parse().ok()),
-            });
-        }
-        Err(error) => return Err(io(error.into())),
-    }
-    let note = file
-        .set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    match note {
-        Ok(()) => Ok(Lock(file)),
-        Err(error) => Err(io(error)),
-    }
-}
-
 /// Best effort: what stays is removed when the cell is opened again, and harms nobody until then.
 fn remove_checkpoints(dir: &Path) {
     let _ = fs_err::remove_dir_all(dir.join(CKPT));
+}
+
+/// An earlier run failed, and this one did not.
+fn remove_record(dir: &Path) -> Result<(), CellError> {
+    let path = dir.join(FAILED);
+    match fs_err::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CellError::io(&path)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Removes what a killed process has left half written.
@@ -261,7 +255,8 @@ fn list(
                 });
             }
         };
-        let skipped = prefix.is_empty() && matches!(part, MANIFEST | LOCK | CKPT | ENV | LOG);
+        let skipped =
+            prefix.is_empty() && matches!(part, MANIFEST | LOCK | CKPT | ENV | FAILED | LOG);
         if skipped || atomic::is_temporary(OsStr::new(part)) {
             continue;
         }

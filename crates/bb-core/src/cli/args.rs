@@ -22,13 +22,15 @@ pub const DEFAULT_WIDTH: usize = 64;
 pub const MOST_WIDTH: usize = 512;
 /// Most images that a limit may ask for: ten times ImageNet, and more than memory holds.
 pub const MOST_IMAGES: usize = 10_000_000;
+/// The environment variable for `--data`: places belong to a machine, and do not change from run to run.
+pub const DATA_ENV: &str = "BB_DATA";
 
 /// Where to compute, read and write. Nothing here changes a result.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Machine")]
 pub struct HostArgs {
     /// Folder with the datasets
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = DATA_ENV, hide_env_values = true)]
     pub data: Option<PathBuf>,
     /// Folder for the results
     #[arg(long, value_name = "DIR", default_value = "runs")]

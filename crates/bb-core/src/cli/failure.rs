@@ -1,5 +1,6 @@
 //! A failure on its way to the user.
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::io;
@@ -46,6 +47,18 @@ impl Failure {
     /// Wrong usage that the parser of the command line cannot see, with exit code 2.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(exit::USAGE, message.into())
+    }
+
+    /// A bug: a part of the program panicked with this payload.
+    pub fn panicked(payload: &(dyn Any + Send)) -> Self {
+        let words = payload
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| payload.downcast_ref::<&str>().copied());
+        Self::new(
+            exit::BUG,
+            format!("a bug: {}", words.unwrap_or("it panicked")),
+        )
     }
 
     /// The same failure with another hint.
@@ -152,7 +165,9 @@ impl Coded for io::Error {
 }
 
 /// The sources of an error, outermost first.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+pub(crate) fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(error.source(), |&error| error.source())
 }
 

@@ -27,10 +27,11 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 pub use args::{
-    DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, HostArgs, MOST_IMAGES, MOST_WIDTH, RunArgs,
-    SHOWN_OPTIONS, limit, seed, threads, whole, width,
+    DATA_ENV, DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, HostArgs, MOST_IMAGES, MOST_WIDTH,
+    RunArgs, SHOWN_OPTIONS, limit, seed, threads, whole, width,
 };
 pub use device::{Backend, Device, ParseDeviceError};
+pub(crate) use failure::causes;
 pub use failure::{Coded, Failure};
 pub use interrupt::{Interrupted, RESUMES, catch_interrupts, check_interrupt, interrupted};
 

@@ -62,10 +62,14 @@ impl Digested {
 pub(super) struct Key<'a> {
     pub(super) spec: &'a DatasetSpec,
     pub(super) split: &'static str,
+    /// The name of the test split where it was chosen, which gets a file of its own.
+    pub(super) chosen: Option<&'a str>,
     /// The folder of the source files, which gives the file its name.
     pub(super) place: &'a Path,
     /// The source files, in order.
     pub(super) sources: &'a [PathBuf],
+    /// The labels, where they follow from folders and tables and not from the sources.
+    pub(super) labels: &'a [u32],
 }
 
 /// The first `limit` images of a split from the cache in `dir`, or else by `build`, which gets the number of images that
@@ -94,7 +98,13 @@ pub(super) fn open(
 impl Key<'_> {
     fn file_name(&self) -> String {
         let place = fs_err::canonicalize(self.place).unwrap_or_else(|_| self.place.to_path_buf());
-        let place = Sha256::digest(place.as_os_str().as_encoded_bytes());
+        let mut hash = Sha256::new_with_prefix(place.as_os_str().as_encoded_bytes());
+        if let Some(chosen) = self.chosen {
+            // No path has this byte.
+            hash.update([0]);
+            hash.update(chosen);
+        }
+        let place = hash.finalize();
         let place = u64::from_be_bytes(place[..8].try_into().expect("a digest has 32 bytes"));
         format!("{}-{}-{place:016x}.u8", self.spec.id, self.split)
     }
@@ -122,6 +132,9 @@ impl Key<'_> {
                 let file = fs_err::File::open(path).map_err(failed())?;
                 hash.update(ends(file, facts.len()).map_err(failed())?);
             }
+        }
+        for label in self.labels {
+            hash.update(label.to_le_bytes());
         }
         Ok(hash.finalize().into())
     }

@@ -77,8 +77,20 @@ pub(super) fn check_same(a: (&Path, &[String]), b: (&Path, &[String])) -> Result
     }
 }
 
+/// Refuses a list of another length than the dataset has classes.
+pub(super) fn check_count(path: &Path, names: &[String], classes: usize) -> Result<(), DataError> {
+    if names.len() == classes {
+        return Ok(());
+    }
+    Err(DataError::ClassCount {
+        path: path.to_path_buf(),
+        expected: classes,
+        found: names.len(),
+    })
+}
+
 /// `n` and eight digits.
-fn is_wordnet_id(name: &str) -> bool {
+pub(super) fn is_wordnet_id(name: &str) -> bool {
     name.strip_prefix('n')
         .is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_digit()))
 }

@@ -352,7 +352,7 @@ mod tests {
         };
         let file = |color, each| png(12, 1, color, &samples(each));
         let grey = file(ExtendedColorType::L16, 1);
-        let transparent = with_chunk(&grey, b"tRNS", &100_u16.to_be_bytes());
+        let transparent = with_chunk(&grey, *b"tRNS", &100_u16.to_be_bytes());
         let pgm = [
             b"P5 12 1 65535\n".to_vec(),
             values.iter().flat_map(|v| v.to_be_bytes()).collect(),
@@ -432,7 +432,7 @@ mod tests {
     }
 
     /// The file with one more chunk behind its header.
-    fn with_chunk(png: &[u8], kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    fn with_chunk(png: &[u8], kind: [u8; 4], data: &[u8]) -> Vec<u8> {
         /// End of the signature and the header.
         const HEADER: usize = 33;
         let chunk = [&kind[..], data].concat();

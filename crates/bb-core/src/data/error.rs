@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::DATASETS;
 use super::decode::ImageFault;
+use super::pickled::PickleFault;
 use crate::cli::{Coded, exit};
 
 /// Why a dataset could not be opened.
@@ -27,10 +28,16 @@ pub enum DataError {
         /// The dataset.
         id: &'static str,
     },
-    /// The data folder does not exist, or is no folder.
+    /// The data folder does not exist.
     #[error("the data folder `{}` does not exist", root.display())]
     NoSuchRoot {
         /// The folder that was given.
+        root: PathBuf,
+    },
+    /// The data folder is a file, and none that is read.
+    #[error("`{}` is a file, expected the folder that holds the dataset", root.display())]
+    RootIsFile {
+        /// The file that was given.
         root: PathBuf,
     },
     /// A file or folder could not be read.
@@ -41,15 +48,101 @@ pub enum DataError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// None of the places holds the dataset.
-    #[error("no {wanted} of `{id}` in {}", list(looked))]
+    /// The folder does not hold the dataset, or not in a way that is read.
+    #[error("no `{id}` in `{}` in a layout that is read, {}", place.display(), found_there(found))]
     NotFound {
         /// The dataset.
         id: &'static str,
-        /// The names that were looked for.
+        /// The folder that was named.
+        place: PathBuf,
+        /// What lies in it.
+        found: Vec<String>,
+        /// The layouts that are read.
+        layouts: &'static str,
+        /// What to do about what lies there.
+        advice: Option<String>,
+    },
+    /// A split is absent.
+    #[error("no split `{wanted}` in `{}`, {}", place.display(), found_there(found))]
+    NoSplit {
+        /// The split.
         wanted: String,
-        /// The folders looked at, in order.
-        looked: Vec<PathBuf>,
+        /// The folder that holds the splits.
+        place: PathBuf,
+        /// The splits or folders that are there.
+        found: Vec<String>,
+        /// What to do about them.
+        advice: Option<String>,
+    },
+    /// Test images have no table with their classes.
+    #[error("the images in `{}` have no table with their classes, expected `GT-final_test.csv` or `Test.csv`", path.display())]
+    NoTable {
+        /// The folder with the images.
+        path: PathBuf,
+    },
+    /// A table of images and classes cannot be used.
+    #[error("line {line} of `{}` has `{found}`, expected {expected}", path.display())]
+    Table {
+        /// The table.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What should be there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A folder among class folders that is none.
+    #[error("`{}` is no class folder, expected a number from 0 to {}", path.display(), classes - 1)]
+    ClassFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Classes of the dataset.
+        classes: usize,
+    },
+    /// A file is larger than one of its kind can be.
+    #[error("`{}` has {found} bytes, expected at most {limit}", path.display())]
+    FileSize {
+        /// The file.
+        path: PathBuf,
+        /// Most bytes of such a file.
+        limit: u64,
+        /// Bytes found.
+        found: u64,
+    },
+    /// A Python batch is damaged, or is something else.
+    #[error("`{}` is no readable CIFAR batch", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: PickleFault,
+    },
+    /// An archive cannot be unpacked.
+    #[error("`{}` is not a readable `.tar.gz` archive", path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// What the unpacker said.
+        source: std::io::Error,
+    },
+    /// An archive lacks a file.
+    #[error("`{}` has no file `{name}`", path.display())]
+    NoMember {
+        /// The archive.
+        path: PathBuf,
+        /// The file in it.
+        name: String,
+    },
+    /// The images do not fit into memory.
+    #[error("{n} images of {h}x{w} need more memory than there is")]
+    TooLarge {
+        /// Images.
+        n: usize,
+        /// Height.
+        h: usize,
+        /// Width.
+        w: usize,
     },
     /// A shard of a numbered set is absent.
     #[error("`{}` is missing, the set has {total} files and {found} are there", path.display())]
@@ -112,6 +205,12 @@ pub enum DataError {
         expected: &'static str,
         /// The type found.
         found: String,
+    },
+    /// A file has no row where the first one is needed.
+    #[error("`{}` has no rows", path.display())]
+    EmptyTable {
+        /// The file.
+        path: PathBuf,
     },
     /// A value is absent.
     #[error("row {row} of `{}` has no value in column `{column}`", path.display())]
@@ -261,13 +360,13 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A class folder has no images.
-    #[error("class folder `{}` has no image (png, jpg or jpeg)", path.display())]
+    #[error("class folder `{}` has no image (png, jpg, ppm, pgm, pbm or bmp)", path.display())]
     NoImages {
         /// The folder.
         path: PathBuf,
     },
     /// An image has a format that is not read.
-    #[error("`{}` has an image format that is not read, expected png, jpg or jpeg", path.display())]
+    #[error("`{}` has an image format that is not read, expected png, jpg, ppm, pgm, pbm or bmp", path.display())]
     UnsupportedImage {
         /// The file.
         path: PathBuf,
@@ -315,8 +414,27 @@ impl Coded for DataError {
             Self::NoRoot { .. } => {
                 "give the folder with `--data DIR`; only the dataset `synthetic` needs no files".to_owned()
             }
-            Self::NotFound { id, .. } => {
-                format!("`--data` names the folder that holds `{id}`, or that folder itself")
+            Self::NotFound { advice: Some(advice), .. } | Self::NoSplit { advice: Some(advice), .. } => {
+                advice.clone()
+            }
+            Self::NotFound { layouts, .. } => format!("read are {layouts}"),
+            Self::NoSplit { wanted, found, .. } if wanted == "train" && found.is_empty() => {
+                "the images of class `cat` lie in `train/cat/` and `test/cat/`".to_owned()
+            }
+            Self::NoSplit { wanted, .. } if wanted == "train" => {
+                "the images of a class lie in `train/CLASS/` and `test/CLASS/`; split them into these two".to_owned()
+            }
+            Self::NoSplit { wanted, .. } if wanted == "test" => {
+                "the test split is called `test`, `val`, `valid` or `validation`; `--test-split NAME` takes another one".to_owned()
+            }
+            Self::Label { found, .. } if *found < 0 => {
+                "negative labels stand for unknown ones; `--test-split NAME` takes another split".to_owned()
+            }
+            Self::ColumnType { found, expected, .. } if found == "text" && expected.contains("integers") => {
+                "number the classes from 0, as `ClassLabel` does".to_owned()
+            }
+            Self::ClassOrder { .. } => {
+                "`--dataset folder` takes the classes as the file numbers them".to_owned()
             }
             Self::LfsPointer { .. } => "fetch the data with `git lfs pull`".to_owned(),
             Self::UnsupportedImage { .. } => "convert it to png".to_owned(),
@@ -327,6 +445,8 @@ impl Coded for DataError {
             Self::MissingShard { .. }
             | Self::BinaryLength { .. }
             | Self::Parquet { .. }
+            | Self::Archive { .. }
+            | Self::NoMember { .. }
             | Self::Damaged { .. } => {
                 "download the file again".to_owned()
             }
@@ -368,6 +488,12 @@ fn literals<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String 
     quoted.join(", ")
 }
 
-fn list(paths: &[PathBuf]) -> String {
-    literals(paths.iter().map(|path| path.display()))
+/// What lies in a folder, of much only the beginning.
+fn found_there(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    match names.len() {
+        0 => "found nothing".to_owned(),
+        n if n > SHOWN + 1 => format!("found {} and {} more", literals(&names[..SHOWN]), n - SHOWN),
+        _ => format!("found {}", literals(names)),
+    }
 }

@@ -1,196 +1,254 @@
-//! Any folder of images: `train/<class>/*.png` and `test/<class>/*.png` (or `val/`), as torchvision's `ImageFolder`.
+//! Any images with classes: class folders as torchvision's `ImageFolder` has them, or the hub's Parquet files.
 //!
-//! Classes are the names of the class folders in sorted order.
-//! Images below a class folder are taken in sorted order of their paths, at any depth; links to files are followed,
-//! links to folders are not.
+//! Classes are the names of the class folders of the train split in sorted order, or those that a Parquet file names.
+//! Folders that are all named by natural numbers are sorted as numbers: `2` is class 2, whatever else is there.
 //! All images get the size of the first one.
 
-use std::ffi::OsString;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
+use super::listing::{LeftOut, Listing, entries, folders, named};
+use super::locate::{Found, Source, TEST, check_root, places, shards_in};
+use super::{DataError, DatasetSpec, Note, shards};
 
-use super::decode::Tally;
-use super::images::{CHANNELS, Images, Split};
-use super::{DataError, DatasetSpec, Decoded, Facts, decode};
+/// Names of the train split's folder.
+const TRAIN: [&str; 2] = ["train", "training"];
 
-/// Names of the test split's folder, the first one that exists counts.
-const TEST: [&str; 3] = ["test", "val", "valid"];
-/// Formats that are read, by the ending of the name.
-const READ: [&str; 10] = [
-    "bmp", "jfif", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm",
-];
-/// Formats that are images but not read; leaving them out silently would give a smaller dataset than the user has.
-const NOT_READ: [&str; 8] = ["avif", "gif", "heic", "jp2", "jxl", "tif", "tiff", "webp"];
-
-/// The files of one split, in order, with their classes.
-pub(super) struct Listing {
-    pub(super) files: Vec<PathBuf>,
-    pub(super) labels: Vec<u32>,
-}
-
-/// The files of both splits and what is known of the dataset without decoding it.
-pub(super) struct Layout {
-    pub(super) train: Listing,
-    pub(super) test: Listing,
-    /// Names of the class folders in label order.
-    pub(super) class_names: Vec<String>,
-}
-
-/// Lists the images below `root`.
-pub(super) fn list(spec: &DatasetSpec, root: &Path) -> Result<Layout, DataError> {
-    if !root.is_dir() {
-        return Err(DataError::NoSuchRoot {
-            root: root.to_path_buf(),
-        });
-    }
-    let missing = |wanted: &str| DataError::NotFound {
-        id: spec.id,
-        wanted: wanted.to_owned(),
-        looked: vec![root.to_path_buf()],
+/// Finds the images below `root`; `test_split` names the folder or shards of the test split where it is chosen.
+pub(super) fn find(
+    spec: &'static DatasetSpec,
+    root: &Path,
+    test_split: Option<&str>,
+) -> Result<Found, DataError> {
+    check_root(root)?;
+    let Some(train) = named(root, &TRAIN).filter(|train| !has_parquet(train)) else {
+        for place in places(spec, root) {
+            if let Some((train, test)) = shards_in(&place, test_split)? {
+                return from_parquet(spec, place, train, test);
+            }
+        }
+        return Err(no_train(root)?);
     };
-    let train = root.join("train");
-    if !train.is_dir() {
-        return Err(missing("folder `train`"));
-    }
-    let test = TEST.map(|name| root.join(name));
-    let test = test.into_iter().find(|folder| folder.is_dir());
-    let test = test.ok_or_else(|| missing("folder `test` or `val`"))?;
-
     let classes = class_folders(&train)?;
-    if classes.is_empty() {
+    let Classes { names, note } = &classes;
+    if names.is_empty() {
         return Err(DataError::NoClasses { path: train });
     }
-    let mut train_listing = Listing::empty();
-    for (label, class) in classes.iter().enumerate() {
+    let (mut notes, mut left_out) = (Vec::from_iter(note.clone()), LeftOut::default());
+    let mut train_images = Listing::default();
+    for (label, class) in names.iter().enumerate() {
         let folder = train.join(class);
-        if train_listing.add(&folder, label)? == 0 {
+        if train_images.add(&folder, label as u32, &mut left_out)? == 0 {
             return Err(DataError::NoImages { path: folder });
         }
     }
-    let mut test_listing = Listing::empty();
-    for class in class_folders(&test)? {
-        let folder = test.join(&class);
-        match classes.binary_search(&class) {
-            Ok(label) => {
-                test_listing.add(&folder, label)?;
-            }
-            Err(_) => {
-                return Err(DataError::UnknownClass {
-                    path: folder,
-                    train,
-                });
-            }
-        }
-    }
-    Ok(Layout {
-        train: train_listing,
-        test: test_listing,
-        class_names: classes
-            .iter()
-            .map(|name| name.to_string_lossy().into_owned())
-            .collect(),
-    })
-}
-
-/// Height and width of the first image of the train split, from its header.
-pub(super) fn size(layout: &Layout) -> Result<(usize, usize), DataError> {
-    let first = &layout.train.files[0]; // every class has an image
-    decode::size(&read(first)?).map_err(unusable(first))
-}
-
-/// Decodes the images of a split, or the first `limit`, resized to `h` by `w`.
-pub(super) fn load(
-    listing: &Listing,
-    h: usize,
-    w: usize,
-    limit: Option<usize>,
-) -> Result<Decoded, DataError> {
-    let n = listing.files.len().min(limit.unwrap_or(usize::MAX));
-    let image_bytes = h * w * CHANNELS;
-    let mut pixels = vec![0; n * image_bytes];
-    let tally = Tally::default();
-    let fault = pixels
-        .par_chunks_exact_mut(image_bytes)
-        .zip(&listing.files)
-        .map(|(out, path)| {
-            decode::rgb_into(&read(path)?, h, w, out, &tally).map_err(unusable(path))
-        })
-        .find_map_first(Result::err);
-    if let Some(fault) = fault {
-        return Err(fault);
-    }
-    Ok(Decoded {
-        split: Split {
-            images: Images::new(n, h, w, pixels)?,
-            labels: listing.labels.iter().take(n).copied().collect(),
+    let (test, note) = test_folder(root, &train, names, test_split)?;
+    notes.extend(note);
+    let test_images = classified(&test, &train, names, &mut left_out)?;
+    notes.extend(left_out.note());
+    let (height, width) = train_images.size().expect("every class has an image")?;
+    Ok(Found {
+        spec: DatasetSpec {
+            classes: names.len(),
+            height,
+            width,
+            ..spec.clone()
         },
-        facts: Facts::counted(&tally),
+        place: root.to_path_buf(),
+        train: Source::Images(train_images),
+        test: Source::Images(test_images),
+        class_names: Some(
+            names
+                .iter()
+                .map(|name| name.to_string_lossy().into_owned())
+                .collect(),
+        ),
+        notes,
     })
 }
 
-impl Listing {
-    fn empty() -> Self {
-        Self {
-            files: Vec::new(),
-            labels: Vec::new(),
+/// Class folders in label order.
+pub(super) struct Classes {
+    pub(super) names: Vec<OsString>,
+    /// Says so where torchvision would take another order.
+    pub(super) note: Option<Note>,
+}
+
+/// The class folders of a split.
+pub(super) fn class_folders(split: &Path) -> Result<Classes, DataError> {
+    let names = folders(split)?;
+    let digits = |name: &OsString| -> Option<(usize, String)> {
+        let digits = name.to_str()?;
+        let number = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.is_empty();
+        // Of numbers without zeros in front the longer one is the greater one, however long they are.
+        let value = digits.trim_start_matches('0');
+        number.then(|| (value.len(), value.to_owned()))
+    };
+    let mut sorted = names.clone();
+    if names.iter().all(|name| digits(name).is_some()) {
+        sorted.sort_by_cached_key(digits);
+    }
+    let moved = sorted
+        .iter()
+        .zip(&names)
+        .position(|(number, text)| number != text);
+    let note = moved.map(|label| {
+        let [number, text] = [&sorted[label], &names[label]].map(|name| name.to_string_lossy());
+        Note::Warning(format!(
+            "class folders are ordered as numbers: label {label} is `{number}`, where torchvision's order as text has `{text}`"
+        ))
+    });
+    Ok(Classes {
+        names: sorted,
+        note,
+    })
+}
+
+/// The images of a split by the classes of the train split.
+pub(super) fn classified(
+    split: &Path,
+    train: &Path,
+    classes: &[OsString],
+    left_out: &mut LeftOut,
+) -> Result<Listing, DataError> {
+    let mut images = Listing::default();
+    let labels: HashMap<&OsString, u32> = classes.iter().zip(0..).collect();
+    let mut found = folders(split)?;
+    // In label order, as the train split is.
+    found.sort_by_key(|name| labels.get(name));
+    for class in found {
+        let folder = split.join(&class);
+        let Some(label) = labels.get(&class) else {
+            return Err(DataError::UnknownClass {
+                path: folder,
+                train: train.to_path_buf(),
+            });
+        };
+        images.add(&folder, *label, left_out)?;
+    }
+    Ok(images)
+}
+
+/// The folder of the test split: the chosen one, or the first of the usual ones that has a class of the train split.
+pub(super) fn test_folder(
+    root: &Path,
+    train: &Path,
+    classes: &[OsString],
+    test_split: Option<&str>,
+) -> Result<(PathBuf, Option<Note>), DataError> {
+    let no_split = |wanted: &str| -> Result<DataError, DataError> {
+        let found = folders(root)?;
+        Ok(DataError::NoSplit {
+            wanted: wanted.to_owned(),
+            place: root.to_path_buf(),
+            found: found
+                .iter()
+                .map(|name| name.to_string_lossy().into_owned())
+                .collect(),
+            advice: None,
+        })
+    };
+    if let Some(chosen) = test_split {
+        return match named(root, &[chosen]) {
+            Some(folder) => Ok((folder, None)),
+            None => Err(no_split(chosen)?),
+        };
+    }
+    let usual = TEST.iter().filter_map(|name| named(root, &[name]));
+    let usual: Vec<PathBuf> = usual.collect();
+    let Some(first) = usual.first() else {
+        return Err(no_split("test")?);
+    };
+    let mut fitting = None;
+    for folder in &usual {
+        if folders(folder)?.iter().any(|name| classes.contains(name)) {
+            fitting = Some(folder);
+            break;
         }
     }
-
-    /// Adds the images below a class folder and returns their number.
-    fn add(&mut self, folder: &Path, label: usize) -> Result<usize, DataError> {
-        let before = self.files.len();
-        walk(folder, &mut self.files)?;
-        self.files[before..].sort();
-        self.labels.resize(self.files.len(), label as u32);
-        Ok(self.files.len() - before)
+    let name = |folder: &Path| {
+        folder
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    match fitting {
+        Some(folder) => {
+            let note = (folder != first).then(|| {
+                Note::Warning(format!(
+                    "the test split is `{}`, since `{}` has no folder of a class",
+                    name(folder),
+                    name(first),
+                ))
+            });
+            Ok((folder.clone(), note))
+        }
+        None if folders(first)?.is_empty() => Err(DataError::NoClasses {
+            path: first.clone(),
+        }),
+        None => Err(DataError::UnknownClass {
+            path: first.join(&folders(first)?[0]),
+            train: train.to_path_buf(),
+        }),
     }
 }
 
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
-    for entry in fs_err::read_dir(folder).map_err(DataError::io(folder))? {
-        let entry = entry.map_err(DataError::io(folder))?;
-        let path = entry.path();
-        if entry.file_type().map_err(DataError::io(&path))?.is_dir() {
-            walk(&path, files)?;
-            continue;
-        }
-        let ending = path.extension().and_then(|ending| ending.to_str());
-        let ending = ending.unwrap_or_default().to_ascii_lowercase();
-        // Files such as `._cat.png` are what a Mac leaves beside the real ones.
-        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        if hidden {
-            continue;
-        }
-        if NOT_READ.contains(&&*ending) {
-            return Err(DataError::UnsupportedImage { path });
-        }
-        if READ.contains(&&*ending) {
-            files.push(path);
-        }
-    }
-    Ok(())
+fn has_parquet(folder: &Path) -> bool {
+    let files = fs_err::read_dir(folder).into_iter().flatten().flatten();
+    files
+        .into_iter()
+        .any(|file| file.path().extension() == Some(OsStr::new("parquet")))
 }
 
-/// The names of the folders in a split, sorted.
-fn class_folders(split: &Path) -> Result<Vec<OsString>, DataError> {
-    let mut names = Vec::new();
-    for entry in fs_err::read_dir(split).map_err(DataError::io(split))? {
-        let entry = entry.map_err(DataError::io(split))?;
-        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        if !hidden && entry.path().is_dir() {
-            names.push(entry.file_name());
-        }
-    }
-    names.sort();
-    Ok(names)
+/// Why `root` is no folder of images, with the nearest thing that may have been meant.
+fn no_train(root: &Path) -> Result<DataError, DataError> {
+    let found = entries(root)?;
+    let below = folders(root)?.into_iter().map(|name| root.join(name));
+    let mut meant = below.filter(|folder| {
+        named(folder, &TRAIN).is_some() || !matches!(shards_in(folder, None), Ok(None))
+    });
+    let advice = match meant.next() {
+        Some(folder) => Some(format!("did you mean `--data {}`?", folder.display())),
+        None if found.iter().any(|name| name.contains("-ubyte")) => Some(
+            "MNIST's own files are not read; its Parquet files on the Hugging Face hub are"
+                .to_owned(),
+        ),
+        None => None,
+    };
+    Ok(DataError::NoSplit {
+        wanted: "train".to_owned(),
+        place: root.to_path_buf(),
+        found,
+        advice,
+    })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, DataError> {
-    fs_err::read(path).map_err(DataError::io(path))
-}
-
-fn unusable(path: &Path) -> impl FnOnce(decode::ImageFault) -> DataError {
-    let path = path.to_path_buf();
-    move |source| DataError::ImageFile { path, source }
+/// Classes and size from the files themselves: what they name, or else the greatest label, and the first image.
+fn from_parquet(
+    spec: &'static DatasetSpec,
+    place: PathBuf,
+    train: Vec<PathBuf>,
+    test: Vec<PathBuf>,
+) -> Result<Found, DataError> {
+    let first = shards::first(&train[0])?;
+    let classes = match &first.class_names {
+        Some(names) => names.len(),
+        None => shards::classes(train.iter().chain(&test))?,
+    };
+    let (height, width) = first.size;
+    Ok(Found {
+        spec: DatasetSpec {
+            classes,
+            height,
+            width,
+            ..spec.clone()
+        },
+        place,
+        train: Source::Parquet(train),
+        test: Source::Parquet(test),
+        class_names: None,
+        notes: Vec::new(),
+    })
 }

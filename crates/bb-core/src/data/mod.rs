@@ -7,19 +7,22 @@
 //!
 //! | id | from |
 //! |---|---|
-//! | `cifar10` | Parquet shards, the official binary batches, or the hub (`--data hub`, feature `hub`) |
-//! | `cifar100`, `gtsrb`, `tiny` | Parquet shards as on the Hugging Face hub |
-//! | `folder` | `train/<class>/*.png` and `test/<class>/*.png` (also jpg, jpeg; also `val/`) |
+//! | `cifar10`, `cifar100` | Parquet shards, the official files (binary or Python's, also in their archives), or for `cifar10` the hub (`--data hub`, feature `hub`) |
+//! | `gtsrb` | Parquet shards, the official folders and tables, BackdoorBench's and Kaggle's |
+//! | `tiny` | Parquet shards, the official folders |
+//! | `folder` | `train/<class>/` and `test/<class>/` with images, or Parquet shards |
 //! | `synthetic` | nothing: made by the program |
 //!
-//! Parquet files are looked for in the folder given, in its sub-folder named after the dataset, and in the
-//! sub-folders `plain_text`, `data` and `default` of both.
-//! Each has one image per row: an `img` or `image` column `struct<bytes, path>` with PNG or JPEG files, and an integer
-//! column `label` or `fine_label`.
+//! Files are looked for in the folder given, in its sub-folder named after the dataset, and in the sub-folders of both
+//! that usual tools make (`plain_text`, `data`, `default`, `cifar-10-batches-py`); docs/guide/datasets.md shows all
+//! layouts.
+//! Parquet files have one image per row: a column of PNG or JPEG files, as bytes or as `struct<bytes, path>`, and a column
+//! of whole numbers.
 //! Subsets are welcome: no number of rows is expected.
+
 use std::path::{Path, PathBuf};
 
-mod binary;
+mod batches;
 mod cache;
 mod classes;
 mod decode;
@@ -28,28 +31,32 @@ mod folder;
 #[cfg(feature = "hub")]
 mod hub;
 mod images;
+mod listing;
 mod locate;
 mod named;
+mod pickled;
 pub mod resize;
 mod shards;
+mod signs;
 mod spec;
 mod synthetic;
+mod table;
+mod tiny;
 
 pub use classes::known as known_classes;
 pub use decode::ImageFault;
 pub use error::DataError;
 pub use images::{Images, Split};
 pub use named::NamedClass;
+pub use pickled::PickleFault;
 pub use spec::{DATASETS, DatasetSpec, spec};
 
 use crate::artifact::sha256_hex;
 use crate::events::Log;
 use cache::{Digested, Key};
+use locate::Source;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-
-/// A reader of the files of one split, whole or as many rows as are enough.
-type Read = fn(&[PathBuf], &DatasetSpec, Option<usize>) -> Result<Decoded, DataError>;
 
 /// The word that stands for the Hugging Face hub where a folder is expected.
 const HUB: &str = "hub";
@@ -89,8 +96,9 @@ impl Dataset {
     /// If the log cannot be written.
     pub fn describe(&self, log: &Log) -> std::io::Result<()> {
         let (spec, names) = (&self.spec, &self.class_names);
+        let classes = if names.len() == 1 { "class" } else { "classes" };
         let text = format!(
-            "{}: {} training and {} test images of {}x{}, {} classes: {}",
+            "{}: {} training and {} test images of {}x{}, {} {classes}: {}",
             spec.title,
             self.train.len(),
             self.test.len(),
@@ -158,6 +166,8 @@ pub struct OpenOptions {
     pub train_limit: Option<usize>,
     /// Use the first images of the test split only; for `synthetic`, the number to make.
     pub test_limit: Option<usize>,
+    /// The split to measure on, where it is not the usual one: the name of its folder or shards.
+    pub test_split: Option<String>,
     /// Seed of `synthetic`; the others do not depend on it.
     pub seed: u64,
 }
@@ -172,6 +182,7 @@ pub struct OpenOptions {
 pub fn open(id: &str, root: Option<&Path>, opts: &OpenOptions) -> Result<Dataset, DataError> {
     let spec = spec(id)?;
     if spec.id == "synthetic" {
+        only_test(Path::new(spec.id), opts)?;
         let train = opts.train_limit.unwrap_or(synthetic::TRAIN);
         let test = opts.test_limit.unwrap_or(synthetic::TEST);
         let make = |split, n| -> Result<Digested, DataError> {
@@ -181,66 +192,50 @@ pub fn open(id: &str, root: Option<&Path>, opts: &OpenOptions) -> Result<Dataset
             }))
         };
         let (train, test) = (make("train", train)?, make("test", test)?);
-        return finish(spec.clone(), None, train, test);
+        return finish(spec.clone(), None, Vec::new(), train, test);
     }
     let root = root.ok_or(DataError::NoRoot { id: spec.id })?;
-    if spec.id == "folder" {
-        return open_folder(spec, root, opts);
-    }
-    if root == Path::new(HUB) {
+    if root == Path::new(HUB) && spec.id != "folder" {
+        only_test(root, opts)?;
         return open_hub(spec, opts);
     }
-    let (read, train, test): (Read, _, _) = match locate::find(spec, root)? {
-        locate::Files::Parquet { train, test } => (shards::read, train, test),
-        locate::Files::Binary { train, test } => (binary::read, train, test),
+    let test_split = opts.test_split.as_deref();
+    let found = match spec.id {
+        "folder" => folder::find(spec, root, test_split)?,
+        _ => locate::find(spec, root, test_split)?,
     };
-    let open = |split, files: &[PathBuf], limit| {
+    let open = |split, source: &Source, limit| {
         let key = Key {
-            spec,
+            spec: &found.spec,
             split,
-            place: files[0].parent().unwrap_or(root),
-            sources: files,
+            chosen: opts.test_split.as_deref().filter(|_| split == "test"),
+            place: &found.place,
+            sources: source.files(),
+            labels: source.labels(),
         };
         cache::open(opts.cache_dir.as_deref(), &key, limit, |enough| {
-            read(files, spec, enough)
+            source.read(&found.spec, enough)
         })
     };
-    let (train_files, test_files) = (train, test);
-    let train = open("train", &train_files, opts.train_limit)?;
-    let test = open("test", &test_files, opts.test_limit)?;
+    let train = open("train", &found.train, opts.train_limit)?;
+    let test = open("test", &found.test, opts.test_limit)?;
     if let (Some(a), Some(b)) = (&train.facts.class_names, &test.facts.class_names) {
-        classes::check_same((&train_files[0], a), (&test_files[0], b))?;
+        classes::check_same((&found.train.files()[0], a), (&found.test.files()[0], b))?;
     }
-    finish(spec.clone(), None, train, test)
+    finish(found.spec, found.class_names, found.notes, train, test)
 }
 
-fn open_folder(
-    spec: &'static DatasetSpec,
-    root: &Path,
-    opts: &OpenOptions,
-) -> Result<Dataset, DataError> {
-    let layout = folder::list(spec, root)?;
-    let (height, width) = folder::size(&layout)?;
-    let spec = DatasetSpec {
-        classes: layout.class_names.len(),
-        height,
-        width,
-        ..spec.clone()
-    };
-    let open = |split, listing: &folder::Listing, limit| {
-        let key = Key {
-            spec: &spec,
-            split,
-            place: root,
-            sources: &listing.files,
-        };
-        cache::open(opts.cache_dir.as_deref(), &key, limit, |enough| {
-            folder::load(listing, height, width, enough)
-        })
-    };
-    let train = open("train", &layout.train, opts.train_limit)?;
-    let test = open("test", &layout.test, opts.test_limit)?;
-    finish(spec, Some(layout.class_names), train, test)
+/// Refuses a chosen test split where there is one only.
+fn only_test(place: &Path, opts: &OpenOptions) -> Result<(), DataError> {
+    match &opts.test_split {
+        Some(chosen) if chosen != "test" => Err(DataError::NoSplit {
+            wanted: chosen.clone(),
+            place: place.to_path_buf(),
+            found: vec!["train".to_owned(), "test".to_owned()],
+            advice: None,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Opens what the hub has; its loader delivers both splits at once and is called at most once.
@@ -262,8 +257,10 @@ fn open_hub(spec: &'static DatasetSpec, opts: &OpenOptions) -> Result<Dataset, D
         let key = Key {
             spec,
             split,
+            chosen: None,
             place: Path::new(HUB),
             sources: &[],
+            labels: &[],
         };
         cache::open(opts.cache_dir.as_deref(), &key, limit, |_| {
             fetch().map(pick).map(|split| Decoded {
@@ -274,7 +271,7 @@ fn open_hub(spec: &'static DatasetSpec, opts: &OpenOptions) -> Result<Dataset, D
     };
     let train = open("train", opts.train_limit, |both| both.0)?;
     let test = open("test", opts.test_limit, |both| both.1)?;
-    finish(spec.clone(), None, train, test)
+    finish(spec.clone(), None, Vec::new(), train, test)
 }
 
 #[cfg(not(feature = "hub"))]
@@ -289,6 +286,7 @@ fn open_hub(spec: &'static DatasetSpec, _: &OpenOptions) -> Result<Dataset, Data
 fn finish(
     spec: DatasetSpec,
     class_names: Option<Vec<String>>,
+    mut notes: Vec<Note>,
     train: Digested,
     test: Digested,
 ) -> Result<Dataset, DataError> {
@@ -298,7 +296,6 @@ fn finish(
         }
     }
     let digest = [b"bb-dataset-1".as_slice(), &train.digest, &test.digest].concat();
-    let mut notes = Vec::new();
     for (split, side) in [("training", &train), ("test", &test)] {
         let images = |n: usize| match n {
             1 => format!("1 {split} image"),
@@ -325,7 +322,16 @@ fn finish(
         .or(train.facts.class_names)
         .or(test.facts.class_names)
         .or_else(known)
-        .unwrap_or_else(|| (0..spec.classes).map(|class| class.to_string()).collect());
+        .unwrap_or_else(|| {
+            (0..spec.classes)
+                .map(|class| class.to_string())
+                .collect::<Vec<_>>()
+        });
+    // Names of strangers are shown in terminals and tables, where nothing but their letters should count.
+    let class_names = class_names
+        .iter()
+        .map(|name| name.replace(char::is_control, "\u{fffd}"))
+        .collect();
     Ok(Dataset {
         spec,
         train: train.split,

@@ -1,13 +1,13 @@
-//! Reading images and labels from Parquet files laid out as on the Hugging Face hub.
+//! Reading images and labels from Parquet files laid out as on the Hugging Face hub, or nearly so.
 //!
 //! The column readers are used directly: going through records or Arrow would copy every image once more.
 //! Rows are read in batches, and each batch is decoded on all threads.
 
 use std::path::{Path, PathBuf};
 
-use parquet::basic::Type;
+use parquet::basic::{ConvertedType, Type};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
-use parquet::data_type::{ByteArray, DataType, Int32Type, Int64Type};
+use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
@@ -20,10 +20,19 @@ use super::{DataError, DatasetSpec, Decoded, Facts, classes, decode};
 
 /// Rows decoded at a time: enough for all threads, little memory.
 const BATCH: usize = 2048;
-/// Names of the image column, a `struct<bytes, path>`.
-const IMAGE: [&str; 2] = ["img", "image"];
+/// Names of the image column, image files as bytes or a `struct<bytes, path>` with them.
+const IMAGE: [&str; 5] = ["img", "image", "images", "image_bytes", "bytes"];
 /// Names of the label column, the finest first: CIFAR-100 has coarse labels too.
-const LABEL: [&str; 2] = ["fine_label", "label"];
+const LABEL: [&str; 6] = [
+    "fine_label",
+    "fine_labels",
+    "label",
+    "labels",
+    "target",
+    "class",
+];
+/// Most classes of a dataset whose labels alone tell how many there are.
+const MOST_CLASSES: usize = 100_000;
 
 /// Reads all rows of `files`, one after the other, or the first `limit`.
 pub(super) fn read(
@@ -41,7 +50,8 @@ pub(super) fn read(
     let mut named: Option<(&Path, Vec<String>)> = None;
     for path in files {
         let names = DataError::guard(path, || {
-            let shard = Shard::open(path, spec)?;
+            let shard = Shard::open(path)?;
+            check_class_names(path, shard.names.as_deref(), spec)?;
             shard.read_into(&mut sink)?;
             Ok(shard.names)
         })?;
@@ -147,7 +157,7 @@ struct Column {
 }
 
 impl<'a> Shard<'a> {
-    fn open(path: &'a Path, spec: &DatasetSpec) -> Result<Self, DataError> {
+    fn open(path: &'a Path) -> Result<Self, DataError> {
         refuse_pointer(path)?;
         let (file, _) = fs_err::File::open(path)
             .map_err(DataError::io(path))?
@@ -157,25 +167,23 @@ impl<'a> Shard<'a> {
         check_places(reader.metadata(), length).map_err(unreadable(path))?;
         let facts = reader.metadata().file_metadata();
         let names = class_names(facts.key_value_metadata());
-        check_class_names(path, names.as_deref(), spec)?;
-
         let columns = facts.schema_descr().columns();
         let found = || columns.iter().map(|c| c.path().string()).collect();
         let image = IMAGE.iter().find_map(|name| leaf(columns, name));
         let image = image.ok_or_else(|| DataError::MissingColumn {
             path: path.to_path_buf(),
-            expected: "`img` or `image`",
+            expected: "`img`, `image`, `images`, `image_bytes` or `bytes`",
             found: found(),
         })?;
         let label = LABEL.iter().find_map(|name| leaf(columns, name));
         let label = label.ok_or_else(|| DataError::MissingColumn {
             path: path.to_path_buf(),
-            expected: "`label` or `fine_label`",
+            expected: "`label`, `labels`, `fine_label`, `fine_labels`, `target` or `class`",
             found: found(),
         })?;
 
         let is_image = |c: &ColumnDescriptor| {
-            c.path().parts().len() == 2 && c.physical_type() == Type::BYTE_ARRAY
+            c.path().parts().len() <= 2 && c.physical_type() == Type::BYTE_ARRAY && !is_text(c)
         };
         let is_label = |c: &ColumnDescriptor| {
             c.path().parts().len() == 1 && matches!(c.physical_type(), Type::INT32 | Type::INT64)
@@ -185,7 +193,7 @@ impl<'a> Shard<'a> {
                 path,
                 columns,
                 image,
-                "a struct with binary `bytes`",
+                "image files as bytes, or a struct with them as `bytes`",
                 is_image,
             )?,
             label: typed(path, columns, label, "a column of integers", is_label)?,
@@ -238,20 +246,7 @@ impl<'a> Shard<'a> {
         let unreadable = || unreadable(self.path);
         let announced = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
         let end = *row + announced;
-        let reader = group
-            .get_column_reader(self.image.index)
-            .map_err(unreadable())?;
-        let ColumnReader::ByteArrayColumnReader(mut images) = reader else {
-            unreachable!("the schema says that the image column has the type BYTE_ARRAY");
-        };
-        let mut labels = match group
-            .get_column_reader(self.label.index)
-            .map_err(unreadable())?
-        {
-            ColumnReader::Int32ColumnReader(reader) => Labels::Int32(reader, Vec::new()),
-            ColumnReader::Int64ColumnReader(reader) => Labels::Int64(reader),
-            _ => unreachable!("the schema says that the label column has an integer type"),
-        };
+        let (mut images, mut labels) = (self.images(group)?, self.labels(group)?);
         let (mut bytes, mut numbers, mut levels) = (Vec::new(), Vec::new(), Vec::new());
         while sink.wanted() > 0 {
             let wanted = sink.wanted();
@@ -279,6 +274,26 @@ impl<'a> Shard<'a> {
             return Err(self.ends(&self.image, *row, end));
         }
         Ok(())
+    }
+
+    fn images(
+        &self,
+        group: &dyn RowGroupReader,
+    ) -> Result<ColumnReaderImpl<ByteArrayType>, DataError> {
+        let reader = group.get_column_reader(self.image.index);
+        match reader.map_err(unreadable(self.path))? {
+            ColumnReader::ByteArrayColumnReader(images) => Ok(images),
+            _ => unreachable!("the schema says that the image column has the type BYTE_ARRAY"),
+        }
+    }
+
+    fn labels(&self, group: &dyn RowGroupReader) -> Result<Labels, DataError> {
+        let reader = group.get_column_reader(self.label.index);
+        match reader.map_err(unreadable(self.path))? {
+            ColumnReader::Int32ColumnReader(reader) => Ok(Labels::Int32(reader, Vec::new())),
+            ColumnReader::Int64ColumnReader(reader) => Ok(Labels::Int64(reader)),
+            _ => unreachable!("the schema says that the label column has an integer type"),
+        }
     }
 
     /// Checks the definition levels of a batch, of which a column that cannot hold nulls has none.
@@ -377,8 +392,88 @@ fn typed(
         path: path.to_path_buf(),
         column: name,
         expected,
-        found: format!("{list}{}", column.physical_type()),
+        found: if is_text(column) {
+            format!("{list}text")
+        } else {
+            format!("{list}{}", column.physical_type())
+        },
     })
+}
+
+/// Whether bytes are text, such as the path of an image or the name of a class.
+fn is_text(column: &ColumnDescriptor) -> bool {
+    column.converted_type() == ConvertedType::UTF8
+}
+
+/// What the first file of a dataset tells of all of it.
+pub(super) struct First {
+    /// The names of the classes in label order, where the file has them.
+    pub(super) class_names: Option<Vec<String>>,
+    /// Height and width of the first image.
+    pub(super) size: (usize, usize),
+}
+
+/// Looks at the description and the first image of a file.
+pub(super) fn first(path: &Path) -> Result<First, DataError> {
+    DataError::guard(path, || {
+        let shard = Shard::open(path)?;
+        let (mut bytes, mut levels) = (Vec::new(), Vec::new());
+        for i in 0..shard.reader.num_row_groups() {
+            let group = shard.reader.get_row_group(i).map_err(unreadable(path))?;
+            let mut images = shard.images(&*group)?;
+            next(&mut images, 1, &mut bytes, &mut levels).map_err(unreadable(path))?;
+            shard.refuse_null(&shard.image, 0, &levels)?;
+            if let Some(image) = bytes.first() {
+                let unusable = |source| DataError::ImageRow {
+                    path: path.to_path_buf(),
+                    row: 0,
+                    source,
+                };
+                return Ok(First {
+                    size: decode::size(image.data()).map_err(unusable)?,
+                    class_names: shard.names,
+                });
+            }
+        }
+        Err(DataError::EmptyTable {
+            path: path.to_path_buf(),
+        })
+    })
+}
+
+/// The number of classes that the labels of all files need.
+pub(super) fn classes<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<usize, DataError> {
+    let mut classes = 0;
+    for path in files {
+        DataError::guard(path, || {
+            let shard = Shard::open(path)?;
+            let (mut numbers, mut levels, mut row) = (Vec::new(), Vec::new(), 0);
+            for i in 0..shard.reader.num_row_groups() {
+                let group = shard.reader.get_row_group(i).map_err(unreadable(path))?;
+                let mut labels = shard.labels(&*group)?;
+                while labels
+                    .next(BATCH, &mut numbers, &mut levels)
+                    .map_err(unreadable(path))?
+                    > 0
+                {
+                    shard.refuse_null(&shard.label, row, &levels)?;
+                    for &label in &numbers {
+                        let known = usize::try_from(label).ok().filter(|l| *l < MOST_CLASSES);
+                        let known = known.ok_or_else(|| DataError::Label {
+                            path: path.clone(),
+                            row,
+                            found: label,
+                            classes: MOST_CLASSES,
+                        })?;
+                        classes = classes.max(known + 1);
+                        row += 1;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(classes)
 }
 
 /// The names of the classes in the description that the hub's tools leave in a file.
@@ -408,13 +503,7 @@ fn check_class_names(
     let Some(names) = names else {
         return Ok(());
     };
-    if names.len() != spec.classes {
-        return Err(DataError::ClassCount {
-            path: path.to_path_buf(),
-            expected: spec.classes,
-            found: names.len(),
-        });
-    }
+    classes::check_count(path, names, spec.classes)?;
     classes::check_order(spec.id, path, names)
 }
 

@@ -16,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::images::{CHANNELS, Images, Split};
+use super::listing::zeros;
 use super::{DataError, DatasetSpec};
 use crate::rng;
 
@@ -39,8 +40,8 @@ pub(super) fn split(
     n: usize,
 ) -> Result<Split, DataError> {
     let stream = format!("data/synthetic/{purpose}");
+    let mut pixels = zeros(n, SIDE, SIDE)?;
     let labels: Vec<u32> = (0..n).map(|i| label(seed, &stream, i)).collect();
-    let mut pixels = vec![0; n * SIDE * SIDE * CHANNELS];
     pixels
         .par_chunks_exact_mut(SIDE * SIDE * CHANNELS)
         .zip(&labels)

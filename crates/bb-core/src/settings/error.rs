@@ -155,6 +155,14 @@ pub enum SettingsError {
         /// What would do, with its article.
         expected: String,
     },
+    /// The value does nothing because of another setting.
+    #[error("setting `{key}` does nothing, because {why}")]
+    Idle {
+        /// The dotted key.
+        key: String,
+        /// Which other setting it is.
+        why: &'static str,
+    },
     /// No class of the data is called so.
     #[error("setting `{key}` is `{name}`, which is no class of the data\n  {}", origin.place())]
     UnknownClass {
@@ -228,7 +236,7 @@ impl SettingsError {
                     *origin = other;
                 }
             }
-            Self::Read(_) | Self::Assignment { .. } | Self::Value { .. } => {}
+            Self::Read(_) | Self::Assignment { .. } | Self::Value { .. } | Self::Idle { .. } => {}
         }
         self
     }
@@ -240,7 +248,8 @@ impl SettingsError {
             | Self::Kind { key, .. }
             | Self::Invalid { key, .. }
             | Self::UnknownClass { key, .. }
-            | Self::Value { key, .. } => Some(key),
+            | Self::Value { key, .. }
+            | Self::Idle { key, .. } => Some(key),
             Self::Located { error, .. } => error.key(),
             Self::Read(_) | Self::Syntax { .. } | Self::Assignment { .. } => None,
         }
@@ -355,6 +364,7 @@ impl Coded for SettingsError {
             Self::Unknown { known, .. } if !known.is_empty() => {
                 Some(format!("known here: {}", suggest::list(known)))
             }
+            Self::Idle { .. } => Some("leave it out, or change the other setting".to_owned()),
             Self::Kind { hint, .. } => hint.as_deref().map(str::to_owned),
             Self::Invalid { reason, .. } => {
                 // Of an unknown choice: its name, and behind it in backticks those that there are.

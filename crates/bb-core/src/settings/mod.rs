@@ -49,7 +49,7 @@ use serde_json::{Map, Value};
 pub use classes::Unnumbered;
 pub use error::{Origin, SettingsError};
 pub use suggest::{did_you_mean, nearest};
-pub use valid::{Valid, Validate, check};
+pub use valid::{Idle, Valid, Validate, check};
 pub use write::{option_line, render};
 
 use read::{Entry, Node};
@@ -232,6 +232,9 @@ impl<T> Resolved<T> {
     }
 
     /// Checks the settings, and names the origin of one that is refused.
+    ///
+    /// # Errors
+    /// What [`Validate::validate`] says, and [`SettingsError::Idle`] for one of `--set` that does nothing.
     pub fn valid(self) -> Result<Resolved<Valid<T>>, SettingsError>
     where
         T: Validate,
@@ -242,11 +245,26 @@ impl<T> Resolved<T> {
             origins,
         } = self;
         match Valid::new(value) {
-            Ok(value) => Ok(Resolved {
-                value,
-                tree,
-                origins,
-            }),
+            Ok(value) => {
+                for (idle, why) in value.idle() {
+                    let below = |key: &str| {
+                        key.strip_prefix(idle)
+                            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                    };
+                    let given = origins.iter().find(|(key, _, origin)| {
+                        matches!(origin, Origin::Set { .. }) && below(key)
+                    });
+                    if let Some((key, _, origin)) = given {
+                        let key = key.clone();
+                        return Err(SettingsError::Idle { key, why }.at(origin.clone()));
+                    }
+                }
+                Ok(Resolved {
+                    value,
+                    tree,
+                    origins,
+                })
+            }
             Err(error) => Err(
                 match error
                     .key()

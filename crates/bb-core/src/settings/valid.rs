@@ -9,7 +9,17 @@ use super::SettingsError;
 pub trait Validate {
     /// The first thing that is wrong, as [`SettingsError::Value`].
     fn validate(&self) -> Result<(), SettingsError>;
+
+    /// What does nothing beside the other settings: a setting or a whole table, and which other setting makes it so.
+    ///
+    /// A file may hold such settings for another day; one that was given on its own is refused.
+    fn idle(&self) -> Vec<Idle> {
+        Vec::new()
+    }
 }
+
+/// A setting or a table that does nothing, and the reason, such as `` `sweep` is false ``.
+pub type Idle = (&'static str, &'static str);
 
 /// An error naming `key` unless `ok`; the building block of [`Validate::validate`].
 pub fn check(

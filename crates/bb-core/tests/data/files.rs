@@ -138,6 +138,13 @@ pub(crate) fn hub_file(path: &Path, first: usize, n: usize) {
     parquet(path, HUB, None, &[hub_rows(images, &labels)]);
 }
 
+/// Writes a file below `root`.
+pub(crate) fn put(root: &Path, name: &str, bytes: &[u8]) {
+    let path = root.join(name);
+    fs_err::create_dir_all(path.parent().expect("a file has a folder")).expect("create");
+    fs_err::write(path, bytes).expect("write");
+}
+
 /// Opens without a cache.
 pub(crate) fn plain(id: &str, root: &Path) -> Result<Dataset, DataError> {
     open(id, Some(root), &OpenOptions::default())

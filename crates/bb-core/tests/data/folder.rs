@@ -6,12 +6,6 @@ use bb_core::data::{DataError, OpenOptions, open};
 
 use super::data_files::*;
 
-fn put(root: &Path, name: &str, bytes: &[u8]) {
-    let path = root.join(name);
-    fs_err::create_dir_all(path.parent().expect("a file has a folder")).expect("create");
-    fs_err::write(path, bytes).expect("write");
-}
-
 /// Two classes, three train images and two test images, of 20x24 pixels but one.
 fn good(root: &Path) {
     let image = |seed| png(&pixels(seed, 20, 24), 20, 24);
@@ -75,11 +69,11 @@ fn every_defect_of_a_folder_has_its_error() {
     let cases: [(Damage, &str); 9] = [
         (
             |root| fs_err::remove_dir_all(root.join("train")).expect("remove"),
-            "no folder `train` of `folder` in",
+            "no split `train` in",
         ),
         (
             |root| fs_err::remove_dir_all(root.join("val")).expect("remove"),
-            "no folder `test` or `val` of `folder` in",
+            "no split `test` in",
         ),
         (
             |root| {
@@ -90,7 +84,7 @@ fn every_defect_of_a_folder_has_its_error() {
         ),
         (
             |root| put(root, "train/eel/readme.md", b"no image"),
-            "class folder `train/eel` has no image (png, jpg or jpeg)",
+            "class folder `train/eel` has no image (png, jpg, ppm, pgm, pbm or bmp)",
         ),
         (
             |root| put(root, "val/eel/a.png", &picture(0)),
@@ -98,7 +92,7 @@ fn every_defect_of_a_folder_has_its_error() {
         ),
         (
             |root| put(root, "train/dog/c.tiff", b"II*\0"),
-            "`train/dog/c.tiff` has an image format that is not read, expected png, jpg or jpeg",
+            "`train/dog/c.tiff` has an image format that is not read, expected png, jpg, ppm, pgm, pbm or bmp",
         ),
         (
             |root| put(root, "train/dog/c.png", b"GIF89a.."),

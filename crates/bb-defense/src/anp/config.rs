@@ -1,11 +1,11 @@
 //! Settings of ANP; the defaults are the benchmark's, but for what it decides on the test set.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use serde::{Deserialize, Serialize};
 
 use crate::channels::{self, Choose, PruneConfig, usual_thresholds};
 use crate::data::CleanBudget;
-use crate::settings::{above_zero, batch_size, momentum, rate, share};
+use crate::settings::{above_zero, batch_size, idle_sweep, momentum, rate, share, steps};
 
 /// Settings of ANP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,14 +80,20 @@ impl Validate for AnpConfig {
     fn validate(&self) -> Result<(), SettingsError> {
         self.clean.validate()?;
         let mask = &self.mask;
-        let at_least_one = |key, value| check(key, value, "at least 1", value >= 1);
-        at_least_one("mask.iterations", mask.iterations)?;
-        at_least_one("mask.round", mask.round)?;
+        steps("mask.iterations", mask.iterations)?;
+        steps("mask.round", mask.round)?;
+        check("mask.steps", mask.steps, "at most 1000", mask.steps <= 1000)?;
         batch_size("mask.batch_size", mask.batch_size)?;
         rate("mask.lr", mask.lr)?;
         momentum("mask.momentum", mask.momentum)?;
         share("mask.alpha", mask.alpha)?;
         above_zero("mask.eps", mask.eps)?;
         channels::validate(&self.prune, self.sweep, &self.sweep_thresholds)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = self.clean.idle();
+        idle.extend(idle_sweep(self.sweep, "sweep_thresholds"));
+        idle
     }
 }

@@ -1,9 +1,9 @@
 //! Settings of CLP; the defaults are the benchmark's code.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use serde::{Deserialize, Serialize};
 
-use crate::settings::not_negative;
+use crate::settings::{idle_sweep, not_negative};
 
 /// Settings of CLP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,5 +55,9 @@ impl Validate for ClpConfig {
             !self.sweep_u.is_empty() && ascending && inside,
         )?;
         not_negative("eps", self.eps)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        Vec::from_iter(idle_sweep(self.sweep, "sweep_u"))
     }
 }

@@ -1,11 +1,11 @@
 //! Settings of FP; the defaults follow the benchmark's, but for what it decides on the test set.
 
-use bb_core::settings::{SettingsError, Validate};
+use bb_core::settings::{Idle, SettingsError, Validate};
 use serde::{Deserialize, Serialize};
 
 use crate::data::CleanBudget;
 use crate::finetuning::FinetuneConfig;
-use crate::settings::{ascending_shares, batch_size, part, share};
+use crate::settings::{ascending_shares, batch_size, idle_sweep, part, share};
 use crate::tsbd::config::{TsbdConfig, UnlearnConfig};
 
 /// Settings of FP.
@@ -99,5 +99,12 @@ impl Validate for FpConfig {
         batch_size("prune.batch_size", self.prune.batch_size)?;
         self.unlearn.validate()?;
         self.finetune.validate()
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = self.clean.idle();
+        idle.extend(self.finetune.idle());
+        idle.extend(idle_sweep(self.sweep, "sweep_ratios"));
+        idle
     }
 }

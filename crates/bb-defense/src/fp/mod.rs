@@ -299,8 +299,8 @@ pub fn search(
         ctx.check()?;
         net.params_mut().set_plain(head.weight, &whole);
         mask(net, head, &order[..count]);
-        let accuracy = eval::accuracy(net, clean, task);
-        net.take_failure()?;
+        let network = format!("the model with {count} features masked");
+        let accuracy = eval::accuracy(net, clean, task).map_err(DefenseError::scores(network))?;
         let row = json!({ "masked": count, "clean_acc": accuracy.value() });
         ctx.record(At::stage(SEARCH), &row)?;
         Ok(accuracy)

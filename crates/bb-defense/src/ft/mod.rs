@@ -43,7 +43,7 @@
 //!   Processing Systems 2022, arXiv 2206.12654.
 
 use bb_core::method::{MethodInfo, Needs, Status};
-use bb_core::settings::{SettingsError, Valid, Validate};
+use bb_core::settings::{Idle, SettingsError, Valid, Validate};
 use serde::{Deserialize, Serialize};
 
 use crate::context::Ctx;
@@ -82,6 +82,12 @@ impl Validate for FtConfig {
     fn validate(&self) -> Result<(), SettingsError> {
         self.clean.validate()?;
         self.finetune.validate()
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = self.clean.idle();
+        idle.extend(self.finetune.idle());
+        idle
     }
 }
 

@@ -1,11 +1,11 @@
 //! Settings of i-BAU; the defaults are the benchmark's.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate};
 use serde::{Deserialize, Serialize};
 
 use super::hypergradient::HypergradientConfig;
 use crate::data::CleanBudget;
-use crate::settings::{above_zero, batch_size, not_negative, rate, share};
+use crate::settings::{above_zero, batch_size, not_negative, rate, rounds, share};
 
 /// Settings of i-BAU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,7 +93,7 @@ impl Default for IbauConfig {
 
 impl Validate for IbauConfig {
     fn validate(&self) -> Result<(), SettingsError> {
-        check("rounds", self.rounds, "at least 1", self.rounds >= 1)?;
+        rounds("rounds", self.rounds)?;
         self.clean.validate()?;
         rate("perturb.lr", self.perturb.lr)?;
         not_negative("perturb.penalty", self.perturb.penalty)?;
@@ -104,5 +104,9 @@ impl Validate for IbauConfig {
         rate("unlearn.lr", self.unlearn.lr)?;
         share("unlearn.patched", self.unlearn.patched)?;
         batch_size("unlearn.batch_size", self.unlearn.batch_size)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        self.clean.idle()
     }
 }

@@ -92,7 +92,8 @@ use bb_core::precision::Precision;
 use bb_core::rng;
 use bb_core::settings::Valid;
 use bb_nn::data::{Batch, Input, LoaderOptions, batch_count, batches};
-use bb_nn::kernels::loss::{Loss, argmax};
+use bb_nn::eval::{self, NotFiniteLogits};
+use bb_nn::kernels::loss::Loss;
 use bb_nn::optim::Adam;
 use bb_nn::{Flat, Mode, Net};
 use serde::{Deserialize, Serialize};
@@ -198,7 +199,7 @@ impl Defense for Ibau {
                 progress.add(1);
             }
             net.take_failure()?;
-            if let Some(tensor) = net.params().first_not_finite() {
+            if let Some(tensor) = net.first_not_finite() {
                 return Err(DefenseError::NotFinite {
                     stage: STAGE.to_owned(),
                     tensor: tensor.to_owned(),
@@ -325,10 +326,13 @@ pub fn seek(
     for (step, batch) in batches(clean, task, options, round as u64).enumerate() {
         tick()?;
         let logits = net.forward(&batch.input, Mode::Eval);
-        let said: Vec<u32> = logits
-            .chunks_exact(task.classes)
-            .map(|row| argmax(row) as u32)
-            .collect();
+        net.take_failure()?;
+        let said = eval::classes(&logits, task.classes).map_err(|error| {
+            let first = batch.indices[error.first];
+            let error = NotFiniteLogits { first, ..error };
+            let network = format!("the model of round {}", round + 1);
+            DefenseError::scores(network)(error.into())
+        })?;
         let moved = perturbed(&batch.input, &perturbation, None);
         let (loss, gradients) = net.loss_input_gradient(&moved, &said, Mode::Eval);
         if !loss.mean.is_finite() {

@@ -1,11 +1,11 @@
 //! Settings of NAD; the defaults are the benchmark's for CIFAR-10.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use serde::{Deserialize, Serialize};
 
 use crate::data::CleanBudget;
 use crate::finetuning::FinetuneConfig;
-use crate::settings::{batch_size, momentum, not_negative, rate};
+use crate::settings::{batch_size, epochs, momentum, not_negative, rate};
 
 /// Settings of NAD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,6 +102,7 @@ impl Validate for NadConfig {
         self.clean.validate()?;
         self.finetune.validate()?;
         let distill = &self.distill;
+        epochs("distill.epochs", distill.epochs)?;
         batch_size("distill.batch_size", distill.batch_size)?;
         rate("distill.lr", distill.lr)?;
         momentum("distill.momentum", distill.momentum)?;
@@ -121,5 +122,11 @@ impl Validate for NadConfig {
             "a finite number of at least 1",
             distill.power.is_finite() && distill.power >= 1.0,
         )
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = self.clean.idle();
+        idle.extend(self.finetune.idle());
+        idle
     }
 }

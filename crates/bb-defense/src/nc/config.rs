@@ -1,11 +1,11 @@
 //! Settings of NC; the defaults are the benchmark's for CIFAR-10.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use serde::{Deserialize, Serialize};
 
 use crate::data::CleanBudget;
 use crate::finetuning::FinetuneConfig;
-use crate::settings::{batch_size, momentum, not_negative, rate, share};
+use crate::settings::{batch_size, momentum, not_negative, rate, rounds, share};
 
 /// Settings of NC.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -155,7 +155,7 @@ impl Validate for NcConfig {
         };
         let at_least_one = |key: &str, value: usize| check(key, value, "at least 1", value >= 1);
         let invert = &self.invert;
-        at_least_one("invert.max_epochs", invert.max_epochs)?;
+        rounds("invert.max_epochs", invert.max_epochs)?;
         batch_size("invert.batch_size", invert.batch_size)?;
         rate("invert.lr", invert.lr)?;
         momentum("invert.beta1", invert.beta1)?;
@@ -177,5 +177,15 @@ impl Validate for NcConfig {
             stamped > 0.0 && stamped <= 1.0,
         )?;
         self.finetune.validate()
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = self.clean.idle();
+        idle.extend(self.finetune.idle());
+        if !self.invert.early_stop {
+            let keys = ["invert.stop_ratio", "invert.stop_patience"];
+            idle.extend(keys.map(|key| (key, "`invert.early_stop` is false")));
+        }
+        idle
     }
 }

@@ -1,10 +1,12 @@
 //! Settings of OTBR; the defaults are the authors' code.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use serde::{Deserialize, Serialize};
 
 use crate::nwc::{LayerConfig, NwcConfig};
-use crate::settings::{ascending_shares, batch_size, choice_needs_sweep, momentum, rate, share};
+use crate::settings::{
+    ascending_shares, batch_size, choice_needs_sweep, idle_sweep, momentum, rate, share, steps,
+};
 
 /// Settings of OTBR.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -155,12 +157,7 @@ impl Validate for OtbrConfig {
         let unlearn = &self.unlearn;
         rate("unlearn.lr", unlearn.lr)?;
         momentum("unlearn.momentum", unlearn.momentum)?;
-        check(
-            "unlearn.steps",
-            unlearn.steps,
-            "at least 1",
-            unlearn.steps >= 1,
-        )?;
+        steps("unlearn.steps", unlearn.steps)?;
         batch_size("unlearn.batch_size", unlearn.batch_size)?;
         self.nwc.validate()?;
         share("prune.gamma", self.prune.gamma)?;
@@ -172,17 +169,21 @@ impl Validate for OtbrConfig {
             "a finite number above 0",
             floor.is_finite() && floor > 0.0,
         )?;
-        check(
-            "select.images",
-            self.select.images,
-            "at least 1",
-            self.select.images >= 1,
-        )?;
+        batch_size("select.images", self.select.images)?;
         share("select.agreement", self.select.agreement)?;
         choice_needs_sweep(
             "select.choose",
             "agreement",
             self.sweep || self.select.choose == Choose::Fixed,
         )
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = Vec::from_iter(idle_sweep(self.sweep, "sweep_ratios"));
+        if self.select.choose == Choose::Fixed {
+            let keys = ["select.images", "select.agreement"];
+            idle.extend(keys.map(|key| (key, "`select.choose` is `fixed`")));
+        }
+        idle
     }
 }

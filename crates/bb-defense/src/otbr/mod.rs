@@ -95,7 +95,7 @@ pub mod unlearn;
 
 use bb_core::method::{MethodInfo, Needs, Status};
 use bb_core::settings::Valid;
-use bb_nn::{Flat, Mode, Net, StateDict, neurons};
+use bb_nn::{Flat, Mode, Net, StateDict, eval, neurons};
 use serde_json::{Value, json};
 
 use self::config::{Choose, CostKind, FusionConfig, OtbrConfig};
@@ -368,17 +368,24 @@ fn agreements(
     let name = (ctx.seed(), "otbr/select", 0);
     let (input, _) = noise(&cfg.unlearn, suspect.task(), cfg.select.images, name);
     // These are measurements, so they are computed in `f32`.
-    let logits = |state: &StateDict| -> Result<Vec<f32>, DefenseError> {
+    let classes = suspect.task().classes;
+    let logits = |state: &StateDict, network: String| -> Result<Vec<f32>, DefenseError> {
         let mut net = Net::from_state(suspect.arch(), state)?.on(suspect.compute())?;
         let logits = net.forward(&input, Mode::Eval);
         net.take_failure()?;
+        eval::classes(&logits, classes)
+            .map_err(|error| DefenseError::scores(network)(error.into()))?;
         Ok(logits)
     };
-    let own = logits(suspect.state())?;
+    let own = logits(suspect.state(), "the suspect model".to_owned())?;
     let mut found = Vec::with_capacity(candidates.len());
     for candidate in candidates {
         ctx.check()?;
-        let agreement = agreement(&own, &logits(&candidate.state)?, suspect.task().classes);
+        let agreement = agreement(
+            &own,
+            &logits(&candidate.state, format!("candidate `{}`", candidate.name))?,
+            classes,
+        );
         let row = json!({ "agreement": agreement });
         ctx.record(At::stage("select").variant(&candidate.name), &row)?;
         found.push(agreement);

@@ -1,11 +1,11 @@
 //! Settings of RNP; the defaults are the benchmark's, but for the order of clipping.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate};
 use serde::{Deserialize, Serialize};
 
 use crate::channels::{self, Choose, PruneConfig, usual_thresholds};
 use crate::data::CleanBudget;
-use crate::settings::{above_zero, batch_size, momentum, rate};
+use crate::settings::{above_zero, batch_size, idle_sweep, momentum, rate, rounds};
 use crate::unlearning::UnlearnConfig;
 
 /// Settings of RNP.
@@ -86,12 +86,17 @@ impl Validate for RnpConfig {
         self.clean.validate()?;
         self.unlearn.validate()?;
         let recover = &self.recover;
-        let epochs = recover.epochs;
-        check("recover.epochs", epochs, "at least 1", epochs >= 1)?;
+        rounds("recover.epochs", recover.epochs)?;
         rate("recover.lr", recover.lr)?;
         momentum("recover.momentum", recover.momentum)?;
         above_zero("recover.alpha", recover.alpha)?;
         batch_size("recover.batch_size", recover.batch_size)?;
         channels::validate(&self.prune, self.sweep, &self.sweep_thresholds)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = self.clean.idle();
+        idle.extend(idle_sweep(self.sweep, "sweep_thresholds"));
+        idle
     }
 }

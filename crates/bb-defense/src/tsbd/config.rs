@@ -1,6 +1,6 @@
 //! Settings of TSBD; the defaults are the authors' code.
 
-use bb_core::settings::{SettingsError, Validate, check};
+use bb_core::settings::{Idle, SettingsError, Validate, check};
 use bb_nn::NormScope;
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,8 @@ use super::algorithm::Scheme;
 use crate::data::CleanBudget;
 use crate::nwc::{LayerConfig, NwcConfig};
 use crate::settings::{
-    ascending_shares, batch_size, choice_needs_sweep, momentum, part, rate, share,
+    ascending_shares, batch_size, choice_needs_sweep, epochs, idle_sweep, momentum, part, rate,
+    rounds, share,
 };
 
 /// The setting `record_layer` for the last target layer, whatever its name in the suspect's network is.
@@ -177,12 +178,7 @@ impl UnlearnConfig {
     pub fn validate(&self) -> Result<(), SettingsError> {
         rate("unlearn.lr", self.lr)?;
         momentum("unlearn.momentum", self.momentum)?;
-        check(
-            "unlearn.max_epochs",
-            self.max_epochs,
-            "at least 1",
-            self.max_epochs >= 1,
-        )?;
+        rounds("unlearn.max_epochs", self.max_epochs)?;
         share("unlearn.stop_accuracy", self.stop_accuracy)?;
         batch_size("unlearn.batch_size", self.batch_size)
     }
@@ -209,6 +205,7 @@ impl Validate for TsbdConfig {
             finetune.r.is_finite() && finetune.r >= 0.0,
         )?;
         share("finetune.alpha", finetune.alpha)?;
+        epochs("finetune.epochs", finetune.epochs)?;
         batch_size("finetune.batch_size", finetune.batch_size)?;
 
         choice_needs_sweep(
@@ -218,6 +215,16 @@ impl Validate for TsbdConfig {
         )?;
         part("select.hold_out", self.select.hold_out)?;
         share("select.tolerance", self.select.tolerance)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        let mut idle = self.clean.idle();
+        idle.extend(idle_sweep(self.sweep, "sweep_ratios"));
+        if self.select.choose == Choose::Fixed {
+            let keys = ["select.hold_out", "select.tolerance"];
+            idle.extend(keys.map(|key| (key, "`select.choose` is `fixed`")));
+        }
+        idle
     }
 }
 

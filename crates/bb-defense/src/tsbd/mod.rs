@@ -277,8 +277,8 @@ fn held_out_accuracy(
     let mut net: Net = finetune::zeroed(suspect, zeroing)?;
     let part = ("select", name.as_str(), 0);
     finetune::run(cfg, suspect, &held.train, &mut net, part, ctx)?;
-    let accuracy = eval::accuracy(&mut net, &held.test, suspect.task());
-    net.take_failure()?;
+    let accuracy = eval::accuracy(&mut net, &held.test, suspect.task())
+        .map_err(DefenseError::scores(format!("candidate `{name}`")))?;
     ctx.record(
         At::stage("select").variant(&name),
         &json!({ "held_out_acc": accuracy.value() }),

@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 use bb_core::metrics::Ratio;
 use bb_core::precision::Precision;
 use bb_nn::data::{LoaderOptions, batches};
-use bb_nn::kernels::loss::argmax;
 use bb_nn::net::DropoutStream;
 use bb_nn::optim::Sgd;
-use bb_nn::{Mode, Net};
+use bb_nn::{Mode, Net, eval};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -159,16 +158,18 @@ pub fn watched(
         };
         // It is a measurement, so it is computed in `f32` as all of them are.
         net = net.with_precision(Precision::F32)?;
-        let (mut hits, mut predicted) = (0, BTreeSet::new());
+        let mut logits = Vec::with_capacity(clean.len() * task.classes);
         for batch in batches(clean, task, check, epoch as u64) {
-            let logits = net.forward(&batch.input, Mode::Eval);
-            for (row, label) in logits.chunks_exact(task.classes).zip(&batch.labels) {
-                let class = argmax(row);
-                hits += u64::from(class == *label as usize);
-                predicted.insert(class);
-            }
+            logits.extend(net.forward(&batch.input, Mode::Eval));
         }
         net.take_failure()?;
+        // In the images' own order, since they were not shuffled.
+        let said = eval::classes(&logits, task.classes).map_err(|error| {
+            let network = format!("the unlearned model after epoch {}", epoch + 1);
+            DefenseError::scores(network)(error.into())
+        })?;
+        let hits = eval::agreement(&said, &clean.labels).hits;
+        let predicted: BTreeSet<u32> = said.into_iter().collect();
         net = net.with_precision(suspect.precision())?;
         let accuracy = Ratio {
             hits,

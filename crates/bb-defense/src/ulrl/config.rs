@@ -1,10 +1,10 @@
 //! Settings of ULRL; the defaults are the authors' code for CIFAR-10.
 
-use bb_core::settings::{SettingsError, Validate};
+use bb_core::settings::{Idle, SettingsError, Validate};
 use serde::{Deserialize, Serialize};
 
 use crate::data::CleanBudget;
-use crate::settings::{above_zero, batch_size, momentum, not_negative, rate};
+use crate::settings::{above_zero, batch_size, epochs, momentum, not_negative, rate};
 use crate::unlearning::UnlearnConfig;
 
 /// Settings of ULRL.
@@ -115,10 +115,15 @@ impl Validate for UlrlConfig {
         not_negative("detect.threshold", self.detect.threshold)?;
         above_zero("detect.scale", self.detect.scale)?;
         let relearn = &self.relearn;
+        epochs("relearn.epochs", relearn.epochs)?;
         above_zero("relearn.gain", relearn.gain)?;
         rate("relearn.lr", relearn.lr)?;
         momentum("relearn.momentum", relearn.momentum)?;
         not_negative("relearn.alpha", relearn.alpha)?;
         batch_size("relearn.batch_size", relearn.batch_size)
+    }
+
+    fn idle(&self) -> Vec<Idle> {
+        self.clean.idle()
     }
 }

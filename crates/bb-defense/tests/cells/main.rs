@@ -2,6 +2,7 @@
 //!
 //! The attack's cell is made here by hand, small: an untrained network of width 4, and a white patch.
 
+mod limits;
 mod methods;
 mod promises;
 
@@ -108,8 +109,8 @@ fn poisoned(dataset: &Dataset) -> PoisonSet {
     let (h, w) = (test.images.height(), test.images.width());
     let mut pixels = test.images.select(&indices).as_bytes().to_vec();
     for image in pixels.chunks_exact_mut(h * w * 3) {
-        for row in image.chunks_exact_mut(w * 3).skip(h - 3) {
-            row[(w - 3) * 3..].fill(255);
+        for row in image.chunks_exact_mut(w * 3).skip(h.saturating_sub(3)) {
+            row[w.saturating_sub(3) * 3..].fill(255);
         }
     }
     let original_labels = indices.iter().map(|&i| test.labels[i]).collect();

@@ -339,12 +339,7 @@ const METHODS: &[Quick] = &[
     },
     Quick {
         id: "otbr",
-        set: &[
-            "unlearn.steps=3",
-            "unlearn.batch_size=8",
-            "unlearn.lr=0.01",
-            "select.images=8",
-        ],
+        set: &["unlearn.steps=3", "unlearn.batch_size=8", "unlearn.lr=0.01"],
         more: &["sweep=true", "sweep_ratios=[0.1, 0.3, 0.6]"],
         wrong: &[
             ("sweep_ratios=[0.3, 0.1]", "sweep_ratios"),
@@ -572,8 +567,9 @@ fn a_data_free_sweep_has_a_choice_and_an_oracle() {
         run(&request(otbr, &attack.dir, out.path(), &set)).expect("repaired")
     };
     let sweep = ["sweep=true", "sweep_ratios=[0.1, 0.3]"];
-    let by_noise = "select.choose=agreement";
-    let all = repair(&[sweep[0], sweep[1], by_noise, "select.agreement=0"]);
+    let by_noise = ["select.choose=agreement", "select.images=8"];
+    let all = [sweep, by_noise].concat();
+    let all = repair(&[&all[..], &["select.agreement=0"]].concat());
     let found = results(&all);
     assert_eq!((found.clean, found.chosen.as_str()), (None, "gamma=0.3"));
     assert!(found.oracle.expect("two candidates").der >= found.der);
@@ -582,12 +578,8 @@ fn a_data_free_sweep_has_a_choice_and_an_oracle() {
         assert!((-1.0..=1.0).contains(&agreement));
     }
     // The second ratio agrees less, so the first one remains.
-    let none = results(&repair(&[
-        sweep[0],
-        sweep[1],
-        by_noise,
-        "select.agreement=1",
-    ]));
+    let none = [sweep, by_noise].concat();
+    let none = results(&repair(&[&none[..], &["select.agreement=1"]].concat()));
     assert_eq!(none.chosen, "gamma=0.1");
     // A fixed ratio stays the choice, and is among the models although the sweep does not name it.
     let kept = results(&repair(&[sweep[0], sweep[1], "prune.gamma=0.2"]));

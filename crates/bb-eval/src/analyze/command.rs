@@ -54,7 +54,7 @@ pub(crate) struct CommonArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Folder with the datasets
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
     data: Option<PathBuf>,
     /// Settings of TSBD, over the recipe of the dataset; may be repeated
     #[arg(short, long, value_name = "FILE")]

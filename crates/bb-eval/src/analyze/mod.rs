@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use bb_core::cell::Cell;
 use bb_core::cli::{Coded, Failure, catch_interrupts, exit};
 use bb_core::events::Log;
-use bb_core::settings::Valid;
+use bb_core::settings::{Origin, Valid};
 use bb_defense::method::{Given, settings};
 use bb_defense::tsbd::Tsbd;
 use bb_defense::tsbd::config::TsbdConfig;
@@ -38,6 +38,9 @@ use serde_json::{Value, json};
 
 use self::output::{Findings, Folder};
 use self::subject::Subject;
+
+/// Tables of TSBD's settings that analyses depend on.
+const USED: [&str; 3] = ["clean", "layers", "unlearn"];
 
 /// What every analysis is given.
 #[derive(Clone)]
@@ -214,6 +217,15 @@ impl Study {
         catch_interrupts()?;
         let subject = Subject::open(&request.cell, request.data.as_deref())?;
         let resolved = settings::<Tsbd>(&subject.cell.manifest.dataset, &request.given)?;
+        let given = |origin: &Origin| matches!(origin, Origin::Set { .. });
+        let used = |key: &str| USED.contains(&key.split('.').next().unwrap_or(key));
+        let mut settings = resolved.origins.iter();
+        if let Some((key, ..)) = settings.find(|(key, _, origin)| given(origin) && !used(key)) {
+            return Err(Failure::usage(format!(
+                "setting `{key}` does nothing in an analysis, which takes those of `clean`, `layers` and `unlearn`"
+            ))
+            .hint("leave it out"));
+        }
         // Unlearning would find it out in the end.
         subject.targets(&resolved.value)?;
         Ok(Self {

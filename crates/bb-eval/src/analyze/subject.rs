@@ -39,7 +39,7 @@ impl Subject {
         let SuspectCell { cell, arch, width } = open_suspect(path)?;
         // Nothing is written beside the results, so decoded images are not kept.
         let (dataset, poisoned) = open_data(&cell, data, None)?;
-        let arch = ArchSpec::new(&arch, width, dataset.spec.classes)?;
+        let arch = ArchSpec::for_dataset(&arch, width, &dataset.spec)?;
         let (state, _) = network::load(&cell.file(MODEL), &arch)?;
         Ok(Self {
             cell,

@@ -5,8 +5,10 @@
 
 use std::fmt::Write as _;
 
+use bb_core::cell::MODEL;
 use bb_core::cli::Failure;
 use bb_core::metrics::{Ratio, Scores};
+use bb_defense::DefenseError;
 use bb_defense::tsbd::unlearn::Epoch;
 use bb_nn::{Net, eval};
 use serde_json::{Value, json};
@@ -42,13 +44,14 @@ pub fn run(study: &Study, lessons: &[Lesson]) -> Result<Findings, Failure> {
     for lesson in &lessons {
         lesson.images(subject, &study.cfg)?;
     }
-    let scores = |net: &mut Net| -> Result<Scores, bb_nn::NnError> {
+    let scores = |net: &mut Net, network: &str| {
         let spec = &subject.dataset.spec;
-        let scores = eval::scores(net, &subject.dataset.test, &subject.poisoned, spec);
-        net.take_failure()?;
-        Ok(scores)
+        eval::scores(net, &subject.dataset.test, &subject.poisoned, spec)
+            .map_err(DefenseError::scores(network))
     };
-    let before = scores(&mut subject.net(&study.compute)?)?;
+    let path = subject.cell.file(MODEL);
+    let network = format!("the network in `{}`", path.display());
+    let before = scores(&mut subject.net(&study.compute)?, &network)?;
     let mut rows = Vec::new();
     let mut courses = serde_json::Map::new();
     for lesson in lessons {
@@ -64,7 +67,14 @@ pub fn run(study: &Study, lessons: &[Lesson]) -> Result<Findings, Failure> {
                 lesson,
                 epochs: epoch.number + 1,
                 epoch: Some(*epoch),
-                scores: scores(net)?,
+                scores: scores(
+                    net,
+                    &format!(
+                        "the model of {} unlearning after epoch {}",
+                        lesson.id(),
+                        epoch.number + 1
+                    ),
+                )?,
             };
             study.say(&said(&row));
             rows.push(row);

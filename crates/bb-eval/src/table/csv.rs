@@ -3,10 +3,13 @@
 //! `kind` says what a line is: `cell` is one run (one seed) with its counts, `mean` the mean over the seeds of an attack
 //! with a defense, `average` the mean over the attacks.
 //! Metrics are percentages, differences percentage points, times seconds.
+//! `seeds` are those that a line is over, with spaces between; empty for an average over attacks with different seeds.
+//! `flags` are words with spaces between: `not_planted` (the attack), `at_chance` (the model), `fewer_seeds` (than
+//! expected), `seeds_differ` (of an average); see [`Marks`].
 //! An empty field means that there is no such number; nothing is ever filled with 0.
 use bb_core::metrics::Ratio;
 
-use super::{COLUMNS, N, Role, Row, SeedCell, Table, shown};
+use super::{COLUMNS, Marks, N, Role, Row, SeedCell, Table, shown};
 
 /// Writes the tables below one another, under one header.
 ///
@@ -38,7 +41,7 @@ pub fn write(tables: &[Table]) -> String {
     for prefix in ["paper", "delta"] {
         header.extend(COLUMNS.iter().map(|name| format!("{prefix}_{name}")));
     }
-    header.push("seconds".into());
+    header.extend(["seconds", "seeds", "flags"].map(str::to_owned));
     line(header);
 
     for (table, block) in tables
@@ -67,6 +70,7 @@ pub fn write(tables: &[Table]) -> String {
                 fields.extend(counts(cell));
                 fields.extend(vec![String::new(); 1 + 2 * N]);
                 fields.push(cell.seconds.map(digits).unwrap_or_default());
+                fields.extend([cell.seed.to_string(), flags(cell.marks, false)]);
                 line(fields);
             }
             let n = row.values[0].map_or(0, |s| s.n);
@@ -78,10 +82,31 @@ pub fn write(tables: &[Table]) -> String {
             fields.extend(means(row));
             fields.extend(paper(row));
             fields.push(row.seconds.map(digits).unwrap_or_default());
+            let marks = Marks {
+                not_planted: block.marks.not_planted,
+                ..row.marks
+            };
+            let seeds: Vec<String> = row.seeds.iter().map(u64::to_string).collect();
+            fields.extend([seeds.join(" "), flags(marks, row.expected.is_some())]);
             line(fields);
         }
     }
     out
+}
+
+fn flags(marks: Marks, fewer_seeds: bool) -> String {
+    let all = [
+        (marks.not_planted, "not_planted"),
+        (marks.at_chance, "at_chance"),
+        (fewer_seeds, "fewer_seeds"),
+        (marks.seeds_differ, "seeds_differ"),
+    ];
+    let words: Vec<&str> = all
+        .iter()
+        .filter(|(has, _)| *has)
+        .map(|(_, w)| *w)
+        .collect();
+    words.join(" ")
 }
 
 fn role(row: &Row) -> String {

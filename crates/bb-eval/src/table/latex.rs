@@ -69,11 +69,11 @@ pub fn write(table: &Table, layout: Layout) -> String {
 }
 
 fn cell(entry: &Entry) -> String {
-    let text = escape(&entry.text);
+    let (text, sign) = (escape(&entry.text), escape(&entry.sign));
     if entry.best {
-        format!("\\textbf{{{text}}}")
+        format!("\\textbf{{{text}}}{sign}")
     } else {
-        text
+        format!("{text}{sign}")
     }
 }
 
@@ -89,6 +89,9 @@ fn escape(text: &str) -> String {
                 out.push('\\');
                 out.push(c);
             }
+            '†' => out.push_str("$\\dagger$"),
+            '‡' => out.push_str("$\\ddagger$"),
+            '§' => out.push_str("\\S{}"),
             '±' => out.push_str("$\\pm$"),
             '↑' => out.push_str("$\\uparrow$"),
             '↓' => out.push_str("$\\downarrow$"),

@@ -48,11 +48,11 @@ pub fn write(table: &Table, layout: Layout) -> String {
 }
 
 fn cell(entry: &Entry) -> String {
-    let text = escape(&entry.text);
+    let (text, sign) = (escape(&entry.text), escape(&entry.sign));
     if entry.best {
-        format!("**{text}**")
+        format!("**{text}**{sign}")
     } else {
-        text
+        format!("{text}{sign}")
     }
 }
 

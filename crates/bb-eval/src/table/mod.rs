@@ -8,6 +8,12 @@
 //! papers do.
 //! Within one attack the best defended value of each metric is marked. Neither the undefended model nor an oracle row
 //! (something was chosen on the poisoned test set) takes part in that.
+//!
+//! A number can look well and mean nothing, see [`Marks`]: a low ASR of a defense where the attack never worked, a high
+//! DER of a model that was destroyed. Such rows carry a sign in every format, and none of them is best.
+//! An attack that did not plant its backdoor, or whose model is at chance, is in no average, since that is so for all
+//! defenses alike. A defense that destroyed one model stays in its average, which would otherwise be better for it; the
+//! average carries the sign.
 pub mod csv;
 pub mod latex;
 pub mod markdown;
@@ -50,6 +56,50 @@ pub enum Role {
     Defended,
     /// A defense with something chosen on the poisoned test set, which no defender has.
     Oracle,
+}
+
+/// The ASR under which an attack did not plant its backdoor, unless a grid says otherwise.
+pub const DEFAULT_ASR_FLOOR: f64 = 0.5;
+/// Sign at an attack that did not plant its backdoor.
+pub const NOT_PLANTED: &str = "†";
+/// Sign at a model at chance.
+pub const AT_CHANCE: &str = "‡";
+/// Sign at an average over attacks with different seeds.
+pub const SEEDS_DIFFER: &str = "§";
+
+/// What a reader must know of a row before comparing it with others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// The attack did not plant its backdoor: the ASR without a defense is below [`Input::asr_floor`].
+    pub not_planted: bool,
+    /// The model is at chance: its ACC is less than [`LEARNED`] of the way from guessing (one divided by the number of
+    /// classes) to 1, or not significantly above guessing. An average is marked if one of its rows is.
+    pub at_chance: bool,
+    /// An average over attacks with different seeds.
+    pub seeds_differ: bool,
+}
+
+impl Marks {
+    fn any(self) -> bool {
+        self.not_planted || self.at_chance || self.seeds_differ
+    }
+}
+
+/// The least share of what there is to learn, beyond guessing, of a model that has learned something.
+///
+/// It lies above what a constant answer reaches where the classes are as unequal as those of GTSRB (6 % in the largest).
+pub const LEARNED: f64 = 0.05;
+/// Standard deviations above guessing that happen by chance once in a hundred times, one-sided.
+const SIGNIFICANT: f64 = 2.326;
+
+/// Whether this many hits among images of so many classes may come from guessing; see [`Marks::at_chance`].
+fn is_at_chance(acc: Ratio, classes: usize) -> bool {
+    let Some(value) = acc.value().filter(|_| classes > 1) else {
+        return false;
+    };
+    let guess = 1.0 / classes as f64;
+    let spread = (guess * (1.0 - guess) / acc.total as f64).sqrt();
+    value <= guess + f64::max(LEARNED * (1.0 - guess), SIGNIFICANT * spread)
 }
 
 /// One attack of a table.
@@ -155,8 +205,24 @@ pub struct Input {
     pub observations: Vec<Observation>,
     /// Expected cells that are there and cannot be used.
     pub damaged: Vec<Damage>,
+    /// Expected cells whose last run failed for good.
+    pub failed: Vec<Damage>,
     /// The paper to compare with, if there is one.
     pub paper: Option<Paper>,
+    /// How many classes there are; without it no model is found to be at chance.
+    pub classes: Option<usize>,
+    /// The ASR, 0 to 1, under which an attack did not plant its backdoor.
+    pub asr_floor: f64,
+}
+
+impl Input {
+    fn at_chance(&self, acc: Ratio) -> bool {
+        self.classes.is_some_and(|n| is_at_chance(acc, n))
+    }
+
+    fn not_planted(&self, asr: f64) -> bool {
+        asr < self.asr_floor
+    }
 }
 
 /// The paper's numbers beside a row.
@@ -179,6 +245,12 @@ pub struct Row {
     pub values: [Option<Summary>; N],
     /// Which of the values are the best of the defended rows of this attack.
     pub best: [bool; N],
+    /// What to know before comparing the row.
+    pub marks: Marks,
+    /// Number of seeds that were expected, if there are fewer.
+    pub expected: Option<usize>,
+    /// The seeds of its runs; of an average those that all attacks have, none if they differ.
+    pub seeds: Vec<u64>,
     /// What each seed measured, in the order of the seeds.
     pub cells: Vec<SeedCell>,
     /// The paper's numbers.
@@ -206,6 +278,8 @@ pub struct SeedCell {
     pub before: Option<Scores>,
     /// Run time in seconds.
     pub seconds: Option<f64>,
+    /// What to know of this run alone.
+    pub marks: Marks,
 }
 
 impl SeedCell {
@@ -229,6 +303,8 @@ pub struct Block {
     pub average: bool,
     /// Whether it is known that no image was poisoned, so that this is no attack.
     pub clean: bool,
+    /// What to know of the attacked model, and so of all its rows.
+    pub marks: Marks,
     /// One row per defense, the same defenses in every block.
     pub rows: Vec<Row>,
 }
@@ -271,10 +347,10 @@ impl Table {
             let average = average(input, &blocks);
             blocks.push(average);
         }
-        for block in &mut blocks {
+        for block in blocks.iter_mut().filter(|block| !block.marks.any()) {
             mark_best(&mut block.rows);
         }
-        let notes = notes(&blocks);
+        let notes = notes(input, &blocks);
         let paper_notes = paper_notes(input, &blocks);
         let paper = input
             .paper
@@ -320,6 +396,7 @@ fn block(
     left_out: &mut Vec<String>,
 ) -> Block {
     let named = &input.attacks[attack];
+    let attacked = attacked(input, attack);
     let rows: Vec<Row> = input
         .defenses
         .iter()
@@ -336,25 +413,37 @@ fn block(
                     scores: o.scores,
                     before: o.before,
                     seconds: o.seconds,
+                    marks: Marks {
+                        at_chance: input.at_chance(o.scores.acc),
+                        not_planted: attacked
+                            .get(&o.seed)
+                            .is_some_and(|asr| input.not_planted(*asr)),
+                        seeds_differ: false,
+                    },
                 });
             }
             let here = |d: &&Damage| (d.attack, d.defense) == (attack, defense);
-            let damaged: BTreeMap<u64, &str> = input
-                .damaged
-                .iter()
-                .filter(here)
-                .map(|d| (d.seed, d.reason.as_str()))
-                .collect();
-            for (seed, reason) in &damaged {
-                left_out.push(format!(
-                    "damaged: {} / {}: seed {seed}: {reason}",
-                    named.label, column.label
-                ));
+            let mut unusable = BTreeSet::new();
+            for (word, all) in [("failed", &input.failed), ("damaged", &input.damaged)] {
+                for Damage { seed, reason, .. } in all.iter().filter(here) {
+                    unusable.insert(*seed);
+                    left_out.push(format!(
+                        "{word}: {} / {}: seed {seed}: {reason}",
+                        named.label, column.label
+                    ));
+                }
             }
+            let lacking = |s: &&u64| !cells.contains_key(s);
+            let expected = input
+                .seeds
+                .iter()
+                .any(|s| lacking(&s))
+                .then_some(input.seeds.len());
             let absent: Vec<_> = input
                 .seeds
                 .iter()
-                .filter(|s| !cells.contains_key(s) && !damaged.contains_key(s))
+                .filter(lacking)
+                .filter(|s| !unusable.contains(s))
                 .map(u64::to_string)
                 .collect();
             if !absent.is_empty() {
@@ -381,11 +470,22 @@ fn block(
                 })
             });
             let seconds = Summary::of(&cells.iter().filter_map(|c| c.seconds).collect::<Vec<_>>());
+            let mut acc = Ratio::default();
+            for cell in &cells {
+                acc += cell.scores.acc;
+            }
+            let marks = Marks {
+                at_chance: input.at_chance(acc),
+                ..Marks::default()
+            };
             Row {
                 defense: column.label.clone(),
                 role: column.role,
                 values,
                 best: [false; N],
+                marks,
+                seeds: cells.iter().map(|cell| cell.seed).collect(),
+                expected: expected.filter(|_| !cells.is_empty()),
                 cells,
                 paper,
                 seconds: seconds.map(|s| s.mean),
@@ -393,18 +493,44 @@ fn block(
         })
         .collect();
     let mut cells = rows.iter().flat_map(|row| &row.cells).peekable();
+    let asr: Vec<f64> = attacked.into_values().collect();
+    let undefended = |row: &Row| row.role == Role::Undefended && row.marks.at_chance;
+    let marks = Marks {
+        not_planted: metrics::mean(&asr).is_some_and(|asr| input.not_planted(asr)),
+        at_chance: rows.iter().any(undefended),
+        seeds_differ: false,
+    };
     Block {
         attack: named.label.clone(),
         average: false,
         clean: cells.peek().is_some() && cells.all(|cell| cell.scores.asr.total == 0),
+        marks,
         rows,
     }
 }
 
-/// The blocks that an average is over, with the places of their attacks; a clean model is no attack.
+/// The ASR of the attacked model by seed; where its own cell is absent, what its defenses say of it.
+fn attacked(input: &Input, attack: usize) -> BTreeMap<u64, f64> {
+    let mut found = BTreeMap::new();
+    let here = || input.observations.iter().filter(|o| o.attack == attack);
+    let own = |o: &&Observation| {
+        let column = input.defenses.get(o.defense);
+        column.is_some_and(|column| column.role == Role::Undefended)
+    };
+    let undefended = here().filter(own).map(|o| (o.seed, Some(o.scores)));
+    for (seed, scores) in undefended.chain(here().map(|o| (o.seed, o.before))) {
+        if let Some(asr) = scores.and_then(|scores| scores.asr.value()) {
+            found.entry(seed).or_insert(asr);
+        }
+    }
+    found
+}
+
+/// The blocks that an average is over, with the places of their attacks; a clean model is no attack, and a marked block
+/// is of none that worked.
 fn attacks(blocks: &[Block]) -> impl Iterator<Item = (usize, &Block)> {
     let places = blocks.iter().enumerate();
-    places.filter(|(_, block)| !block.average && !block.clean)
+    places.filter(|(_, block)| !block.average && !block.clean && !block.marks.any())
 }
 
 /// The methods of these attacks.
@@ -425,11 +551,20 @@ fn average(input: &Input, blocks: &[Block]) -> Block {
             same_setting: printed.iter().all(|p| p.same_setting),
         });
         let seconds: Option<Vec<f64>> = rows.iter().map(|r| r.seconds).collect();
+        let complete = rows.iter().all(|r| !r.cells.is_empty());
+        let marks = Marks {
+            not_planted: false,
+            at_chance: complete && rows.iter().any(|r| r.marks.at_chance),
+            seeds_differ: complete && common_seeds(&rows).is_none(),
+        };
         Row {
             defense: column.label.clone(),
             role: column.role,
             values,
             best: [false; N],
+            marks,
+            seeds: common_seeds(&rows).unwrap_or_default().to_vec(),
+            expected: None,
             cells: Vec::new(),
             paper,
             seconds: seconds.and_then(|s| Summary::of(&s)).map(|s| s.mean),
@@ -439,6 +574,7 @@ fn average(input: &Input, blocks: &[Block]) -> Block {
         attack: AVERAGE.to_owned(),
         average: true,
         clean: false,
+        marks: Marks::default(),
         rows: rows.collect(),
     }
 }
@@ -447,14 +583,10 @@ fn average_of(rows: &[&Row], i: usize) -> Option<Summary> {
     let stats: Vec<Summary> = rows.iter().map(|r| r.values[i]).collect::<Option<_>>()?;
     let means: Vec<f64> = stats.iter().map(|s| s.mean).collect();
     let mean = Summary::of(&means)?.mean;
-    // The spread is that of the average from seed to seed, which needs every attack to have the same seeds.
-    let seeds: BTreeSet<Vec<u64>> = rows
-        .iter()
-        .map(|r| r.cells.iter().map(|c| c.seed).collect())
-        .collect();
     let n = stats.iter().map(|s| s.n).min()?;
     let mut std = None;
-    if seeds.len() == 1 && stats.iter().all(|s| s.n == rows[0].cells.len()) {
+    // The spread is that of the average from seed to seed, which needs every attack to have the same seeds.
+    if common_seeds(rows).is_some() && stats.iter().all(|s| s.n == rows[0].cells.len()) {
         let per_seed: Option<Vec<f64>> = (0..n)
             .map(|k| {
                 let column: Option<Vec<f64>> = rows.iter().map(|r| r.cells[k].value(i)).collect();
@@ -464,6 +596,13 @@ fn average_of(rows: &[&Row], i: usize) -> Option<Summary> {
         std = Summary::of(&per_seed?)?.std;
     }
     Some(Summary { mean, std, n })
+}
+
+/// The seeds of rows that all have the same ones.
+fn common_seeds<'a>(rows: &[&'a Row]) -> Option<&'a [u64]> {
+    let (first, others) = rows.split_first()?;
+    let same = others.iter().all(|row| row.seeds == first.seeds);
+    same.then_some(&first.seeds)
 }
 
 /// The paper's own average if ours is over the same attacks; otherwise the mean of its printed rows.
@@ -480,7 +619,8 @@ fn paper_average(input: &Input, blocks: &[Block], defense: &str, printed: &[Pape
     })
 }
 
-/// Marks the best value of each metric among at least two defended rows; equal as printed is equally good.
+/// Marks the best value of each metric among at least two defended rows; equal as printed is equally good, and what has
+/// a mark is never best.
 fn mark_best(rows: &mut [Row]) {
     for i in 0..N {
         let sign = if metric(i).higher_is_better { 1 } else { -1 };
@@ -488,12 +628,18 @@ fn mark_best(rows: &mut [Row]) {
             let value = row.values[i].filter(|_| row.role == Role::Defended)?;
             Some(sign * hundredths(shown(i, value.mean)))
         };
-        let values: Vec<i64> = rows.iter().filter_map(rounded).collect();
-        let Some(best) = values.iter().max().filter(|_| values.len() > 1) else {
+        let comparable = |row: &Row| rounded(row).filter(|_| !row.marks.any());
+        let defended = rows.iter().filter_map(rounded).count();
+        let Some(best) = rows
+            .iter()
+            .filter_map(comparable)
+            .max()
+            .filter(|_| defended > 1)
+        else {
             continue;
         };
         for row in rows.iter_mut() {
-            row.best[i] = rounded(row) == Some(*best);
+            row.best[i] = comparable(row) == Some(best);
         }
     }
 }
@@ -506,8 +652,59 @@ fn hundredths(percent: f64) -> i64 {
     (percent * 100.0 + 1e-7_f64.copysign(percent)).round() as i64
 }
 
-fn notes(blocks: &[Block]) -> Vec<String> {
+/// What the signs at rows mean, and which single runs deserve one where the mean over the seeds does not.
+fn marks(input: &Input, blocks: &[Block]) -> Vec<String> {
     let mut notes = Vec::new();
+    let rows = || {
+        blocks
+            .iter()
+            .flat_map(|b| b.rows.iter().map(move |r| (b, r)))
+    };
+    if blocks.iter().any(|b| b.marks.not_planted) {
+        let floor = sheet::percent(100.0 * input.asr_floor);
+        notes.push(format!(
+            "{NOT_PLANTED}: the backdoor was not planted (ASR without defense under {floor} %); never best, not in the average"
+        ));
+    }
+    if rows().any(|(_, r)| r.marks.at_chance) {
+        let classes = input.classes.unwrap_or_default();
+        notes.push(format!(
+            "{AT_CHANCE}: at chance (ACC hardly above guessing among {classes} classes); never best; \
+             not in the average if it is the attacked model, otherwise the average has the sign, too"
+        ));
+    }
+    if rows().any(|(_, r)| r.marks.seeds_differ) {
+        notes.push(format!(
+            "{SEEDS_DIFFER}: an average over attacks with different seeds; never best"
+        ));
+    }
+    let mut single = |what: &str, title: String, seeds: Vec<String>| {
+        if !seeds.is_empty() {
+            let seeds = seeds.join(", ");
+            notes.push(format!("{title}: {what} with seed {seeds}"));
+        }
+    };
+    for (block, row) in rows() {
+        let title = format!("{} / {}", block.attack, row.defense);
+        let seeds = |has: fn(Marks) -> bool, all: bool| -> Vec<String> {
+            let with = row.cells.iter().filter(|c| !all && has(c.marks));
+            with.map(|c| c.seed.to_string()).collect()
+        };
+        if row.role == Role::Undefended {
+            let seeds = seeds(|m| m.not_planted, block.marks.not_planted);
+            single("not planted", title.clone(), seeds);
+        }
+        single(
+            "at chance",
+            title,
+            seeds(|m| m.at_chance, row.marks.at_chance),
+        );
+    }
+    notes
+}
+
+fn notes(input: &Input, blocks: &[Block]) -> Vec<String> {
+    let mut notes = marks(input, blocks);
     let rows = || blocks.iter().flat_map(|b| &b.rows);
     let n: BTreeSet<usize> = rows()
         .flat_map(|r| r.values.iter().flatten())
@@ -594,7 +791,14 @@ fn paper_notes(input: &Input, blocks: &[Block]) -> Vec<String> {
             .flat_map(|b| &b.rows)
             .any(|r| r.paper.is_some());
         if averages && !paper.is_all(methods(input, blocks)) {
-            notes.push("the paper's average is recomputed over the attacks shown here".into());
+            let which = if blocks.iter().any(|b| b.marks.any()) {
+                "in ours"
+            } else {
+                "shown here"
+            };
+            notes.push(format!(
+                "the paper's average is recomputed over the attacks {which}"
+            ));
         }
     } else if rows().any(|r| r.values[0].is_some()) {
         notes.push(format!(

@@ -1,7 +1,12 @@
 //! A table as a sheet of strings: what the text, Markdown and LaTeX writers print.
+use std::fmt::Write;
+
 use bb_core::metrics::Summary;
 
-use super::{Block, COLUMNS, N, Role, Row, Table, hundredths, metric, shown};
+use super::{
+    AT_CHANCE, Block, COLUMNS, Marks, N, NOT_PLANTED, Role, Row, SEEDS_DIFFER, Table, hundredths,
+    metric, shown,
+};
 
 /// How a table is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,6 +36,8 @@ pub(super) struct Entry {
     pub(super) text: String,
     /// Whether it is the best of its kind.
     pub(super) best: bool,
+    /// What is printed behind it: signs that notes explain, and how many seeds it has if some are absent.
+    pub(super) sign: String,
 }
 
 /// A whole sheet.
@@ -115,7 +122,8 @@ fn long(table: &Table) -> (Vec<Head>, Vec<Vec<Vec<Entry>>>) {
             .rows
             .iter()
             .map(|row| {
-                let mut cells = vec![plain(&block.attack), plain(&row.defense)];
+                let mut cells = vec![attack(block), plain(&row.defense)];
+                cells[1].sign = sign(row);
                 cells.extend((0..N).map(|i| ours(row, i)));
                 if paper {
                     cells.extend(
@@ -153,13 +161,13 @@ fn wide(table: &Table) -> (Vec<Head>, Vec<Vec<Vec<Entry>>>) {
         heads.extend(columns(row).map(|i| head(&row.defense, titled(i))));
     }
     let line = |block: &Block| {
-        let mut cells = vec![plain(&block.attack)];
-        cells.extend(
-            block
-                .rows
-                .iter()
-                .flat_map(|row| columns(row).map(|i| ours(row, i))),
-        );
+        let mut cells = vec![attack(block)];
+        for row in &block.rows {
+            let first = cells.len();
+            cells.extend(columns(row).map(|i| ours(row, i)));
+            // There is no place of its own for the row's sign, so the first of its numbers has it.
+            cells[first].sign = sign(row);
+        }
         cells
     };
     let (average, attacks): (Vec<&Block>, Vec<&Block>) =
@@ -182,8 +190,37 @@ fn rows(table: &Table) -> impl Iterator<Item = &Row> {
 fn plain(text: &str) -> Entry {
     Entry {
         text: text.to_owned(),
-        best: false,
+        ..Entry::default()
     }
+}
+
+fn attack(block: &Block) -> Entry {
+    let mut entry = plain(&block.attack);
+    if block.marks.not_planted {
+        entry.sign = format!(" {NOT_PLANTED}");
+    }
+    entry
+}
+
+/// The signs of a row, and `(n=2 of 3)` if seeds are absent.
+fn sign(row: &Row) -> String {
+    let Marks {
+        at_chance,
+        seeds_differ,
+        // The attack has it.
+        not_planted: _,
+    } = row.marks;
+    let mut sign = String::new();
+    for (has, one) in [(at_chance, AT_CHANCE), (seeds_differ, SEEDS_DIFFER)] {
+        if has {
+            sign.push(' ');
+            sign.push_str(one);
+        }
+    }
+    if let Some(expected) = row.expected {
+        let _ = write!(sign, " (n={} of {expected})", row.cells.len());
+    }
+    sign
 }
 
 fn ours(row: &Row, i: usize) -> Entry {
@@ -195,6 +232,7 @@ fn ours(row: &Row, i: usize) -> Entry {
     Entry {
         text,
         best: row.best[i],
+        sign: String::new(),
     }
 }
 

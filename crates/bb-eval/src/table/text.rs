@@ -9,20 +9,20 @@ pub fn write(table: &Table, layout: Layout) -> String {
     let sheet = Sheet::new(table, layout);
     let columns = sheet.heads.len();
     let rows: Vec<&Vec<Entry>> = sheet.blocks.iter().flatten().collect();
-    // A column with marks keeps one place for them, so that the digits stay aligned.
-    let marked: Vec<bool> = (0..columns)
-        .map(|c| rows.iter().any(|r| r[c].best))
+    let marks = |e: &Entry| format!("{}{}", if e.best { "*" } else { "" }, e.sign);
+    // A column of numbers with marks keeps their place in every row, so that the digits stay aligned.
+    let room: Vec<usize> = (0..columns)
+        .map(|c| {
+            let marked = rows.iter().map(|r| width(&marks(&r[c])));
+            marked.max().filter(|_| sheet.heads[c].number).unwrap_or(0)
+        })
         .collect();
-    let shown = |c: usize, e: &Entry| match (marked[c], e.best) {
-        (true, true) => format!("{}*", e.text),
-        (true, false) => format!("{} ", e.text),
-        (false, _) => e.text.clone(),
-    };
+    let shown = |c: usize, e: &Entry| format!("{}{}", e.text, pad(&marks(e), room[c], false));
     let mut widths: Vec<usize> = (0..columns)
         .map(|c| {
             let cells = rows.iter().map(|r| width(&shown(c, &r[c])));
             cells
-                .chain([width(&sheet.heads[c].title) + usize::from(marked[c])])
+                .chain([width(&sheet.heads[c].title) + room[c]])
                 .max()
                 .unwrap_or(0)
         })
@@ -59,8 +59,8 @@ pub fn write(table: &Table, layout: Layout) -> String {
         sheet
             .heads
             .iter()
-            .zip(&marked)
-            .map(|(h, m)| format!("{}{}", h.title, if *m { " " } else { "" }))
+            .zip(&room)
+            .map(|(h, room)| format!("{}{}", h.title, " ".repeat(*room)))
             .collect(),
     ));
     for block in &sheet.blocks {

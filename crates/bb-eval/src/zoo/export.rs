@@ -206,21 +206,14 @@ fn backdoorbench(
     if cell.manifest.kind == Kind::Defense {
         return archive(folder, DEFENSE_RESULT, &Item::Dict(entries));
     }
-    let load = |name| PoisonSet::load(cell.file(name));
-    let (train, test) = (load(POISON_TRAIN)?, load(POISON_TEST)?);
-    if test.is_empty() {
+    if PoisonSet::load(cell.file(POISON_TEST))?.is_empty() {
         return archive(folder, CLEAN_MODEL, &model.state()?);
     }
     let id = &cell.manifest.dataset;
     let dataset = verify::open_data(cell, request.data.as_deref())?;
     let spec = &dataset.spec;
-    for (set, split, name) in [
-        (&train, &dataset.train, POISON_TRAIN),
-        (&test, &dataset.test, POISON_TEST),
-    ] {
-        set.check(split.len(), spec.classes)
-            .map_err(network::images_in(&cell.file(name)))?;
-    }
+    let train = verify::open_set(cell, POISON_TRAIN, &dataset.train, spec.classes)?;
+    let test = verify::open_set(cell, POISON_TEST, &dataset.test, spec.classes)?;
     if !["cifar10", "cifar100", "gtsrb", "tiny"].contains(&id.as_str()) {
         warnings.push(format!(
             "BackdoorBench knows no dataset `{id}`, so only `bb-eval zoo import` reads the folder"

@@ -4,67 +4,66 @@
 //! defense works; so does a bare state dictionary, as the cell of a network without a backdoor.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use bb_attack::picture::Picture;
 use bb_core::artifact::{atomic, sha256_file, sha256_hex};
-use bb_core::cell::{
-    self, Cell, CellSpec, ENV, Kind, MANIFEST, MODEL, Opened, POISON_TEST, POISON_TRAIN,
-};
+use bb_core::cell::{self, Cell, CellSpec, ENV, Kind, MODEL, Opened, POISON_TEST, POISON_TRAIN};
 use bb_core::cli::Failure;
-use bb_core::data::{self, Dataset, Images, OpenOptions, Split};
 use bb_core::events::env_facts;
-use bb_core::poison::PoisonSet;
 use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
-use bb_zoo::torch::pickle::Value;
-use bb_zoo::torch::{AttackResult, Checkpoint, DatasetState, NamedTensor, attack};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{ATTACK_RESULT, Report, Rules, ZooError, tensors};
+use super::attacks::UNKNOWN;
+use super::source::{self, Found, Wanted};
+use super::{Report, Rules, ZooError, names, record, tensors};
 use crate::network;
 
 /// What is to be imported.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ImportRequest {
     /// A folder with `attack_result.pt`, that file, or a file with a state dictionary (PyTorch's, or safetensors).
     pub path: PathBuf,
-    /// Name of the dataset.
+    /// Name of the dataset; empty for the one that the file, or the `model.json` of an export beside it, names.
     pub dataset: String,
     /// Folder with the datasets.
     pub data: Option<PathBuf>,
     /// Name of the architecture, for a bare state dictionary.
     pub arch: Option<String>,
-    /// Name of the attack that the cell is filed under.
+    /// Name of the attack that the cell is filed under; see [`super::attack_name`].
     pub attack: Option<String>,
+    /// Dotted keys that lead to the network in a file with more than one; of a record it is read alone then.
+    pub key: Option<String>,
     /// How its tensors are renamed, if they have other names than the architecture's.
     pub rules: Rules,
     /// A JSON file for the five lists of [`Report`], written also when the tensors do not fit.
     pub report: Option<PathBuf>,
+    /// Measure on the first images of the test split only.
+    pub test_limit: Option<usize>,
+    /// Look for the row of each picture of a record, because the dataset stands in another order.
+    pub match_rows: bool,
     /// Folder for the results.
     pub out: PathBuf,
 }
 
-/// A network and poisoned sets, from whatever kind of file.
-pub(super) struct Found {
-    file: PathBuf,
-    format: &'static str,
-    model_name: Option<String>,
-    /// Name of the dataset, if the file says it.
-    dataset: Option<String>,
-    /// The field that says how many classes there are, and what it says.
-    classes: Option<(&'static str, usize)>,
-    pub(super) state: Vec<NamedTensor>,
-    sets: Option<AttackResult>,
-}
-
 /// Makes a cell of a published model; one that was made before is verified and returned.
 pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Report), Failure> {
-    let mut found = read(&request.path)?;
-    let tensors = std::mem::take(&mut found.state);
-    let (kept, ignored) = request.rules.apply(&found.file, tensors)?;
-    found.state = kept;
+    let wanted = Wanted {
+        key: request.key.as_deref(),
+        arch: request.arch.as_deref(),
+        rules: Some(&request.rules),
+    };
+    let (mut found, ignored) = renamed(&request.path, wanted)?;
+    let described = found.described.take().unwrap_or_default();
     let named = found.dataset.take();
+    let request = &ImportRequest {
+        dataset: match named.as_ref().or(described.dataset.as_ref()) {
+            _ if !request.dataset.is_empty() => request.dataset.clone(),
+            Some(named) => named.clone(),
+            None => return Err(ZooError::NoDataset { path: found.file }.into()),
+        },
+        arch: request.arch.clone().or(described.arch),
+        ..request.clone()
+    };
     if let Some(named) = named.filter(|named| *named != request.dataset) {
         return Err(ZooError::Dataset {
             path: found.file,
@@ -73,7 +72,8 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         }
         .into());
     }
-    let (dataset, limits) = open_data(request, &found)?;
+    let data = record::open(request, &found)?;
+    let (dataset, limits) = (&data.dataset, data.limits);
     if let Some((field, classes)) = found.classes
         && classes != dataset.spec.classes
     {
@@ -86,41 +86,25 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         .into());
     }
     let spec = arch(request, &found, dataset.spec.classes)?;
-    let (state, mut report) = tensors::matched(&found.state, &spec)?;
-    report.ignored.splice(..0, ignored);
-    if let Some(path) = &request.report {
-        atomic::write(path, format!("{:#}\n", report.to_json()))?;
-    }
-    if !report.is_clean() {
-        return Err(ZooError::Tensors {
-            path: found.file,
-            arch: spec.label(),
-            report: report.to_string(),
-        }
-        .into());
-    }
-    let net = Net::from_state(&spec, &state).map_err(network::in_file(&found.file))?;
-    let (train, test) = sets(&found, &dataset)?;
-    for (set, split) in [(&train, &dataset.train), (&test, &dataset.test)] {
-        set.check(split.len(), dataset.spec.classes)
-            .map_err(network::images_in(&found.file))?;
-    }
+    spec.check_images(&dataset.spec)?;
+    let (state, net, report) = fitted(
+        &found,
+        &spec,
+        (&request.rules, ignored),
+        request.report.as_deref(),
+    )?;
+    let (train, test) = record::sets(request, &found, &data)?;
     let (train_bytes, test_bytes) = (train.to_bytes(), test.to_bytes());
 
-    let default = if found.sets.is_some() {
-        "imported"
-    } else {
-        "clean"
+    let default = match &described.attack {
+        _ if found.sets.is_some() => UNKNOWN,
+        Some(attack) => attack,
+        None => "clean",
     };
     let method = request.attack.as_deref().unwrap_or(default);
-    let mut imported = json!({ "format": found.format, "model_name": found.model_name });
-    // Only where there are some, so that the name of a cell does not depend on what was not asked for.
-    let Rules { rename, ignore } = &request.rules;
-    if !rename.is_empty() {
-        imported["rename"] = json!(rename);
-    }
-    if !ignore.is_empty() {
-        imported["ignore"] = json!(ignore);
+    let mut imported = origin(&found, wanted);
+    if request.match_rows {
+        imported["rows"] = json!("matched");
     }
     let cell = CellSpec {
         kind: Kind::Attack,
@@ -160,8 +144,8 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         .to_bytes(&metadata)
         .map_err(network::in_file(&found.file))?;
     let mut net = net.on(compute)?;
-    let scores = eval::scores(&mut net, &dataset.test, &test, &dataset.spec);
-    net.take_failure()?;
+    let scores = eval::scores(&mut net, &dataset.test, &test, &dataset.spec)
+        .map_err(network::scores_of(&found.file))?;
     let mut facts = env_facts();
     facts["device"] = json!(compute.name());
     facts["imported_from"] = json!(std::path::absolute(&found.file)?);
@@ -175,6 +159,7 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         "asr": some(scores.asr),
         "ra": some(scores.ra),
         "poison": { "train": train.len(), "test": test.len() },
+        "images": record::counts(&data, &test),
         "tensors": {
             "loaded": report.loaded.len(), "ignored": report.ignored.len(),
         },
@@ -182,143 +167,83 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
     Ok((cell, report))
 }
 
-/// Reads whatever kind of checkpoint it is, by its first bytes.
-pub(super) fn read(path: &Path) -> Result<Found, Failure> {
-    let mut file = path.to_owned();
-    if path.is_dir() {
-        file.push(ATTACK_RESULT);
-        if !file.exists() {
-            return Err(ZooError::NoResult {
-                path: path.to_owned(),
-                cell: path.join(MANIFEST).exists(),
-            }
-            .into());
-        }
-    }
-    if is_safetensors(&file)? {
-        return read_safetensors(file);
-    }
-    let checkpoint = Checkpoint::open(&file)?;
-    let entries = checkpoint.pickle().dict(&checkpoint.pickle().root);
-    let find = |name: &str| {
-        let is = |entry: &&(Value, Value)| matches!(&entry.0, Value::Text(t) if &**t == name);
-        Some(&entries?.iter().rev().find(is)?.1)
-    };
-    if find("bd_test").is_some() {
-        let mut sets = AttackResult::of(&checkpoint)?;
-        return Ok(Found {
-            file,
-            format: PYTORCH,
-            model_name: Some(sets.model_name.clone()),
-            dataset: Some(sets.dataset.clone()),
-            classes: Some(("num_classes", sets.classes)),
-            state: std::mem::take(&mut sets.state),
-            sets: Some(sets),
-        });
-    }
-    // What a defense of the bench saves, or a state dictionary alone.
-    let text = |value: Option<&Value>| match value {
-        Some(Value::Text(text)) => Some(text.to_string()),
-        _ => None,
-    };
-    let number = |value: Option<&Value>| match value {
-        Some(Value::Int(n)) => usize::try_from(*n).ok(),
-        _ => None,
-    };
-    let (field, model) = match find("model") {
-        Some(model) if checkpoint.pickle().dict(model).is_some() => ("model", model),
-        _ => ("", &checkpoint.pickle().root),
-    };
-    Ok(Found {
-        model_name: text(find("model_name")),
-        dataset: None,
-        classes: number(find("num_classes")).map(|n| ("num_classes", n)),
-        state: attack::state(&checkpoint, field, model)?,
-        sets: None,
-        format: PYTORCH,
-        file,
-    })
+/// Reads a file, and renames its tensors; gives the names of those that are left out as well.
+pub(super) fn renamed(path: &Path, wanted: Wanted<'_>) -> Result<(Found, Vec<String>), Failure> {
+    let mut found = source::read(path, wanted)?;
+    let tensors = std::mem::take(&mut found.state);
+    found.names = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+    let rules = wanted.rules.cloned().unwrap_or_default();
+    let (kept, ignored) = rules.apply(&found.file, tensors)?;
+    found.state = kept;
+    Ok((found, ignored))
 }
 
-/// The word in a cell's settings for PyTorch's two formats.
-const PYTORCH: &str = "pytorch";
-
-/// Whether a file begins as safetensors do: with the length of a header, and its brace.
-fn is_safetensors(file: &Path) -> std::io::Result<bool> {
-    let mut head = Vec::new();
-    fs_err::File::open(file)?.take(9).read_to_end(&mut head)?;
-    Ok(head.get(8) == Some(&b'{') && !head.starts_with(b"PK"))
+/// The network of an architecture with the tensors of a file, and what became of each; `report` is a file for that.
+pub(super) fn fitted(
+    found: &Found,
+    spec: &ArchSpec,
+    (rules, ignored): (&Rules, Vec<String>),
+    report: Option<&Path>,
+) -> Result<(StateDict, Net, Report), Failure> {
+    let (state, mut lists) = tensors::matched(&found.state, spec)?;
+    // What was left out on request is missing besides, where it is not needed.
+    let is_listed = |name: &String| {
+        let prefix = lists.prefix.as_ref().map_or("", |(prefix, _)| prefix);
+        let rest = |old: &String| old.strip_prefix(prefix) == Some(name);
+        ignored.iter().any(|old| rest(old) || old == name)
+    };
+    let mut others = std::mem::take(&mut lists.ignored);
+    others.retain(|name| !is_listed(name));
+    lists.ignored = ignored;
+    lists.ignored.append(&mut others);
+    if let Some(path) = report {
+        atomic::write(path, format!("{:#}\n", lists.to_json()))?;
+    }
+    if !lists.is_clean() {
+        return Err(ZooError::Tensors {
+            path: found.file.clone(),
+            arch: spec.label(),
+            report: lists.to_string(),
+            help: help(found, spec, rules)?,
+        }
+        .into());
+    }
+    let net = Net::from_state(spec, &state).map_err(network::in_file(&found.file))?;
+    Ok((state, net, lists))
 }
 
-/// A network as safetensors; a file of ours names its architecture.
-fn read_safetensors(file: PathBuf) -> Result<Found, Failure> {
-    let bytes = fs_err::read(&file)?;
-    let metadata = StateDict::metadata(&bytes, &file)?;
-    let state = StateDict::from_bytes(&bytes, &file).map_err(network::in_file(&file))?;
-    let mut state = tensors::named(&state).map_err(network::in_file(&file))?;
-    for tensor in &mut state {
-        if let Some(name) = tensor.name.strip_prefix("module.") {
-            tensor.name = name.to_owned();
-        }
+/// What would make the names of a file fit.
+fn help(found: &Found, spec: &ArchSpec, rules: &Rules) -> Result<Option<String>, Failure> {
+    let others = found.archs()?;
+    if let Some(other) = others.into_iter().find(|other| *other != spec.name()) {
+        return Ok(Some(format!(
+            "its tensors are those of {other}: `--arch {other}`"
+        )));
     }
-    Ok(Found {
-        format: "safetensors",
-        model_name: metadata.get("arch").cloned(),
-        dataset: metadata.get("dataset").cloned(),
-        classes: metadata
-            .get("classes")
-            .and_then(|n| n.parse().ok())
-            .map(|n| ("classes", n)),
-        state,
-        sets: None,
-        file,
-    })
+    let own = tensors::names_of(spec.name())?;
+    let known = own.iter().map(String::as_str).collect();
+    let names: Vec<&str> = found.names.iter().map(String::as_str).collect();
+    let help = names::help(&names, rules, &known, tensors::is_optional);
+    Ok(help.map(|help| help.hint()))
 }
 
-/// Limits on the first images of the two splits.
-type Limits = (Option<usize>, Option<usize>);
-
-/// The dataset, cut to the images that the checkpoint was made from.
-fn open_data(request: &ImportRequest, found: &Found) -> Result<(Dataset, Limits), Failure> {
-    let open = |train_limit, test_limit| {
-        let options = OpenOptions {
-            cache_dir: Some(request.out.join("cache")),
-            train_limit,
-            test_limit,
-            seed: 0,
-        };
-        data::open(&request.dataset, request.data.as_deref(), &options)
-    };
-    let whole = open(None, None)?;
-    let Some(sets) = &found.sets else {
-        return Ok((whole, (None, None)));
-    };
-    let fit = |field: &str, found_there: String, expected: String| ZooError::Fit {
-        path: found.file.clone(),
-        field: field.to_owned(),
-        found: found_there,
-        expected,
-    };
-    let spec = &whole.spec;
-    if sets.image != (spec.height, spec.width) {
-        let size = |(h, w): (usize, usize)| format!("{h} x {w}");
-        let expected = size((spec.height, spec.width));
-        return Err(fit("img_size", size(sets.image), expected).into());
+/// What the settings of a cell say of the file that it was made from.
+pub(super) fn origin(found: &Found, wanted: Wanted<'_>) -> Value {
+    let mut imported = json!({ "format": found.format, "model_name": found.model_name });
+    // Only where there are some, so that the name of a cell does not depend on what was not asked for.
+    if let Some(key) = wanted.key {
+        imported["key"] = json!(key);
     }
-    let limit = |field, state: Option<&DatasetState>, split: &Split| match state {
-        Some(state) if state.images > split.len() => {
-            let (found, expected) = (format!("{} images", state.images), split.len().to_string());
-            Err(fit(field, found, expected))
-        }
-        Some(state) if state.images < split.len() => Ok(Some(state.images)),
-        _ => Ok(None),
+    let Some(Rules { rename, ignore }) = wanted.rules else {
+        return imported;
     };
-    let train = limit("bd_train", sets.train.as_ref(), &whole.train)?;
-    let test = limit("bd_test", Some(&sets.test), &whole.test)?;
-    if (train, test) == (None, None) {
-        return Ok((whole, (None, None)));
+    if !rename.is_empty() {
+        imported["rename"] = json!(rename);
     }
-    Ok((open(train, test)?, (train, test)))
+    if !ignore.is_empty() {
+        imported["ignore"] = json!(ignore);
+    }
+    imported
 }
 
 /// The architecture by name, with its width read off the first convolution.
@@ -327,6 +252,7 @@ fn arch(request: &ImportRequest, found: &Found, classes: usize) -> Result<ArchSp
     let Some(name) = name else {
         return Err(ZooError::NoArch {
             path: found.file.clone(),
+            fitting: found.archs()?.into_iter().next(),
         }
         .into());
     };
@@ -339,64 +265,4 @@ fn arch(request: &ImportRequest, found: &Found, classes: usize) -> Result<ArchSp
         .into());
     }
     Ok(tensors::spec(name, classes, &found.state)?)
-}
-
-/// The poisoned training and test images.
-fn sets(found: &Found, dataset: &Dataset) -> Result<(PoisonSet, PoisonSet), Failure> {
-    let empty = |split: &Split| {
-        let images = Images::new(0, split.images.height(), split.images.width(), Vec::new())?;
-        Ok::<_, Failure>(PoisonSet::new(Vec::new(), images, Vec::new(), Vec::new())?)
-    };
-    let Some(sets) = &found.sets else {
-        return Ok((empty(&dataset.train)?, empty(&dataset.test)?));
-    };
-    let train = match &sets.train {
-        Some(state) => poison_set(found, "bd_train", state, &dataset.train)?,
-        None => empty(&dataset.train)?,
-    };
-    let test = poison_set(found, "bd_test", &sets.test, &dataset.test)?;
-    // The attack success rate is defined over the other classes; the benchmark leaves these images out, too.
-    let mut labels = test.labels.iter().zip(&test.original_labels);
-    if let Some(row) = labels.position(|(attacked, is)| attacked == is) {
-        return Err(ZooError::Target {
-            path: found.file.clone(),
-            index: test.indices[row],
-            label: test.labels[row],
-        }
-        .into());
-    }
-    Ok((train, test))
-}
-
-fn poison_set(
-    found: &Found,
-    field: &str,
-    state: &DatasetState,
-    split: &Split,
-) -> Result<PoisonSet, Failure> {
-    let folder = found.file.parent().unwrap_or(Path::new("."));
-    let (height, width) = (split.images.height(), split.images.width());
-    let mut pixels = Vec::with_capacity(state.records.len() * height * width * 3);
-    for record in &state.records {
-        let (said, is) = (record.original, split.labels[record.index]);
-        if said != is {
-            return Err(ZooError::Fit {
-                path: found.file.clone(),
-                field: format!("{field}: label of image {}", record.index),
-                found: said.to_string(),
-                expected: is.to_string(),
-            }
-            .into());
-        }
-        let path = folder.join(record.file());
-        let picture = Picture::read_sized(&path, height, width).map_err(ZooError::from)?;
-        pixels.extend_from_slice(picture.pixels());
-    }
-    let records = &state.records;
-    Ok(PoisonSet::new(
-        records.iter().map(|r| r.index).collect(),
-        Images::new(records.len(), height, width, pixels)?,
-        records.iter().map(|r| r.label).collect(),
-        records.iter().map(|r| r.original).collect(),
-    )?)
 }

@@ -15,16 +15,20 @@ use bb_core::data::{self, Dataset, OpenOptions};
 use bb_core::events::Progress;
 use bb_core::metrics::Ratio;
 use bb_core::poison::PoisonSet;
-use bb_nn::{ArchSpec, Compute, Net, eval};
+use bb_nn::{ArchSpec, Compute, eval};
 use bb_zoo::fetch::{self, FetchError, Source};
-use bb_zoo::index::{Entry, Expected, Index, Listed, Poison};
+use bb_zoo::index::{Entry, Expected, Index, IndexError, Listed, Poison};
 use serde_json::json;
 
-use super::{ZooError, import, tensors};
+use super::Rules;
+use super::import::{fitted, renamed};
+use super::source::Wanted;
 use crate::network;
 
-/// The index of this repository, seen from its root.
+/// The index of this repository, seen from its root. Its text is a part of the program; the files that it lists lie beside
+/// it in the repository only.
 pub const INDEX: &str = "model_zoo/index.toml";
+const BUILT_IN: &str = include_str!("../../../../model_zoo/index.toml");
 /// Folder for fetched models.
 pub const DIR: &str = "runs/zoo";
 /// Images of each kind that are measured unless all are wanted.
@@ -41,6 +45,14 @@ pub enum PublishedError {
         id: String,
         /// Where it was looked for.
         dir: PathBuf,
+    },
+    /// It is published in the repository only, and this is another folder.
+    #[error("`{id}` lies in the project's repository as `{}`, and nowhere else", path.display())]
+    Elsewhere {
+        /// The model.
+        id: String,
+        /// Where it was looked for.
+        path: PathBuf,
     },
     /// Its poisoned images cannot be made from the recipe.
     #[error(
@@ -62,14 +74,26 @@ impl Coded for PublishedError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Absent { id, .. } => Some(format!("`bb-eval zoo get {id}`")),
+            Self::Elsewhere { .. } => Some(
+                "run this in the root of the repository, or name a copy of the file with `--from`"
+                    .to_owned(),
+            ),
             Self::Recipe { .. } => None,
         }
     }
 }
 
-/// The models of an index, one line each, for people.
-pub fn list(index: &Path) -> Result<String, Failure> {
-    let index = Index::load(index)?;
+/// An index file, or the one that is built in.
+fn open(index: Option<&Path>) -> Result<Index, IndexError> {
+    match index {
+        Some(path) => Index::load(path),
+        None => Index::parse(INDEX, BUILT_IN),
+    }
+}
+
+/// The models of an index, or of the one that is built in, one line each, for people.
+pub fn list(index: Option<&Path>) -> Result<String, Failure> {
+    let index = open(index)?;
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     let head = [
         "id", "dataset", "network", "attack", "ACC", "ASR", "bytes", "licence",
@@ -104,8 +128,8 @@ pub fn list(index: &Path) -> Result<String, Failure> {
 pub struct GetRequest {
     /// Name of the model.
     pub id: String,
-    /// The index file.
-    pub index: PathBuf,
+    /// The index file; the one that is built in without.
+    pub index: Option<PathBuf>,
     /// Where the checkpoint is to come from, instead of from where the index says.
     pub from: Option<String>,
     /// Folder for fetched models.
@@ -119,10 +143,9 @@ pub struct GetRequest {
 /// # Errors
 /// [`FetchError`] with what was wrong with each source.
 pub fn get(request: &GetRequest) -> Result<PathBuf, Failure> {
-    let index = Index::load(&request.index)?;
+    let index = open(request.index.as_deref())?;
     let entry = index.find(&request.id)?;
     let dir = request.dir.join(&entry.id);
-    fs_err::create_dir_all(&dir)?;
     let from = request.from.as_deref().map(Source::parse).transpose()?;
     let mut files = vec![(file_name(&entry.file), &entry.file, from)];
     if let Some(Poison::File(file)) = &entry.poison {
@@ -131,8 +154,20 @@ pub fn get(request: &GetRequest) -> Result<PathBuf, Failure> {
     for (name, file, from) in files {
         let sources = match from {
             Some(source) => vec![source],
-            None => sources(&request.index, file),
+            None => sources(request.index.as_deref(), file),
         };
+        if request.index.is_none()
+            && let [Source::Path(path)] = &sources[..]
+            && !path.exists()
+            && !dir.join(name).exists()
+        {
+            return Err(PublishedError::Elsewhere {
+                id: entry.id.clone(),
+                path: path.clone(),
+            }
+            .into());
+        }
+        fs_err::create_dir_all(&dir)?;
         let progress = Progress::new("fetching", "bytes", file.bytes, request.quiet);
         let mut told = 0;
         fetch::fetch(&sources, file, &dir.join(name), &mut |bytes| {
@@ -146,13 +181,14 @@ pub fn get(request: &GetRequest) -> Result<PathBuf, Failure> {
 }
 
 /// Where a listed file is: beside the index, then its mirrors.
-fn sources(index: &Path, file: &Listed) -> Vec<Source> {
+fn sources(index: Option<&Path>, file: &Listed) -> Vec<Source> {
     let beside = beside(index, file).map(Source::Path);
     let mirrors = file.mirrors.iter().cloned().map(Source::Address);
     beside.into_iter().chain(mirrors).collect()
 }
 
-fn beside(index: &Path, file: &Listed) -> Option<PathBuf> {
+fn beside(index: Option<&Path>, file: &Listed) -> Option<PathBuf> {
+    let index = index.unwrap_or(Path::new(INDEX));
     Some(index.with_file_name(file.path.as_ref()?))
 }
 
@@ -170,12 +206,14 @@ fn file_name(file: &Listed) -> &'static str {
 pub struct CheckRequest {
     /// Name of the model.
     pub id: String,
-    /// The index file.
-    pub index: PathBuf,
+    /// The index file; the one that is built in without.
+    pub index: Option<PathBuf>,
     /// Folder for fetched models.
     pub dir: PathBuf,
     /// Folder with the datasets.
     pub data: Option<PathBuf>,
+    /// Dotted keys that lead to the network in a file with more than one.
+    pub key: Option<String>,
     /// All images, not the first [`QUICK`].
     pub full: bool,
 }
@@ -239,12 +277,12 @@ fn agrees(found: Ratio, expected: f64, all: u64) -> bool {
 /// # Errors
 /// A model that has not been fetched, is another one, or does not fit its entry.
 pub fn check(request: &CheckRequest, compute: &Compute) -> Result<Checked, Failure> {
-    let index = Index::load(&request.index)?;
+    let index = open(request.index.as_deref())?;
     let entry = index.find(&request.id)?;
     let dir = request.dir.join(&entry.id);
     let place = |name: &str, file: &Listed| -> Result<PathBuf, Failure> {
         let fetched = dir.join(name);
-        let path = match beside(&request.index, file) {
+        let path = match beside(request.index.as_deref(), file) {
             _ if fetched.exists() => fetched,
             Some(beside) if beside.exists() => beside,
             _ => {
@@ -268,18 +306,15 @@ pub fn check(request: &CheckRequest, compute: &Compute) -> Result<Checked, Failu
 
     let options = OpenOptions::default();
     let dataset = data::open(&entry.dataset, request.data.as_deref(), &options)?;
-    let arch = ArchSpec::new(&entry.arch, entry.width, dataset.spec.classes)?;
-    let found = import::read(&path)?;
-    let (state, report) = tensors::matched(&found.state, &arch)?;
-    if !report.is_clean() {
-        return Err(ZooError::Tensors {
-            path,
-            arch: arch.label(),
-            report: report.to_string(),
-        }
-        .into());
-    }
-    let net = Net::from_state(&arch, &state).map_err(network::in_file(&path))?;
+    let arch = ArchSpec::for_dataset(&entry.arch, entry.width, &dataset.spec)?;
+    let rules = Rules::default();
+    let wanted = Wanted {
+        key: request.key.as_deref(),
+        arch: Some(&entry.arch),
+        rules: Some(&rules),
+    };
+    let (found, ignored) = renamed(&path, wanted)?;
+    let (_, net, _) = fitted(&found, &arch, (&rules, ignored), None)?;
     let mut net = net.on(compute)?;
     let poisoned = match (&entry.poison, poison_file) {
         (_, Some(path)) => {
@@ -295,13 +330,18 @@ pub fn check(request: &CheckRequest, compute: &Compute) -> Result<Checked, Failu
         _ => None,
     };
     let limit = if request.full { usize::MAX } else { QUICK };
-    let acc = eval::accuracy(&mut net, &dataset.test.take(limit), &dataset.spec);
-    let asr = poisoned.as_ref().map(|poisoned| {
-        let images = poisoned.images.take(limit);
-        let predictions = eval::predict(&mut net, &images, &dataset.spec);
-        eval::agreement(&predictions, &poisoned.labels[..images.len()])
-    });
-    net.take_failure()?;
+    let acc = eval::accuracy(&mut net, &dataset.test.take(limit), &dataset.spec)
+        .map_err(network::scores_of(&path))?;
+    let asr = match &poisoned {
+        None => None,
+        Some(poisoned) => {
+            let images = poisoned.images.take(limit);
+            let predictions = eval::predict(&mut net, &images, &dataset.spec)
+                .map_err(network::scores_of(&path))?;
+            let labels = &poisoned.labels[..images.len()];
+            Some(eval::agreement(&predictions, labels))
+        }
+    };
     let count = poisoned.map_or(0, |poisoned| poisoned.len());
     Ok(Checked {
         id: entry.id.clone(),

@@ -9,13 +9,17 @@ use std::path::{Path, PathBuf};
 use bb_core::cli::{Coded, exit};
 use bb_nn::{ArchSpec, Net, NnError, StateDict};
 use bb_zoo::strict::{Document, StrictError};
+use bb_zoo::torch::pickle::short;
 use bb_zoo::torch::{NamedTensor, TensorData};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
+use super::names;
+
 /// How names of a file become those of an architecture: the first rule that fits a name is used, once.
 ///
-/// In front of all rules `module.`, which several GPUs leave, is dropped. A file of rules:
+/// Rules see the names as the file has them. What wrappers leave in front of all names needs none: see [`matched`]. A file
+/// of rules:
 ///
 /// ```toml
 /// ignore = ["aux_head."]      # tensors whose names begin so are left out
@@ -61,6 +65,8 @@ pub enum RuleError {
     /// Two tensors end up with one name.
     #[error("`{first}` and `{second}` of `{}` both become `{name}`", path.display())]
     Clash {
+        /// Whether the file itself has the name twice, which its format allows.
+        twice: bool,
         /// A tensor's name in the file.
         first: String,
         /// Another's.
@@ -76,8 +82,7 @@ impl Coded for RuleError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Strict(error) => error.exit_code(),
-            // Without rules the file itself has a name twice, which its format allows.
-            Self::Clash { first, second, .. } if first == second => exit::INPUT,
+            Self::Clash { twice: true, .. } => exit::INPUT,
             _ => exit::USAGE,
         }
     }
@@ -133,6 +138,26 @@ impl Rules {
         Ok(())
     }
 
+    /// What a name becomes; nothing for a tensor that is left out.
+    pub fn rename(&self, name: &str) -> Option<String> {
+        match self.rule_for(name) {
+            Some(Use::Ignore(_)) => None,
+            Some(Use::Rename(_, new)) => Some(new),
+            None => Some(name.to_owned()),
+        }
+    }
+
+    fn rule_for(&self, name: &str) -> Option<Use> {
+        let ignored = self.ignore.iter().position(|start| name.starts_with(start));
+        ignored.map(Use::Ignore).or_else(|| {
+            let mut rules = self.rename.iter().enumerate();
+            rules.find_map(|(i, (from, to))| {
+                let rest = name.strip_prefix(from.as_str())?;
+                Some(Use::Rename(i, format!("{to}{rest}")))
+            })
+        })
+    }
+
     /// Renames the tensors of a file; gives those that stay and the names of those that are left out.
     ///
     /// # Errors
@@ -145,32 +170,30 @@ impl Rules {
         let mut used = BTreeSet::new();
         let (mut kept, mut ignored) = (Vec::with_capacity(tensors.len()), Vec::new());
         let mut seen = BTreeMap::<String, String>::new();
-        let some_names = tensors.iter().take(4).map(|t| t.name.escape_debug());
+        let some_names = tensors.iter().take(4).map(|t| short(&t.name));
         let some_names = some_names
             .map(|name| format!("`{name}`"))
             .collect::<Vec<_>>();
         for mut tensor in tensors {
-            let name = tensor.name.as_str();
-            if let Some(i) = self.ignore.iter().position(|start| name.starts_with(start)) {
-                used.insert((false, i));
-                ignored.push(tensor.name);
-                continue;
-            }
-            let mut rules = self.rename.iter().enumerate();
-            let new = rules.find_map(|(i, (from, to))| {
-                let rest = name.strip_prefix(from.as_str())?;
-                Some((i, format!("{to}{rest}")))
-            });
             let old = tensor.name.clone();
-            if let Some((i, new)) = new {
-                used.insert((true, i));
-                tensor.name = new;
+            match self.rule_for(&old) {
+                Some(Use::Ignore(i)) => {
+                    used.insert((false, i));
+                    ignored.push(old);
+                    continue;
+                }
+                Some(Use::Rename(i, new)) => {
+                    used.insert((true, i));
+                    tensor.name = new;
+                }
+                None => {}
             }
             if let Some(first) = seen.insert(tensor.name.clone(), old.clone()) {
                 return Err(RuleError::Clash {
-                    first,
-                    second: old,
-                    name: tensor.name,
+                    twice: first == old,
+                    first: short(&first),
+                    second: short(&old),
+                    name: short(&tensor.name),
                     path: path.to_owned(),
                 });
             }
@@ -191,6 +214,12 @@ impl Rules {
     }
 }
 
+/// What a rule, by its number, does with a name.
+enum Use {
+    Ignore(usize),
+    Rename(usize, String),
+}
+
 /// How the tensors of a file meet those of an architecture, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
@@ -202,8 +231,10 @@ pub struct Report {
     pub unused: Vec<String>,
     /// Both have them, with these sizes in file and architecture.
     pub mismatched: Vec<String>,
-    /// Left out on request, or not needed and not there: counters of batches.
+    /// Left out on request, or not needed: counters of batches that are not there or are no whole numbers.
     pub ignored: Vec<String>,
+    /// What was left out in front of names, and of how many.
+    pub prefix: Option<(String, usize)>,
 }
 
 impl Report {
@@ -229,25 +260,87 @@ impl std::fmt::Display for Report {
                 continue;
             }
             let shown = names.iter().take(SHOWN);
-            let shown: Vec<String> = shown.map(|n| format!("`{}`", n.escape_debug())).collect();
+            let shown: Vec<String> = shown.map(|n| format!("`{}`", short(n))).collect();
             write!(f, ", {} {word} ({}", names.len(), shown.join(", "))?;
             f.write_str(if names.len() > SHOWN { ", ...)" } else { ")" })?;
+        }
+        if let Some((prefix, names)) = &self.prefix {
+            write!(
+                f,
+                ", left out the prefix `{}` of {names} names",
+                short(prefix)
+            )?;
         }
         Ok(())
     }
 }
 
 impl Report {
-    /// The five lists in full.
+    /// The five lists in full, and the prefix where one was left out.
     pub fn to_json(&self) -> Value {
-        json!({
+        let mut lists = json!({
             "loaded": self.loaded,
             "missing": self.missing,
             "unused": self.unused,
             "mismatched": self.mismatched,
             "ignored": self.ignored,
-        })
+        });
+        if let Some((prefix, _)) = &self.prefix {
+            lists["prefix"] = json!(prefix);
+        }
+        lists
     }
+}
+
+/// Whether a network computes the same without a tensor of this name: a counter of batches.
+pub(super) fn is_optional(name: &str) -> bool {
+    name.ends_with("num_batches_tracked")
+}
+
+/// The names of an architecture's tensors, in PyTorch's order.
+pub(super) fn names_of(arch: &str) -> Result<Vec<String>, NnError> {
+    let blank = Net::new(&ArchSpec::new(arch, 1, 2)?, 0).state()?;
+    Ok(blank.iter().map(|(name, _)| name.to_owned()).collect())
+}
+
+/// Whether these are the names of an architecture's tensors, but for counters and what stands in front of all of them.
+pub(super) fn are_names<'a>(names: impl Iterator<Item = &'a str>, arch: &[String]) -> bool {
+    let known: BTreeSet<&str> = arch.iter().map(String::as_str).collect();
+    let names: Vec<&str> = names.collect();
+    let prefix = names::prefix(&names, &known).unwrap_or_default();
+    let found: BTreeSet<&str> = names.iter().map(|name| without(name, prefix)).collect();
+    found.len() == names.len()
+        && found.is_subset(&known)
+        && known
+            .iter()
+            .all(|name| found.contains(name) || is_optional(name))
+}
+
+fn without<'a>(name: &'a str, prefix: &str) -> &'a str {
+    name.strip_prefix(prefix).unwrap_or(name)
+}
+
+/// The tensors with the names that they have behind a prefix of the file's, in its order, and the prefix.
+fn behind_prefix<'a>(
+    found: &'a [NamedTensor],
+    blank: &StateDict,
+) -> (Vec<(&'a str, &'a NamedTensor)>, &'a str) {
+    let names: Vec<&str> = found.iter().map(|tensor| tensor.name.as_str()).collect();
+    let known: BTreeSet<&str> = blank.iter().map(|(name, _)| name).collect();
+    let prefix = names::prefix(&names, &known).unwrap_or_default();
+    let named = found.iter().map(|tensor| {
+        let name = tensor.name.as_str();
+        let is_known = known.contains(name);
+        (
+            if is_known {
+                name
+            } else {
+                without(name, prefix)
+            },
+            tensor,
+        )
+    });
+    (named.collect(), prefix)
 }
 
 /// The architecture `name`, as wide as the file's first convolution is.
@@ -256,24 +349,28 @@ impl Report {
 pub fn spec(name: &str, classes: usize, found: &[NamedTensor]) -> Result<ArchSpec, NnError> {
     const STANDARD: usize = 64;
     let blank = Net::new(&ArchSpec::new(name, 1, classes)?, 0).state()?;
+    let (tensors, _) = behind_prefix(found, &blank);
     let first = blank.iter().find(|(_, tensor)| tensor.dims().len() == 4);
-    let named = found
-        .iter()
-        .find(|tensor| first.is_some_and(|(name, _)| tensor.name == name));
+    let named = first.and_then(|(first, _)| tensors.iter().find(|(name, _)| *name == first));
     let width = named
-        .filter(|tensor| tensor.shape.len() == 4)
-        .map_or(STANDARD, |tensor| tensor.shape[0]);
+        .filter(|(_, tensor)| tensor.shape.len() == 4)
+        .map_or(STANDARD, |(_, tensor)| tensor.shape[0]);
     ArchSpec::new(name, width, classes)
 }
 
 /// The file's tensors as a state of the architecture, and how they met. The state is whole if the report is clean.
+///
+/// A beginning that all names share which are not the architecture's is left out, if they are the architecture's then:
+/// `module.`, `_orig_mod.`, `model.` and whatever else wrappers leave.
 pub fn matched(found: &[NamedTensor], spec: &ArchSpec) -> Result<(StateDict, Report), NnError> {
     let blank = Net::new(spec, 0).state()?;
+    let (named, prefix) = behind_prefix(found, &blank);
+    let tensors: BTreeMap<&str, &NamedTensor> = named.iter().copied().collect();
     let mut state = StateDict::new();
     let mut report = Report::default();
     for (name, expected) in blank.iter() {
-        let Some(tensor) = found.iter().find(|tensor| tensor.name == name) else {
-            if name.ends_with("num_batches_tracked") {
+        let Some(tensor) = tensors.get(name) else {
+            if is_optional(name) {
                 report.ignored.push(name.to_owned());
                 state.insert(name, expected.clone());
             } else {
@@ -281,6 +378,20 @@ pub fn matched(found: &[NamedTensor], spec: &ArchSpec) -> Result<(StateDict, Rep
             }
             continue;
         };
+        if is_optional(name) {
+            // Averaging and casting leave any type. Nothing uses it, so what is no count is not needed either.
+            if let Some(count) = count(tensor) {
+                state.insert(
+                    name,
+                    Tensor::new(count, &Device::Cpu)?.reshape(expected.dims())?,
+                );
+                report.loaded.push(name.to_owned());
+            } else {
+                state.insert(name, expected.clone());
+                report.ignored.push(name.to_owned());
+            }
+            continue;
+        }
         if tensor.shape != expected.dims() {
             let (found, expected) = (&tensor.shape, expected.dims());
             report
@@ -296,12 +407,32 @@ pub fn matched(found: &[NamedTensor], spec: &ArchSpec) -> Result<(StateDict, Rep
         state.insert(name, values?);
         report.loaded.push(name.to_owned());
     }
-    report.unused = found
+    report.unused = named
         .iter()
-        .filter(|tensor| blank.get(&tensor.name).is_none())
-        .map(|tensor| tensor.name.clone())
+        .filter(|(name, _)| blank.get(name).is_none())
+        .map(|(_, tensor)| tensor.name.clone())
         .collect();
+    if !prefix.is_empty() {
+        let is_behind = |tensor: &&NamedTensor| blank.get(&tensor.name).is_none();
+        let names = found.iter().filter(is_behind).count();
+        report.prefix = Some((prefix.to_owned(), names));
+    }
     Ok((state, report))
+}
+
+/// The number of batches that a counter says, whatever its type is.
+fn count(tensor: &NamedTensor) -> Option<i64> {
+    match &tensor.data {
+        TensorData::Int(values) => match values[..] {
+            [count] => Some(count),
+            _ => None,
+        },
+        TensorData::Float(values) => match values[..] {
+            // Up to here 32 bits hold each whole number.
+            [count] if count.fract() == 0.0 && count.abs() <= 16_777_216.0 => Some(count as i64),
+            _ => None,
+        },
+    }
 }
 
 /// The tensors of a state, in its order.

@@ -4,7 +4,7 @@
 #include "sums.cuh"
 
 // Softmax cross-entropy of logits [n, classes], one thread per image. loss [n] and correct [n] are per image; the first
-// of equal logits is the prediction. gradient [n, classes], which may be null, is that of the mean loss:
+// of equal logits is the prediction, and a row that is not finite predicts nothing. gradient [n, classes], which may be null, is that of the mean loss:
 // (softmax - onehot) / n. A label outside 0..classes gives a NaN loss. Launched as elementwise over n.
 extern "C" __global__ void cross_entropy(
     const float *__restrict__ logits, const int *__restrict__ labels, int n, int classes,
@@ -16,13 +16,17 @@ extern "C" __global__ void cross_entropy(
         const int label = labels[i];
         const bool known = label >= 0 && label < classes;
         int best = 0;
-        for (int k = 1; k < classes; k++)
+        // The difference is NaN for NaN and for infinities.
+        bool finite = row[0] - row[0] == 0.0f;
+        for (int k = 1; k < classes; k++) {
             if (row[k] > row[best]) best = k;
+            finite = finite && row[k] - row[k] == 0.0f;
+        }
         const float largest = row[best];
         float sum = 0.0f;
         for (int k = 0; k < classes; k++) sum += expf(row[k] - largest);
         loss[i] = known ? logf(sum) - (row[label] - largest) : NAN;
-        correct[i] = best == label;
+        correct[i] = finite && best == label;
         if (gradient) {
             float *out = gradient + i * classes;
             for (int k = 0; k < classes; k++) out[k] = expf(row[k] - largest) / sum * inverse;

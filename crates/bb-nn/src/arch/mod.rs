@@ -7,6 +7,7 @@ mod vgg;
 use crate::error::NnError;
 use crate::graph::Graph;
 use bb_core::cli::MOST_WIDTH;
+use bb_core::data::DatasetSpec;
 use serde::{Deserialize, Serialize};
 
 /// The known architectures.
@@ -69,6 +70,43 @@ impl ArchSpec {
             width,
             classes,
         })
+    }
+
+    /// [`ArchSpec::new`] for the classes of a dataset, whose images it must be able to take.
+    ///
+    /// # Errors
+    /// [`NnError::ImageSize`] if they are too small, and as [`ArchSpec::new`].
+    pub fn for_dataset(name: &str, width: usize, spec: &DatasetSpec) -> Result<Self, NnError> {
+        let arch = Self::new(name, width, spec.classes)?;
+        arch.check_images(spec)?;
+        Ok(arch)
+    }
+
+    /// Refuses images that are smaller than its layers can take.
+    ///
+    /// # Errors
+    /// [`NnError::ImageSize`].
+    pub fn check_images(&self, spec: &DatasetSpec) -> Result<(), NnError> {
+        let least = self.least_side();
+        if spec.height.min(spec.width) >= least {
+            return Ok(());
+        }
+        Err(NnError::ImageSize {
+            arch: self.name.clone(),
+            least,
+            height: spec.height,
+            width: spec.width,
+        })
+    }
+
+    /// The least height and width, in pixels, of an image that its layers can take.
+    pub fn least_side(&self) -> usize {
+        match self.name.as_str() {
+            // Five poolings halve the image.
+            "vgg19_bn" => 32,
+            // Every layer that shrinks the image pads it, so that one pixel stays one.
+            _ => 1,
+        }
     }
 
     /// The family's name.

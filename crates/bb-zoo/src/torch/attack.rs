@@ -4,13 +4,13 @@
 //! these must agree with the labels and the index beside it.
 
 use super::file::{Checkpoint, TensorData, TorchError};
-use super::pickle::{Element, Object, Value};
+use super::pickle::{Array, Element, Object, Value, short};
 use std::path::Path;
 
 /// A named tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedTensor {
-    /// PyTorch's name, without `module.`.
+    /// Its name in the file.
     pub name: String,
     /// Sizes.
     pub shape: Vec<usize>,
@@ -95,9 +95,9 @@ impl<'a> Table<'a> {
 
     fn path(&self, key: &str) -> String {
         if self.field.is_empty() {
-            key.to_owned()
+            short(key)
         } else {
-            format!("{}.{key}", self.field)
+            format!("{}.{}", self.field, short(key))
         }
     }
 
@@ -142,6 +142,16 @@ impl AttackResult {
     /// See [`AttackResult::read`].
     pub fn of(checkpoint: &Checkpoint) -> Result<Self, TorchError> {
         let top = Table::new(checkpoint, "", &checkpoint.pickle().root)?;
+        if let Some(Ok(test)) = top
+            .find("bd_test")
+            .map(|v| Table::new(checkpoint, "bd_test", v))
+            && test.find("x").is_some()
+            && test.find("bd_data_container").is_none()
+        {
+            return Err(TorchError::Old {
+                path: checkpoint.path().to_owned(),
+            });
+        }
         let expected = "a number of classes, 2 to 10000";
         let classes = top.get("num_classes", expected)?;
         let classes = below(classes, MOST_CLASSES + 1)
@@ -179,32 +189,33 @@ impl DatasetState {
         classes: usize,
     ) -> Result<Self, TorchError> {
         let table = Table::new(checkpoint, field, value)?;
-        let array = |key: &str, element, expected| {
+        let array = |key: &str, is: fn(&Array) -> bool, expected| {
             let value = table.get(key, expected)?;
             match checkpoint.pickle().object(value) {
-                Some(Object::Array(Some(array)))
-                    if array.element == element && array.shape.len() == 1 =>
-                {
-                    Ok(array.data.as_chunks::<8>().0)
+                Some(Object::Array(Some(array))) if array.shape.len() == 1 && is(array) => {
+                    Ok(&**array)
                 }
                 _ => Err(checkpoint.wrong(&table.path(key), value, expected)),
             }
         };
-        let indicator = array("poison_indicator", Element::F64, "a vector of float64")?;
-        let kept = array("original_index_array", Element::I64, "a vector of int64")?;
-        let images = indicator.len();
+        let indicator = array("poison_indicator", is_numbers, "a vector of numbers")?;
+        // NumPy's integers have 32 bits on Windows.
+        let is_indices = |array: &Array| matches!(array.element, Element::I64 | Element::I32);
+        let expected = "a vector of int64 or int32";
+        let kept = array("original_index_array", is_indices, expected)?;
+        let images = indicator.shape[0];
         let wrong = |key: &str, found: String, expected| TorchError::Field {
             path: checkpoint.path().to_owned(),
             field: table.path(key),
             found,
             expected,
         };
-        let mut indices = Vec::with_capacity(kept.len());
-        for place in kept {
-            let index = i64::from_le_bytes(*place);
-            let index = usize::try_from(index).ok().filter(|i| *i < images);
+        let mut indices: Vec<usize> = Vec::with_capacity(kept.shape[0]);
+        for cell in kept.data.chunks_exact(kept.element.bytes()) {
+            let number = whole(cell);
+            let index = usize::try_from(number).ok().filter(|i| *i < images);
             let Some(index) = index.filter(|i| indices.last().is_none_or(|last| last < i)) else {
-                let found = format!("{} at entry {}", i64::from_le_bytes(*place), indices.len());
+                let found = format!("{number} at entry {}", indices.len());
                 return Err(wrong("original_index_array", found, "ascending indices"));
             };
             indices.push(index);
@@ -231,10 +242,10 @@ impl DatasetState {
                 "one entry each",
             ));
         }
-        let marked = indicator
-            .iter()
+        let flags = indicator.data.chunks_exact(indicator.element.bytes());
+        let marked = flags
             .enumerate()
-            .filter(|(_, flag)| f64::from_le_bytes(**flag) != 0.0)
+            .filter(|(_, flag)| is_marked(indicator.element, flag))
             .map(|(i, _)| i);
         if !marked.eq(records.iter().map(|record| record.index)) {
             let expected = "1 for the images of `bd_data_container` and 0 for the others";
@@ -249,6 +260,28 @@ impl DatasetState {
             kept: indices,
             records,
         })
+    }
+}
+
+/// Whether an array can tell by its elements which images are poisoned.
+fn is_numbers(array: &Array) -> bool {
+    !matches!(array.element, Element::F16 | Element::Bf16)
+}
+
+fn is_marked(element: Element, cell: &[u8]) -> bool {
+    match (element, cell.try_into(), cell.try_into()) {
+        (Element::F64, Ok(cell), _) => f64::from_le_bytes(cell) != 0.0,
+        (Element::F32, _, Ok(cell)) => f32::from_le_bytes(cell) != 0.0,
+        _ => cell.iter().any(|byte| *byte != 0),
+    }
+}
+
+/// A signed number of 32 or 64 bits.
+fn whole(cell: &[u8]) -> i64 {
+    match (cell.try_into(), cell.try_into()) {
+        (Ok(cell), _) => i64::from_le_bytes(cell),
+        (_, Ok(cell)) => i32::from_le_bytes(cell).into(),
+        _ => unreachable!("its type is one of the two"),
     }
 }
 
@@ -289,7 +322,7 @@ fn record(
         _ => Err(TorchError::Field {
             path: checkpoint.path().to_owned(),
             field: entry.path("path"),
-            found: format!("`{}`", path.escape_debug()),
+            found: format!("`{}`", short(path)),
             expected: "a path that ends in FOLDER/TRUE LABEL/INDEX.png",
         }),
     }
@@ -304,7 +337,7 @@ fn is_folder_name(name: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
 }
 
-/// The tensors of a state dictionary; `module.` in front of names, which several GPUs leave, is dropped.
+/// The tensors of a state dictionary, under the names that they have in the file.
 pub fn state(
     checkpoint: &Checkpoint,
     field: &str,
@@ -325,7 +358,7 @@ pub fn state(
             return Err(checkpoint.wrong(field, key, "names of tensors as keys"));
         };
         let (shape, data) = checkpoint.tensor(&table.path(name), value)?;
-        let name = name.strip_prefix("module.").unwrap_or(name).to_owned();
+        let name = name.to_string();
         tensors.push(NamedTensor { name, shape, data });
     }
     Ok(tensors)

@@ -1,7 +1,7 @@
 //! The two formats of PyTorch's checkpoints: a zip archive (from 1.6 on), and the older one behind a magic number.
 
 use super::pickle::{
-    Element, Limits, Object, Pickle, PickleError, Storage, Tensor, Value, elements,
+    Element, Limits, Object, Pickle, PickleError, Storage, Tensor, Value, elements, short,
 };
 use crate::sniff;
 use bb_core::cli::{Coded, exit};
@@ -12,6 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use zip::{CompressionMethod, ZipArchive};
 
 /// Most files in an archive; a large network has a few hundred tensors.
@@ -19,7 +20,7 @@ const MOST_ENTRIES: u64 = 20_000;
 /// Largest pickle, in bytes: tensors lie beside it.
 const LARGEST_PICKLE: u64 = 64 << 20;
 /// Largest checkpoint, in bytes.
-const LARGEST_FILE: u64 = 8 << 30;
+pub(crate) const LARGEST_FILE: u64 = 8 << 30;
 
 /// Why a checkpoint was refused.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,8 @@ pub enum TorchError {
         path: PathBuf,
         /// What was found and what was expected.
         reason: String,
+        /// What to do about it.
+        hint: Option<&'static str>,
     },
     /// Its pickle is refused.
     #[error("`{}` is refused: {source}", path.display())]
@@ -44,12 +47,18 @@ pub enum TorchError {
         /// Where and why.
         source: PickleError,
     },
+    /// A record whose poisoned sets are tensors, not pictures.
+    #[error("`{}` is a record of BackdoorBench 1, which is not read", path.display())]
+    Old {
+        /// The file.
+        path: PathBuf,
+    },
     /// It is a checkpoint with something else in it than expected.
-    #[error("`{}`: `{field}` is {found}, expected {expected}", path.display())]
+    #[error("`{}`{} is {found}, expected {expected}", path.display(), within(field))]
     Field {
         /// The file.
         path: PathBuf,
-        /// Dotted path from the top.
+        /// Dotted path from the top, empty for the whole.
         field: String,
         /// What it is.
         found: String,
@@ -64,6 +73,23 @@ impl Coded for TorchError {
             Self::Read(error) => error.exit_code(),
             _ => exit::INPUT,
         }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Format { hint, .. } => hint.map(str::to_owned),
+            Self::Pickle { source, .. } => source.hint.map(str::to_owned),
+            Self::Old { .. } => Some("`--key model` reads its network alone".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+fn within(field: &str) -> String {
+    if field.is_empty() {
+        String::new()
+    } else {
+        format!(": `{field}`")
     }
 }
 
@@ -82,8 +108,12 @@ pub struct Checkpoint {
     path: PathBuf,
     pickle: Pickle,
     source: RefCell<Source>,
-    /// Bytes of tensors that may still be read.
+    /// Bytes of elements that may still be made.
     left: Cell<u64>,
+    /// Storages of which several tensors may be views, each read once.
+    shared: RefCell<HashMap<Rc<str>, Rc<[u8]>>>,
+    /// Bytes of such storages that may still be kept.
+    room: Cell<u64>,
 }
 
 /// Where storages lie.
@@ -95,8 +125,8 @@ enum Source {
     },
     Legacy {
         file: File,
-        /// Place and element count of each.
-        storages: HashMap<String, (u64, usize)>,
+        /// Place and bytes of each.
+        storages: HashMap<String, (u64, u64)>,
     },
 }
 
@@ -106,6 +136,7 @@ impl Checkpoint {
         let format = |reason: String| TorchError::Format {
             path: path.to_owned(),
             reason,
+            hint: None,
         };
         // A pipe would keep whoever opens it waiting.
         if !fs_err::metadata(path)?.is_file() {
@@ -123,10 +154,18 @@ impl Checkpoint {
         let head = &head[..found];
         let (pickle, source) = if head.starts_with(b"PK\x03\x04") {
             open_zip(path, file, len)?
-        } else if head.starts_with(&[0x80, 0x02, 0x8a, 0x0a]) {
+        } else if is_legacy(head) {
             open_legacy(path, file, len)?
         } else {
-            let other = "it is neither a zip archive nor PyTorch's older format";
+            let other = match head {
+                [0x80, 0..=5, ..] => {
+                    "it is neither a zip archive nor PyTorch's older format, but a pickle by itself"
+                }
+                [0x1f, 0x8b, ..] => "it is compressed with gzip; unpack it first",
+                [0x89, b'H', b'D', b'F', ..] => "it is an HDF5 file",
+                [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => "it is a NumPy array",
+                _ => "it is neither a zip archive nor PyTorch's older format",
+            };
             return Err(format(sniff::instead(head).unwrap_or(other).to_owned()));
         };
         Ok(Self {
@@ -135,6 +174,8 @@ impl Checkpoint {
             source: RefCell::new(source),
             // Nothing is shared between tensors but views of one storage.
             left: Cell::new(2 * len),
+            shared: RefCell::default(),
+            room: Cell::new(len),
         })
     }
 
@@ -162,6 +203,7 @@ impl Checkpoint {
         TorchError::Format {
             path: self.path.clone(),
             reason,
+            hint: None,
         }
     }
 
@@ -174,21 +216,55 @@ impl Checkpoint {
         let Some(Object::Tensor(tensor)) = self.pickle.object(value) else {
             return Err(self.wrong(field, value, "a tensor"));
         };
-        let element = tensor.storage.element;
-        // The storage is read whole, and the tensor, which may repeat its elements, is made from it.
-        let bytes = |n: usize| n.checked_mul(element.bytes());
-        let cost = bytes(tensor.storage.len)
-            .zip(elements(&tensor.shape).and_then(bytes))
-            .map(|(read, made)| read.max(made) as u64);
-        let left = cost.and_then(|cost| self.left.get().checked_sub(cost));
-        let Some(left) = left else {
+        let storage = &*tensor.storage;
+        let bytes = |n: usize| n.checked_mul(storage.element.bytes());
+        // Each is charged what it has, which is more than its storage has where elements are repeated.
+        let own = elements(&tensor.shape).and_then(bytes);
+        let left = own.and_then(|own| self.left.get().checked_sub(own as u64));
+        let (Some(own), Some(whole), Some(left)) = (own, bytes(storage.len), left) else {
             return Err(self.format(format!(
-                "`{field}` reads more data than the file has for all tensors"
+                "the tensors up to `{field}` have more elements than the file has room for, even if each were there twice"
             )));
         };
         self.left.set(left);
-        let bytes = self.storage(field, &tensor.storage)?;
-        Ok((tensor.shape.clone(), gather(tensor, &bytes)))
+        let data = if own < whole {
+            gather(tensor, &self.shared(field, storage, whole)?)
+        } else {
+            gather(tensor, &self.storage(field, storage)?)
+        };
+        match data {
+            Ok(data) => Ok((tensor.shape.clone(), data)),
+            Err(Wide {
+                index,
+                value,
+                expected,
+            }) => Err(TorchError::Field {
+                path: self.path.clone(),
+                field: field.to_owned(),
+                found: format!("{value} at flat index {index}"),
+                expected,
+            }),
+        }
+    }
+
+    /// The bytes of a storage of which a tensor is a part, so that it is read once for all its parts.
+    fn shared(&self, field: &str, storage: &Storage, len: usize) -> Result<Rc<[u8]>, TorchError> {
+        let kept = self.shared.borrow().get(&storage.key).cloned();
+        if let Some(kept) = kept.filter(|kept| kept.len() == len) {
+            return Ok(kept);
+        }
+        // Files of an archive can lie at one place, and claim more together than it has.
+        let Some(room) = self.room.get().checked_sub(len as u64) else {
+            return Err(self.format(format!(
+                "the storages up to that of `{field}` have more bytes than the file"
+            )));
+        };
+        self.room.set(room);
+        let bytes: Rc<[u8]> = self.storage(field, storage)?.into();
+        self.shared
+            .borrow_mut()
+            .insert(Rc::clone(&storage.key), Rc::clone(&bytes));
+        Ok(bytes)
     }
 
     /// The bytes of a storage.
@@ -200,7 +276,7 @@ impl Checkpoint {
                 let name = format!("{root}/data/{}", storage.key);
                 let mut entry = archive
                     .by_name(&name)
-                    .map_err(|e| missing(format!("`{}`: {e}", name.escape_debug())))?;
+                    .map_err(|e| missing(format!("`{}`: {e}", short(&name))))?;
                 if entry.size() != len as u64 {
                     let found = entry.size();
                     return Err(missing(format!("{found} bytes, expected {len}")));
@@ -216,11 +292,8 @@ impl Checkpoint {
                 let (at, found) = *storages
                     .get(&*storage.key)
                     .ok_or_else(|| missing("no such storage".to_owned()))?;
-                if found != storage.len {
-                    return Err(missing(format!(
-                        "{found} elements, expected {}",
-                        storage.len
-                    )));
+                if found != len as u64 {
+                    return Err(missing(format!("{found} bytes, expected {len}")));
                 }
                 file.seek(SeekFrom::Start(at))?;
                 let mut bytes = vec![0; len];
@@ -235,18 +308,31 @@ fn open_zip(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source), T
     let format = |reason: String| TorchError::Format {
         path: path.to_owned(),
         reason,
+        hint: None,
     };
     let entries = entry_count(&mut file, len)?
         .ok_or_else(|| format("the archive is cut off, or something follows it".to_owned()))?;
     if entries > MOST_ENTRIES {
-        return Err(format(format!(
-            "{entries} files in the archive, expected at most {MOST_ENTRIES}"
-        )));
+        return Err(TorchError::Format {
+            path: path.to_owned(),
+            reason: format!("{entries} files in the archive, expected at most {MOST_ENTRIES}"),
+            hint: Some("if a folder was packed into it, unpack it first"),
+        });
     }
     let mut archive = ZipArchive::new(file).map_err(|e| format(e.to_string()))?;
     if archive.has_duplicate_names() || archive.len() as u64 != entries {
         return Err(format("two files of the archive have one name".to_owned()));
     }
+    let names = archive.file_names().collect::<Result<Vec<_>, _>>();
+    let names = names.map_err(|e| format(e.to_string()))?;
+    if let Some((reason, hint)) = other_archive(&names) {
+        return Err(TorchError::Format {
+            path: path.to_owned(),
+            reason,
+            hint: Some(hint),
+        });
+    }
+    drop(names);
     let mut root = None;
     for i in 0..archive.len() {
         let entry = archive.by_index_raw(i).map_err(|e| format(e.to_string()))?;
@@ -256,14 +342,14 @@ fn open_zip(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source), T
             .into_owned();
         if entry.compression() != CompressionMethod::Stored || entry.encrypted() {
             return Err(format(format!(
-                "`{}` is compressed or encrypted, which PyTorch never does",
-                name.escape_debug()
+                "`{}` is compressed or encrypted, which `torch.save` never does",
+                short(&name)
             )));
         }
         if entry.compressed_size() != entry.size() || entry.size() > len {
             return Err(format(format!(
                 "`{}` is said to have {} bytes",
-                name.escape_debug(),
+                short(&name),
                 entry.size()
             )));
         }
@@ -301,6 +387,41 @@ fn open_zip(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source), T
     }
     let archive = Box::new(archive);
     Ok((pickle, Source::Zip { archive, root }))
+}
+
+/// What else an archive is by the names in it, and what to do with it.
+fn other_archive(names: &[Cow<'_, str>]) -> Option<(String, &'static str)> {
+    let find = |is: &dyn Fn(&str) -> bool| names.iter().find(|name| is(name));
+    let last = |name: &str| name.rsplit('/').next().map(str::to_owned);
+    let is_code = |name: &str| name.ends_with("/constants.pkl") || name.contains("/code/__torch__");
+    if find(&is_code).is_some() {
+        return Some((
+            "it is a TorchScript archive".to_owned(),
+            "load it with `torch.jit.load` and have `model.state_dict()` saved instead",
+        ));
+    }
+    if find(&|name| last(name).as_deref() == Some("data.pkl")).is_some() {
+        return None;
+    }
+    let ends = |name: &str, ends: &[&str]| {
+        let (_, end) = name.rsplit_once('.').unwrap_or_default();
+        ends.contains(&end.to_ascii_lowercase().as_str())
+    };
+    let is_model = |name: &str| ends(name, &["pt", "pth", "ckpt", "safetensors", "bin"]);
+    let is_record = |name: &str| last(name).as_deref() == Some("attack_result.pt");
+    if let Some(name) = find(&is_record).or_else(|| find(&is_model)) {
+        let name = short(name);
+        return Some((
+            format!("it is an archive with `{name}` in it"),
+            "unpack it first",
+        ));
+    }
+    find(&|name| ends(name, &["npy"])).map(|_| {
+        (
+            "it is an archive of NumPy arrays".to_owned(),
+            "have the tensors saved with `torch.save`",
+        )
+    })
 }
 
 /// How many files the archive says to hold; `None` if its directory does not end the file.
@@ -348,6 +469,12 @@ fn read_pickle(path: &Path, bytes: &[u8]) -> Result<Pickle, TorchError> {
     })
 }
 
+/// Whether a file begins with a number of ten bytes, as PyTorch's older format does, behind its protocol and a frame.
+fn is_legacy(head: &[u8]) -> bool {
+    let begins = head.get(2..16.min(head.len())).unwrap_or_default();
+    head.first() == Some(&0x80) && begins.windows(2).any(|pair| pair == [0x8a, 0x0a])
+}
+
 /// `0x1950a86a20f9469cfc6c`, little-endian.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
@@ -357,6 +484,7 @@ fn open_legacy(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source)
     let format = |reason: &str| TorchError::Format {
         path: path.to_owned(),
         reason: reason.to_owned(),
+        hint: None,
     };
     file.seek(SeekFrom::Start(0))?;
     // The pickles lie in front of the data, whose size is not known yet.
@@ -412,7 +540,7 @@ fn open_legacy(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source)
         let Some(end) = end.filter(|end| *end <= len) else {
             return Err(format("it is cut off inside of a storage"));
         };
-        let twice = storages.insert(name.to_string(), (at, count as usize));
+        let twice = storages.insert(name.to_string(), (at, end - at));
         if twice.is_some() {
             return Err(format("a storage is listed twice"));
         }
@@ -424,16 +552,50 @@ fn open_legacy(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source)
     Ok((pickle, Source::Legacy { file, storages }))
 }
 
+/// An element that the type it becomes cannot hold.
+pub(crate) struct Wide {
+    /// Where it is, last axis fastest.
+    pub(crate) index: usize,
+    /// What it is.
+    pub(crate) value: String,
+    /// What it should be.
+    pub(crate) expected: &'static str,
+}
+
 /// The elements of a tensor from the bytes of its storage.
-fn gather(tensor: &Tensor, bytes: &[u8]) -> TensorData {
+fn gather(tensor: &Tensor, bytes: &[u8]) -> Result<TensorData, Wide> {
+    let mut data = decode(tensor.storage.element, &in_order(tensor, bytes))?;
+    if tensor.negated {
+        match &mut data {
+            TensorData::Float(values) => values.iter_mut().for_each(|v| *v = -*v),
+            TensorData::Int(values) => values.iter_mut().for_each(|v| *v = v.wrapping_neg()),
+        }
+    }
+    Ok(data)
+}
+
+/// Little-endian elements as the two types that tensors have here.
+pub(crate) fn decode(element: Element, bytes: &[u8]) -> Result<TensorData, Wide> {
     fn all<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
         let (cells, rest) = bytes.as_chunks::<N>();
         assert!(rest.is_empty(), "whole elements");
         cells.iter().map(|cell| f(*cell)).collect()
     }
-    let bytes = &*in_order(tensor, bytes);
-    match tensor.storage.element {
-        Element::F64 => TensorData::Float(all(bytes, |c| f64::from_le_bytes(c) as f32)),
+    Ok(match element {
+        Element::F64 => {
+            let narrow = all(bytes, |c| f64::from_le_bytes(c) as f32);
+            let (wide, _) = bytes.as_chunks::<8>();
+            let is_lost =
+                |i: &usize| narrow[*i].is_infinite() && f64::from_le_bytes(wide[*i]).is_finite();
+            if let Some(index) = (0..narrow.len()).find(is_lost) {
+                return Err(Wide {
+                    index,
+                    value: format!("{:e}", f64::from_le_bytes(wide[index])),
+                    expected: "a number that 32 bits hold",
+                });
+            }
+            TensorData::Float(narrow)
+        }
         Element::F32 => TensorData::Float(all(bytes, f32::from_le_bytes)),
         Element::F16 => TensorData::Float(all(bytes, |c| f16::from_le_bytes(c).to_f32())),
         Element::Bf16 => TensorData::Float(all(bytes, |c| bf16::from_le_bytes(c).to_f32())),
@@ -441,8 +603,21 @@ fn gather(tensor: &Tensor, bytes: &[u8]) -> TensorData {
         Element::I32 => TensorData::Int(all(bytes, |c| i32::from_le_bytes(c).into())),
         Element::I16 => TensorData::Int(all(bytes, |c| i16::from_le_bytes(c).into())),
         Element::I8 => TensorData::Int(all(bytes, |c| i8::from_le_bytes(c).into())),
+        Element::U64 => {
+            let values = all(bytes, i64::from_le_bytes);
+            if let Some(index) = values.iter().position(|v| *v < 0) {
+                return Err(Wide {
+                    index,
+                    value: values[index].cast_unsigned().to_string(),
+                    expected: "a whole number below 2^63",
+                });
+            }
+            TensorData::Int(values)
+        }
+        Element::U32 => TensorData::Int(all(bytes, |c| u32::from_le_bytes(c).into())),
+        Element::U16 => TensorData::Int(all(bytes, |c| u16::from_le_bytes(c).into())),
         Element::U8 | Element::Bool => TensorData::Int(all(bytes, |[c]| c.into())),
-    }
+    })
 }
 
 /// The bytes of a tensor's elements, last axis fastest; a copy only where its storage has another order.

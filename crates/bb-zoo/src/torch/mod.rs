@@ -1,16 +1,18 @@
 //! PyTorch's checkpoint files, read as data, and written.
 //!
 //! [`pickle`] builds inert values from the opcodes, [`mod@file`] finds pickle and storages in the two file formats and
-//! gives tensors, [`attack`] knows what BackdoorBench puts into `attack_result.pt`, [`mod@write`] writes the zip format,
-//! [`mod@scan`] shows what is inside.
+//! gives tensors, [`nested`] finds the state dictionaries among what else is saved, [`attack`] knows what BackdoorBench
+//! puts into `attack_result.pt`, [`mod@write`] writes the zip format, [`mod@scan`] shows what is inside.
 
 pub mod attack;
 pub mod file;
+pub mod nested;
 pub mod pickle;
 pub mod scan;
 pub mod write;
 
 pub use attack::{AttackResult, DatasetState, NamedTensor, Record};
 pub use file::{Checkpoint, TensorData, TorchError};
-pub use scan::scan;
+pub use nested::{Place, places};
+pub use scan::{Detail, scan};
 pub use write::Item;

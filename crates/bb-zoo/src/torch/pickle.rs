@@ -2,12 +2,19 @@
 //!
 //! A pickle is a program. This one reads it without running anything: a class or function is a name, looked up in a
 //! list of the few that checkpoints need ([`Global`]); a call of one of them makes the value that it stands for if the
-//! arguments are exactly those that PyTorch or NumPy write; everything else is refused by name and byte offset.
+//! arguments are of the kinds that PyTorch, NumPy or Python write; everything else is refused by name and byte offset.
+//! The list is that of `torch.load(weights_only=True)` as far as its tensors are read here, with NumPy's arrays and
+//! numbers, and what Python 2 and protocols 1 to 5 write for the same values.
 //! Nothing is allocated before the bytes for it were seen, and every count has a cap ([`Limits`]), so the memory that a
 //! file takes is a small multiple of its size.
 
+mod global;
+
+use global::UNREAD;
 use std::fmt;
 use std::rc::Rc;
+
+pub use global::{Element, Global};
 
 /// What a pickle may use at most.
 #[derive(Clone, Copy, Debug)]
@@ -36,110 +43,8 @@ pub struct PickleError {
     pub what: String,
     /// Where the opcode stands.
     pub offset: usize,
-}
-
-/// A class or function that checkpoints name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Global {
-    /// `collections.OrderedDict`
-    OrderedDict,
-    /// `torch._utils._rebuild_tensor_v2`
-    RebuildTensor,
-    /// `torch._utils._rebuild_parameter`
-    RebuildParameter,
-    /// `torch.FloatStorage` and its kin.
-    Storage(Element),
-    /// `torch.Size`
-    Size,
-    /// `numpy.core.multiarray._reconstruct`
-    Reconstruct,
-    /// `numpy.core.multiarray.scalar`
-    Scalar,
-    /// `numpy.ndarray`
-    NdArray,
-    /// `numpy.dtype`
-    Dtype,
-    /// `_codecs.encode`
-    Encode,
-}
-
-impl Global {
-    fn find(module: &str, name: &str) -> Option<Self> {
-        Some(match (module, name) {
-            ("collections", "OrderedDict") => Self::OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
-            ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
-            ("torch", "Size") => Self::Size,
-            ("torch", storage) => Self::Storage(Element::of_storage(storage)?),
-            ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => {
-                Self::Reconstruct
-            }
-            ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Self::Scalar,
-            ("numpy", "ndarray") => Self::NdArray,
-            ("numpy", "dtype") => Self::Dtype,
-            ("_codecs", "encode") => Self::Encode,
-            _ => return None,
-        })
-    }
-}
-
-/// Type of the elements of a tensor or array.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Element {
-    F64,
-    F32,
-    F16,
-    Bf16,
-    I64,
-    I32,
-    I16,
-    I8,
-    U8,
-    Bool,
-}
-
-impl Element {
-    fn of_storage(name: &str) -> Option<Self> {
-        Some(match name {
-            "DoubleStorage" => Self::F64,
-            "FloatStorage" => Self::F32,
-            "HalfStorage" => Self::F16,
-            "BFloat16Storage" => Self::Bf16,
-            "LongStorage" => Self::I64,
-            "IntStorage" => Self::I32,
-            "ShortStorage" => Self::I16,
-            "CharStorage" => Self::I8,
-            "ByteStorage" => Self::U8,
-            "BoolStorage" => Self::Bool,
-            _ => return None,
-        })
-    }
-
-    fn of_numpy(code: &str) -> Option<Self> {
-        Some(match code {
-            "f8" => Self::F64,
-            "f4" => Self::F32,
-            "f2" => Self::F16,
-            "i8" => Self::I64,
-            "i4" => Self::I32,
-            "i2" => Self::I16,
-            "i1" => Self::I8,
-            "u1" => Self::U8,
-            "b1" => Self::Bool,
-            _ => return None,
-        })
-    }
-
-    /// Bytes of one.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F64 | Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::F16 | Self::Bf16 | Self::I16 => 2,
-            Self::I8 | Self::U8 | Self::Bool => 1,
-        }
-    }
+    /// What whoever made the file can do about it.
+    pub hint: Option<&'static str>,
 }
 
 /// A value; containers are shared, as in Python, and live in the [`Pickle`].
@@ -172,8 +77,10 @@ pub enum Object {
     List(Vec<Value>),
     /// A tuple.
     Tuple(Vec<Value>),
-    /// A dictionary, plain or ordered, in order.
+    /// A dictionary, plain, ordered, of defaults or of counts, in order.
     Dict(Vec<(Value, Value)>),
+    /// A set, frozen or not. What it holds is not compared, so one value may come twice.
+    Set(Vec<Value>),
     /// A storage that lies elsewhere in the checkpoint.
     Storage(Rc<Storage>),
     /// A tensor.
@@ -182,13 +89,17 @@ pub enum Object {
     Dtype(Element, bool),
     /// An array; `None` until its state was set.
     Array(Option<Box<Array>>),
+    /// Something that nothing here needs: what it is, for messages. Its content is not kept.
+    Opaque(&'static str),
 }
 
 /// A storage: one block of elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Storage {
-    /// Type of its elements.
+    /// Type of its elements; bytes where it has none of its own.
     pub element: Element,
+    /// Whether its type is its own.
+    pub typed: bool,
     /// Name of its data in the checkpoint.
     pub key: Rc<str>,
     /// Number of elements.
@@ -206,6 +117,8 @@ pub struct Tensor {
     pub shape: Vec<usize>,
     /// Distance of neighbours along each axis.
     pub stride: Vec<usize>,
+    /// Whether each element counts with the other sign, as PyTorch marks views of conjugates.
+    pub negated: bool,
 }
 
 /// A NumPy array in memory order.
@@ -215,7 +128,9 @@ pub struct Array {
     pub element: Element,
     /// Sizes.
     pub shape: Vec<usize>,
-    /// Little-endian elements, last axis fastest.
+    /// Whether the first axis runs fastest (Fortran's order), not the last one.
+    pub fortran: bool,
+    /// Little-endian elements.
     pub data: Rc<[u8]>,
 }
 
@@ -276,18 +191,30 @@ impl Pickle {
             Value::Float(_) => "a number",
             Value::Text(_) => "a text",
             Value::Bytes(_) => "a byte string",
+            Value::Global(Global::TorchDtype(_)) => "a type of elements",
             Value::Global(_) => "a class",
             Value::Object(i) => match self.objects.get(*i) {
                 Some(Object::List(_)) => "a list",
                 Some(Object::Tuple(_)) => "a tuple",
                 Some(Object::Dict(_)) => "a dictionary",
+                Some(Object::Set(_)) => "a set",
                 Some(Object::Storage(_)) => "a storage",
                 Some(Object::Tensor(_)) => "a tensor",
                 Some(Object::Dtype(..)) => "a dtype",
                 Some(Object::Array(_)) => "an array",
+                Some(Object::Opaque(kind)) => kind,
                 None => "nothing",
             },
         }
+    }
+}
+
+/// The bytes of a string, which Python 2 does not tell from text.
+fn raw(value: &Value) -> Option<&[u8]> {
+    match value {
+        Value::Bytes(bytes) => Some(bytes),
+        Value::Text(text) => Some(text.as_bytes()),
+        _ => None,
     }
 }
 
@@ -305,8 +232,26 @@ pub fn elements(shape: &[usize]) -> Option<usize> {
         .try_fold(1usize, |product, n| product.checked_mul(*n))
 }
 
-/// Highest protocol that is understood; PyTorch writes 2.
-const PROTOCOL: u8 = 4;
+/// Highest protocol that is understood; PyTorch writes 2 unless it is told otherwise.
+const PROTOCOL: u8 = 5;
+
+/// What to do about a class that is not in the list.
+const ONLY_TENSORS: &str =
+    "only tensors and plain values are read; have `model.state_dict()` saved, and nothing else";
+
+/// The beginning of a text of a file, for messages: at most 80 characters, and none that moves a cursor.
+pub fn short(text: &str) -> String {
+    const MOST: usize = 80;
+    let mut cut: String = text
+        .chars()
+        .take(MOST)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(MOST).is_some() {
+        cut.push_str("...");
+    }
+    cut
+}
 
 /// Most axes of a tensor or array.
 const AXES: usize = 8;
@@ -344,6 +289,7 @@ impl<'a> Machine<'a> {
         Err(PickleError {
             what: what.to_string(),
             offset: self.opcode,
+            hint: None,
         })
     }
 
@@ -393,6 +339,30 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// A number up to the next line feed.
+    fn number<T: std::str::FromStr>(&mut self, expected: &str) -> Step<T> {
+        match self.line()?.parse() {
+            Ok(number) => Ok(number),
+            Err(_) => self.refuse(format_args!("a line that is not {expected}")),
+        }
+    }
+
+    /// A string of Python 2: text as far as one can tell.
+    fn old_text(&mut self, len: usize) -> Step<Value> {
+        let bytes = self.take(len)?;
+        self.spend_bytes(len)?;
+        Ok(match std::str::from_utf8(bytes) {
+            Ok(text) => Value::Text(text.into()),
+            Err(_) => Value::Bytes(bytes.into()),
+        })
+    }
+
+    fn bytes(&mut self, len: usize) -> Step<()> {
+        let bytes = self.take(len)?;
+        self.spend_bytes(len)?;
+        self.push(Value::Bytes(bytes.into()))
+    }
+
     fn text(&mut self, len: usize) -> Step<Value> {
         let bytes = self.take(len)?;
         self.spend_bytes(len)?;
@@ -428,10 +398,16 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// Makes an object; whoever pushes it pays for it.
+    fn new_object(&mut self, object: Object) -> Value {
+        self.objects.push(object);
+        Value::Object(self.objects.len() - 1)
+    }
+
     /// Makes an object and pushes it.
     fn make(&mut self, object: Object) -> Step<()> {
-        self.objects.push(object);
-        self.push(Value::Object(self.objects.len() - 1))
+        let made = self.new_object(object);
+        self.push(made)
     }
 
     fn pop(&mut self) -> Step<Value> {
@@ -474,6 +450,18 @@ impl<'a> Machine<'a> {
         }
     }
 
+    fn add_items(&mut self, items: Vec<Value>) -> Step<()> {
+        let i = self.top_object()?;
+        self.spend(items.len())?;
+        match &mut self.objects[i] {
+            Object::Set(set) => {
+                set.extend(items);
+                Ok(())
+            }
+            _ => self.refuse("a set expected to add to"),
+        }
+    }
+
     fn set_items(&mut self, items: Vec<Value>) -> Step<()> {
         if !items.len().is_multiple_of(2) {
             return self.refuse("a key without value");
@@ -493,7 +481,10 @@ impl<'a> Machine<'a> {
     }
 
     fn memoise(&mut self, i: usize) -> Step<()> {
-        // PyTorch numbers in order, so a gap is a forgery, and would cost memory.
+        // Everybody numbers in order, so a gap is a forgery, and would cost memory. Python 2 begins with one.
+        if i == 1 && self.memo.is_empty() {
+            self.memo.push(None);
+        }
         if i > self.memo.len() {
             return self.refuse(format_args!("memo entry {i} after {}", self.memo.len()));
         }
@@ -517,14 +508,24 @@ impl<'a> Machine<'a> {
     }
 
     fn global(&mut self, module: &str, name: &str) -> Step<()> {
-        match Global::find(module, name) {
-            Some(global) => self.push(Value::Global(global)),
-            None => self.refuse(format_args!(
-                "`{}.{}` is not allowed in a checkpoint",
-                module.escape_debug(),
-                name.escape_debug()
-            )),
+        if let Some(global) = Global::find(module, name) {
+            return self.push(Value::Global(global));
         }
+        let unread = UNREAD.iter().find(|(known, _)| *known == name);
+        if let Some((_, what)) = unread.filter(|_| module == "torch._utils") {
+            return self.refuse(format_args!(
+                "`{module}.{name}` makes {what}, which is not read"
+            ));
+        }
+        Err(PickleError {
+            what: format!(
+                "`{}.{}` is not allowed in a checkpoint",
+                short(module),
+                short(name)
+            ),
+            offset: self.opcode,
+            hint: Some(ONLY_TENSORS),
+        })
     }
 
     /// Reads opcodes up to the end of the pickle.
@@ -557,6 +558,7 @@ impl<'a> Machine<'a> {
                     self.marks.push(self.stack.len());
                 }
                 b'0' => drop(self.pop()?),
+                b'1' => drop(self.pop_to_mark()?),
                 b'N' => self.push(Value::None)?,
                 0x88 => self.push(Value::Bool(true))?,
                 0x89 => self.push(Value::Bool(false))?,
@@ -572,7 +574,36 @@ impl<'a> Machine<'a> {
                     let n = u16::from_le_bytes(self.array()?);
                     self.push(Value::Int(n.into()))?;
                 }
-                0x8a => self.long()?,
+                0x8a => {
+                    let len = self.byte()?;
+                    self.long(len.into())?;
+                }
+                0x8b => {
+                    let len = self.length()?;
+                    self.long(len)?;
+                }
+                b'I' => {
+                    let value = match self.line()? {
+                        "00" => Value::Bool(false),
+                        "01" => Value::Bool(true),
+                        number => match number.parse() {
+                            Ok(number) => Value::Int(number),
+                            Err(_) => return self.refuse("a line that is not a number of 64 bits"),
+                        },
+                    };
+                    self.push(value)?;
+                }
+                b'L' => {
+                    let line = self.line()?;
+                    match line.strip_suffix('L').unwrap_or(line).parse() {
+                        Ok(number) => self.push(Value::Int(number))?,
+                        Err(_) => return self.refuse("a line that is not a number of 64 bits"),
+                    }
+                }
+                b'F' => {
+                    let number = self.number("a number")?;
+                    self.push(Value::Float(number))?;
+                }
                 b'G' => {
                     let x = f64::from_be_bytes(self.array()?);
                     self.push(Value::Float(x))?;
@@ -586,19 +617,48 @@ impl<'a> Machine<'a> {
                     let text = self.text(len)?;
                     self.push(text)?;
                 }
-                b'B' | b'C' | 0x8e => {
+                b'U' | b'T' => {
+                    let len = match opcode {
+                        b'U' => self.byte()?.into(),
+                        _ => self.length()?,
+                    };
+                    let text = self.old_text(len)?;
+                    self.push(text)?;
+                }
+                b'B' | b'C' | 0x8e | 0x96 => {
                     let len = match opcode {
                         b'B' => self.length()?,
                         b'C' => self.byte()?.into(),
                         _ => self.long_length()?,
                     };
-                    let bytes = self.take(len)?;
-                    self.spend_bytes(len)?;
-                    self.push(Value::Bytes(bytes.into()))?;
+                    self.bytes(len)?;
+                }
+                0x97 | 0x98 => {
+                    return self.refuse("a buffer that lies outside of the file");
                 }
                 b']' => self.make(Object::List(Vec::new()))?,
                 b'}' => self.make(Object::Dict(Vec::new()))?,
                 b')' => self.make(Object::Tuple(Vec::new()))?,
+                0x8f => self.make(Object::Set(Vec::new()))?,
+                b'l' => {
+                    let items = self.pop_to_mark()?;
+                    self.spend(items.len())?;
+                    self.make(Object::List(items))?;
+                }
+                b'd' => {
+                    let items = self.pop_to_mark()?;
+                    self.make(Object::Dict(Vec::new()))?;
+                    self.set_items(items)?;
+                }
+                0x90 => {
+                    let items = self.pop_to_mark()?;
+                    self.add_items(items)?;
+                }
+                0x91 => {
+                    let items = self.pop_to_mark()?;
+                    self.spend(items.len())?;
+                    self.make(Object::Set(items))?;
+                }
                 b'a' => {
                     let item = self.pop()?;
                     self.append(vec![item])?;
@@ -642,14 +702,23 @@ impl<'a> Machine<'a> {
                 }
                 b'R' => {
                     let (arguments, function) = (self.pop()?, self.pop()?);
-                    // No function takes more; copying a large tuple again and again would take for ever.
-                    let arguments = self.tuple_items(&arguments).filter(|a| a.len() < 8);
-                    let arguments = arguments.map(<[Value]>::to_vec);
+                    let arguments = self.arguments(&arguments);
                     match (function, arguments) {
                         (Value::Global(function), Some(arguments)) => {
                             self.call(function, &arguments)?;
                         }
                         _ => return self.refuse("a function and its arguments expected"),
+                    }
+                }
+                0x81 => {
+                    let (arguments, class) = (self.pop()?, self.pop()?);
+                    match (class, self.arguments(&arguments)) {
+                        (Value::Global(Global::Namespace), Some(arguments))
+                            if arguments.is_empty() =>
+                        {
+                            self.make(Object::Opaque("an argparse.Namespace"))?;
+                        }
+                        _ => return self.refuse("a new object of a class that makes none here"),
                     }
                 }
                 b'b' => {
@@ -664,6 +733,10 @@ impl<'a> Machine<'a> {
                     let i = self.length()?;
                     self.memoise(i)?;
                 }
+                b'p' => {
+                    let i = self.number("a place in the memo")?;
+                    self.memoise(i)?;
+                }
                 0x94 => self.memoise(self.memo.len())?,
                 b'h' => {
                     let i = self.byte()?;
@@ -671,6 +744,10 @@ impl<'a> Machine<'a> {
                 }
                 b'j' => {
                     let i = self.length()?;
+                    self.recall(i)?;
+                }
+                b'g' => {
+                    let i = self.number("a place in the memo")?;
                     self.recall(i)?;
                 }
                 b'Q' => {
@@ -686,13 +763,11 @@ impl<'a> Machine<'a> {
 
     /// A whole number in as few bytes as it needs. PyTorch's old files begin with one of ten bytes, which is kept as a
     /// byte string.
-    fn long(&mut self) -> Step<()> {
-        let len = usize::from(self.byte()?);
-        let bytes = self.take(len)?;
+    fn long(&mut self, len: usize) -> Step<()> {
         if len > 8 {
-            self.spend_bytes(len)?;
-            return self.push(Value::Bytes(bytes.into()));
+            return self.bytes(len);
         }
+        let bytes = self.take(len)?;
         let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
         let mut all = [if negative { 0xff } else { 0 }; 8];
         all[..len].copy_from_slice(bytes);
@@ -702,6 +777,13 @@ impl<'a> Machine<'a> {
     fn tuple(&mut self, items: Vec<Value>) -> Step<()> {
         self.spend(items.len())?;
         self.make(Object::Tuple(items))
+    }
+
+    /// A copy of the arguments of a call. No function takes more; copying a large tuple again and again would take for
+    /// ever.
+    fn arguments(&self, value: &Value) -> Option<Vec<Value>> {
+        let arguments = self.tuple_items(value).filter(|a| a.len() <= 8);
+        arguments.map(<[Value]>::to_vec)
     }
 
     /// The elements of a tuple.
@@ -730,24 +812,28 @@ impl<'a> Machine<'a> {
             Some(
                 [
                     Value::Text(word),
-                    Value::Global(Global::Storage(element)),
+                    Value::Global(class),
                     Value::Text(key),
                     Value::Text(_),
                     len,
-                ]
-                | [
-                    Value::Text(word),
-                    Value::Global(Global::Storage(element)),
-                    Value::Text(key),
-                    Value::Text(_),
-                    len,
-                    Value::None,
+                    view @ ..,
                 ],
-            ) if &**word == "storage" => natural(len).map(|len| Storage {
-                element: *element,
-                key: Rc::clone(key),
-                len,
-            }),
+            ) if &**word == "storage" && view.len() <= 1 => {
+                if view.iter().any(|view| *view != Value::None) {
+                    return self.refuse("a storage within another one, which is not read");
+                }
+                let element = match class {
+                    Global::Storage(element) => Some(*element),
+                    Global::UntypedStorage => Some(Element::U8),
+                    _ => None,
+                };
+                element.zip(natural(len)).map(|(element, len)| Storage {
+                    element,
+                    typed: *class != Global::UntypedStorage,
+                    key: Rc::clone(key),
+                    len,
+                })
+            }
             _ => None,
         };
         match storage {
@@ -757,127 +843,320 @@ impl<'a> Machine<'a> {
     }
 
     fn call(&mut self, function: Global, arguments: &[Value]) -> Step<()> {
-        let made = match (function, arguments) {
-            (Global::OrderedDict, []) => Some(Object::Dict(Vec::new())),
+        match self.result_of(function, arguments)? {
+            Some(value) => self.push(value),
+            None => self.refuse(format_args!(
+                "`{}` with arguments that are not understood",
+                function.name()
+            )),
+        }
+    }
+
+    /// What a call stands for; nothing if its arguments are not those of the function.
+    fn result_of(&mut self, function: Global, arguments: &[Value]) -> Step<Option<Value>> {
+        let object = match (function, arguments) {
+            (Global::OrderedDict | Global::Counter | Global::DefaultDict, [])
+            | (Global::DefaultDict, [Value::None | Value::Global(_)]) => Object::Dict(Vec::new()),
+            (Global::Counter, [items]) => match self.object(items) {
+                Some(Object::Dict(entries)) => {
+                    let entries = entries.clone();
+                    self.spend(2 * entries.len())?;
+                    Object::Dict(entries)
+                }
+                _ => return Ok(None),
+            },
+            // What Python 2 writes.
+            (Global::OrderedDict, [items]) => match self.pairs(items) {
+                Some(pairs) => {
+                    self.spend(2 * pairs.len())?;
+                    Object::Dict(pairs)
+                }
+                None => return Ok(None),
+            },
+            (Global::Set | Global::FrozenSet, []) => Object::Set(Vec::new()),
+            (Global::Set | Global::FrozenSet, [items]) => match self.object(items) {
+                Some(Object::List(items) | Object::Tuple(items)) => {
+                    let items = items.clone();
+                    self.spend(items.len())?;
+                    Object::Set(items)
+                }
+                _ => return Ok(None),
+            },
+            (Global::RebuildTensor, [storage, offset, shape, stride]) => {
+                let place = (storage, offset, shape, stride);
+                return self.tensor(place, None, false);
+            }
             (
-                Global::RebuildTensor,
-                [storage, offset, shape, stride, Value::Bool(_), hooks]
-                | [
+                Global::RebuildTensorV2,
+                [
                     storage,
                     offset,
                     shape,
                     stride,
                     Value::Bool(_),
                     hooks,
-                    Value::None,
+                    metadata @ ..,
                 ],
-            ) => self
-                .tensor(storage, offset, shape, stride)
-                .filter(|_| self.is_empty_dict(hooks)),
+            ) if self.is_empty_dict(hooks) && metadata.len() <= 1 => {
+                return match self.is_negated(metadata) {
+                    Some(negated) => self.tensor((storage, offset, shape, stride), None, negated),
+                    None => Ok(None),
+                };
+            }
+            (
+                Global::RebuildTensorV3,
+                [
+                    storage,
+                    offset,
+                    shape,
+                    stride,
+                    Value::Bool(_),
+                    hooks,
+                    Value::Global(Global::TorchDtype(dtype)),
+                    metadata @ ..,
+                ],
+            ) if self.is_empty_dict(hooks) => {
+                let Some(element) = Element::of_dtype(dtype) else {
+                    return self.refuse(format_args!(
+                        "a tensor of `torch.{dtype}`, which is not read"
+                    ));
+                };
+                return match self.is_negated(metadata) {
+                    Some(negated) => {
+                        self.tensor((storage, offset, shape, stride), Some(element), negated)
+                    }
+                    None => Ok(None),
+                };
+            }
             // A parameter is the tensor that it holds.
-            (Global::RebuildParameter, [Value::Object(i), Value::Bool(_), hooks])
-                if matches!(self.objects[*i], Object::Tensor(_)) && self.is_empty_dict(hooks) =>
+            (Global::RebuildParameter, [tensor, Value::Bool(_), hooks])
+            | (Global::RebuildParameterWithState, [tensor, Value::Bool(_), hooks, _])
+                if matches!(self.object(tensor), Some(Object::Tensor(_)))
+                    && self.is_empty_dict(hooks) =>
             {
-                return self.push(Value::Object(*i));
+                return Ok(Some(tensor.clone()));
+            }
+            // So is a tensor with attributes. Nothing is looked into more than once.
+            (
+                Global::RebuildFromType,
+                [
+                    Value::Global(function),
+                    Value::Global(Global::TensorClass),
+                    arguments,
+                    _,
+                ],
+            ) if *function != Global::RebuildFromType => {
+                let made = match self.arguments(arguments) {
+                    Some(arguments) => self.result_of(*function, &arguments)?,
+                    None => None,
+                };
+                let is_tensor = |made: &Value| matches!(self.object(made), Some(Object::Tensor(_)));
+                return Ok(made.filter(is_tensor));
             }
             (Global::Size, [sizes]) if self.sizes(sizes).is_some() => {
-                return self.push(sizes.clone());
+                return Ok(Some(sizes.clone()));
             }
-            (Global::Encode, [Value::Text(text), Value::Text(codec)]) if &**codec == "latin1" => {
+            (Global::Device, [Value::Text(_)] | [Value::Text(_), Value::Int(_)]) => {
+                Object::Opaque("a device")
+            }
+            (Global::Layout, [Value::Text(_)]) => Object::Opaque("a layout"),
+            (
+                Global::Complex,
+                [
+                    Value::Float(_) | Value::Int(_),
+                    Value::Float(_) | Value::Int(_),
+                ],
+            ) => Object::Opaque("a complex number"),
+            (Global::Bytes | Global::ByteArray, []) => {
+                return Ok(Some(Value::Bytes(Rc::new([]))));
+            }
+            (Global::ByteArray, [Value::Bytes(bytes)]) => {
+                return Ok(Some(Value::Bytes(Rc::clone(bytes))));
+            }
+            (Global::Encode | Global::ByteArray, [Value::Text(text), Value::Text(codec)])
+                if matches!(&**codec, "latin1" | "latin-1") =>
+            {
                 self.spend_bytes(text.len())?;
                 let bytes: Option<Vec<u8>> = text
                     .chars()
                     .map(|c| u8::try_from(u32::from(c)).ok())
                     .collect();
-                match bytes {
-                    Some(bytes) => return self.push(Value::Bytes(bytes.into())),
-                    None => return self.refuse("a text that is not Latin-1"),
-                }
+                return match bytes {
+                    Some(bytes) => Ok(Some(Value::Bytes(bytes.into()))),
+                    None => self.refuse("a text that is not Latin-1"),
+                };
             }
-            (Global::Dtype, [Value::Text(code), Value::Bool(false), Value::Bool(true)]) => {
-                match Element::of_numpy(code) {
-                    Some(element) => Some(Object::Dtype(element, element.bytes() == 1)),
-                    None => {
-                        return self.refuse(format_args!("NumPy type `{}`", code.escape_debug()));
-                    }
-                }
+            // Old versions of NumPy wrote numbers for the truth values.
+            (
+                Global::Dtype,
+                [
+                    Value::Text(code),
+                    Value::Bool(false) | Value::Int(0),
+                    Value::Bool(true) | Value::Int(1),
+                ],
+            ) => {
+                let Some(element) = Element::of_numpy(code) else {
+                    let code = short(code);
+                    return self.refuse(format_args!("NumPy type `{code}`, which is not read"));
+                };
+                Object::Dtype(element, element.bytes() == 1)
             }
-            (Global::Reconstruct, [Value::Global(Global::NdArray), shape, Value::Bytes(code)])
-                if self.tuple_items(shape) == Some(&[Value::Int(0)]) && &**code == b"b" =>
+            (Global::Reconstruct, [Value::Global(Global::NdArray), shape, code])
+                if self.tuple_items(shape) == Some(&[Value::Int(0)])
+                    && raw(code).is_some_and(|code| code == b"b") =>
             {
-                Some(Object::Array(None))
+                Object::Array(None)
             }
-            (Global::Scalar, [dtype, Value::Bytes(bytes)]) => match self.scalar(dtype, bytes) {
-                Some(value) => return self.push(value),
-                None => None,
+            (Global::FromBuffer, [data, dtype, shape, Value::Text(order)])
+                if matches!(&**order, "C" | "F") =>
+            {
+                return match self.array_of(data, dtype, shape, &**order == "F")? {
+                    Some(array) => {
+                        let array = Object::Array(Some(Box::new(array)));
+                        Ok(Some(self.new_object(array)))
+                    }
+                    None => Ok(None),
+                };
+            }
+            (Global::Scalar, [dtype, bytes]) => {
+                let number = raw(bytes).and_then(|bytes| self.scalar(dtype, bytes));
+                return Ok(number);
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(self.new_object(object)))
+    }
+
+    /// The object that a value refers to.
+    fn object(&self, value: &Value) -> Option<&Object> {
+        match value {
+            Value::Object(i) => self.objects.get(*i),
+            _ => None,
+        }
+    }
+
+    /// The entries that a list of pairs holds.
+    fn pairs(&self, value: &Value) -> Option<Vec<(Value, Value)>> {
+        let (Object::List(items) | Object::Tuple(items)) = self.object(value)? else {
+            return None;
+        };
+        let pair = |item: &Value| match self.object(item) {
+            Some(Object::List(pair) | Object::Tuple(pair)) => match &pair[..] {
+                [key, value] => Some((key.clone(), value.clone())),
+                _ => None,
             },
             _ => None,
         };
-        match made {
-            Some(object) => self.make(object),
-            None => self.refuse(format_args!(
-                "{function:?} with arguments that PyTorch does not give it"
-            )),
-        }
+        items.iter().map(pair).collect()
     }
 
     fn is_empty_dict(&self, value: &Value) -> bool {
-        matches!(value, Value::Object(i) if matches!(&self.objects[*i], Object::Dict(entries) if entries.is_empty()))
+        matches!(self.object(value), Some(Object::Dict(entries)) if entries.is_empty())
     }
 
-    /// A view of a storage that lies inside of it.
-    fn tensor(
-        &self,
-        storage: &Value,
-        offset: &Value,
-        shape: &Value,
-        stride: &Value,
-    ) -> Option<Object> {
-        let Value::Object(i) = storage else {
-            return None;
-        };
-        let Object::Storage(storage) = &self.objects[*i] else {
-            return None;
-        };
-        let (offset, shape, stride) = (natural(offset)?, self.sizes(shape)?, self.sizes(stride)?);
-        if shape.len() != stride.len() {
-            return None;
+    /// Whether the metadata of a tensor, `{'neg': True}` or nothing, turn its sign; nothing if they say anything else.
+    fn is_negated(&self, metadata: &[Value]) -> Option<bool> {
+        match metadata {
+            [] | [Value::None] => Some(false),
+            [metadata] => match self.object(metadata)? {
+                Object::Dict(entries) if entries.len() <= 2 => {
+                    let mut negated = false;
+                    for entry in entries {
+                        match entry {
+                            (Value::Text(key), Value::Bool(yes)) if &**key == "neg" => {
+                                negated = *yes;
+                            }
+                            (Value::Text(key), Value::Bool(false)) if &**key == "conj" => {}
+                            _ => return None,
+                        }
+                    }
+                    Some(negated)
+                }
+                _ => None,
+            },
+            _ => None,
         }
-        if elements(&shape)? > 0 {
+    }
+
+    /// A view of a storage that lies inside of it; `element` is the type for a storage that has none.
+    fn tensor(
+        &mut self,
+        (storage, offset, shape, stride): (&Value, &Value, &Value, &Value),
+        element: Option<Element>,
+        negated: bool,
+    ) -> Step<Option<Value>> {
+        let storage = match self.object(storage) {
+            Some(Object::Storage(storage)) if storage.typed == element.is_none() => {
+                Rc::clone(storage)
+            }
+            _ => return Ok(None),
+        };
+        let numbers = (natural(offset), self.sizes(shape), self.sizes(stride));
+        let (Some(offset), Some(shape), Some(stride)) = numbers else {
+            return Ok(None);
+        };
+        let storage = match element {
+            Some(element) if storage.len.is_multiple_of(element.bytes()) => Rc::new(Storage {
+                element,
+                typed: true,
+                key: Rc::clone(&storage.key),
+                len: storage.len / element.bytes(),
+            }),
+            Some(_) => return self.refuse("a storage of a broken number of elements"),
+            None => storage,
+        };
+        if shape.len() != stride.len() {
+            return Ok(None);
+        }
+        let ends = |count: usize| {
             let steps = shape.iter().zip(&stride);
             let last = steps.into_iter().try_fold(offset, |sum, (n, step)| {
-                sum.checked_add((n - 1).checked_mul(*step)?)
-            })?;
-            if last >= storage.len {
-                return None;
-            }
+                sum.checked_add(n.saturating_sub(1).checked_mul(*step)?)
+            });
+            count == 0 || last.is_some_and(|last| last < storage.len)
+        };
+        if !elements(&shape).is_some_and(ends) {
+            return self.refuse(format_args!(
+                "a tensor of sizes {shape:?} that reaches beyond its storage of {} elements",
+                storage.len
+            ));
         }
-        Some(Object::Tensor(Box::new(Tensor {
-            storage: Rc::clone(storage),
+        let tensor = Tensor {
+            storage,
             offset,
             shape,
             stride,
-        })))
+            negated,
+        };
+        Ok(Some(self.new_object(Object::Tensor(Box::new(tensor)))))
     }
 
     fn scalar(&self, dtype: &Value, bytes: &[u8]) -> Option<Value> {
-        let Value::Object(i) = dtype else {
+        let Object::Dtype(element, true) = self.object(dtype)? else {
             return None;
         };
-        Some(match (&self.objects[*i], bytes.len()) {
-            (Object::Dtype(Element::I64, true), 8) => {
-                Value::Int(i64::from_le_bytes(bytes.try_into().ok()?))
+        Some(match element {
+            Element::F64 => Value::Float(f64::from_le_bytes(bytes.try_into().ok()?)),
+            Element::F32 => Value::Float(f32::from_le_bytes(bytes.try_into().ok()?).into()),
+            Element::F16 => Value::Float(half::f16::from_le_bytes(bytes.try_into().ok()?).into()),
+            Element::Bf16 => return None,
+            Element::I64 => Value::Int(i64::from_le_bytes(bytes.try_into().ok()?)),
+            Element::I32 => Value::Int(i32::from_le_bytes(bytes.try_into().ok()?).into()),
+            Element::I16 => Value::Int(i16::from_le_bytes(bytes.try_into().ok()?).into()),
+            Element::I8 => Value::Int(i8::from_le_bytes(bytes.try_into().ok()?).into()),
+            Element::U64 => {
+                let number = u64::from_le_bytes(bytes.try_into().ok()?);
+                // What does not fit is kept as its bytes, as other long numbers are.
+                i64::try_from(number).map_or_else(|_| Value::Bytes(bytes.into()), Value::Int)
             }
-            (Object::Dtype(Element::I32, true), 4) => {
-                Value::Int(i32::from_le_bytes(bytes.try_into().ok()?).into())
-            }
-            (Object::Dtype(Element::F64, true), 8) => {
-                Value::Float(f64::from_le_bytes(bytes.try_into().ok()?))
-            }
-            (Object::Dtype(Element::F32, true), 4) => {
-                Value::Float(f32::from_le_bytes(bytes.try_into().ok()?).into())
-            }
-            _ => return None,
+            Element::U32 => Value::Int(u32::from_le_bytes(bytes.try_into().ok()?).into()),
+            Element::U16 => Value::Int(u16::from_le_bytes(bytes.try_into().ok()?).into()),
+            Element::U8 => Value::Int(u8::from_le_bytes(bytes.try_into().ok()?).into()),
+            Element::Bool => match bytes {
+                [0] => Value::Bool(false),
+                [1] => Value::Bool(true),
+                _ => return None,
+            },
         })
     }
 
@@ -887,12 +1166,32 @@ impl<'a> Machine<'a> {
         let object = match (&self.objects[i], self.tuple_items(state)) {
             // PyTorch hangs `_metadata` (versions of layers) on a state dict; nothing here depends on it.
             (Object::Dict(_), None) if matches!(state, Value::Object(_)) => return Ok(()),
+            (Object::Opaque(_), None) if matches!(self.object(state), Some(Object::Dict(_))) => {
+                return Ok(());
+            }
             (Object::Dtype(element, _), Some(state)) => {
+                if let [_, Value::Text(order), ..] = state
+                    && &**order == ">"
+                {
+                    return self.refuse("NumPy's byte order `>`, expected `<`");
+                }
                 is_dtype_state(state).then_some(Object::Dtype(*element, true))
             }
-            (Object::Array(None), Some(state)) => self
-                .array_state(state)
-                .map(|array| Object::Array(Some(Box::new(array)))),
+            (Object::Array(None), Some(state)) => {
+                // `(1, shape, dtype, Fortran's order, data)`.
+                let [Value::Int(1), shape, dtype, fortran, data] = state else {
+                    return self.refuse("a state that NumPy does not write");
+                };
+                let fortran = match fortran {
+                    Value::Bool(fortran) => *fortran,
+                    Value::Int(0) => false,
+                    Value::Int(1) => true,
+                    _ => return self.refuse("a state that NumPy does not write"),
+                };
+                let (shape, dtype, data) = (shape.clone(), dtype.clone(), data.clone());
+                self.array_of(&data, &dtype, &shape, fortran)?
+                    .map(|array| Object::Array(Some(Box::new(array))))
+            }
             _ => return self.refuse("state for an object that takes none"),
         };
         match object {
@@ -904,28 +1203,36 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// `(1, shape, dtype, fortran order, data)`.
-    fn array_state(&self, state: &[Value]) -> Option<Array> {
-        let [
-            Value::Int(1),
-            shape,
-            Value::Object(dtype),
-            Value::Bool(false),
-            Value::Bytes(data),
-        ] = state
-        else {
-            return None;
+    /// An array of these bytes, if they are as many as it needs.
+    fn array_of(
+        &mut self,
+        data: &Value,
+        dtype: &Value,
+        shape: &Value,
+        fortran: bool,
+    ) -> Step<Option<Array>> {
+        let data: Rc<[u8]> = match data {
+            Value::Bytes(data) => Rc::clone(data),
+            // Python 2 does not tell them apart.
+            Value::Text(text) => {
+                self.spend_bytes(text.len())?;
+                text.as_bytes().into()
+            }
+            _ => return Ok(None),
         };
-        let (Object::Dtype(element, true), shape) = (&self.objects[*dtype], self.sizes(shape)?)
+        let (Some(Object::Dtype(element, true)), Some(shape)) =
+            (self.object(dtype), self.sizes(shape))
         else {
-            return None;
+            return Ok(None);
         };
-        let bytes = elements(&shape)?.checked_mul(element.bytes())?;
-        (bytes == data.len()).then(|| Array {
-            element: *element,
+        let element = *element;
+        let bytes = elements(&shape).and_then(|count| count.checked_mul(element.bytes()));
+        Ok((bytes == Some(data.len())).then_some(Array {
+            element,
             shape,
-            data: Rc::clone(data),
-        })
+            fortran,
+            data,
+        }))
     }
 }
 

@@ -43,7 +43,7 @@ void test_loss(int n, int classes, bool with_nan = false)
     const std::string shape = " " + std::to_string(n) + " x " + std::to_string(classes);
     Floats logits = random_floats(n * classes);
     if (n > 2 && classes > 2) logits[classes + 1] = logits[classes + 2] = 9; // equal largest ones: the first counts
-    if (with_nan) logits[2 * classes] = NAN;                                 // the prediction is class 0
+    if (with_nan) logits[2 * classes] = NAN;                                 // there is no prediction
     Ints labels(n), right(n);
     for (int i = 0; i < n; i++) labels[i] = i % classes;
     Doubles loss(n), gradient(n * classes);
@@ -57,7 +57,7 @@ void test_loss(int n, int classes, bool with_nan = false)
             sum += std::exp((double)row[k]);
         }
         loss[i] = std::log(sum) - row[labels[i]];
-        right[i] = best == labels[i];
+        right[i] = best == labels[i] && !std::isnan(row[0]);
         for (int k = 0; k < classes; k++)
             gradient[i * classes + k] = (std::exp((double)row[k]) / sum - (k == labels[i])) / n;
         total += loss[i], correct += right[i];
