@@ -84,7 +84,7 @@ Options:
   -h, --help                   Print help
 
 Machine:
-      --data <DIR>       Folder with the datasets
+      --data <DIR>       Folder with the datasets [env: BB_DATA]
       --out <DIR>        Folder for the results [default: runs]
       --device <DEVICE>  Where to compute: auto, cpu or cuda:N [default: auto]
       --threads <N>      Number of threads [default: all cores]
