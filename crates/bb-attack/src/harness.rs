@@ -153,6 +153,12 @@ pub fn plan(request: &AttackRequest) -> Result<CellSpec, AttackError> {
 /// Those that [`run`] has for the same request, as far as they do not come from the data.
 pub fn show(request: &AttackRequest) -> Result<String, AttackError> {
     let ready = checked(registry::find(&request.method)?, request)?;
+    // Files may spell names in their own way, but the official ones always do.
+    if let Some(known) = bb_core::data::known_classes(&request.dataset)
+        && let Some(error) = ready.unknown_class(known)
+    {
+        return Err(error);
+    }
     // They are part of what names a cell, so a run reads them before it computes.
     for (_, path) in ready.files() {
         artifact::sha256_file(path)?;

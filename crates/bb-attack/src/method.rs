@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bb_core::data::Dataset;
 use bb_core::method::MethodInfo;
 use bb_core::poison::PoisonSet;
-use bb_core::settings::{Layers, Origin, Resolved, Valid, Validate, render};
+use bb_core::settings::{Layers, Origin, Resolved, Unnumbered, Valid, Validate, render};
 use bb_nn::data::Batch;
 use bb_nn::kernels::loss::Loss;
 use bb_nn::train::{Recipe, StepAt};
@@ -209,6 +209,9 @@ pub trait Ready {
     /// If no class has a name that was given, or more than one has.
     fn bind(&mut self, dataset: &Dataset) -> Result<Vec<String>, AttackError>;
 
+    /// The error that a class was given by a name that is none of `known`, if one was.
+    fn unknown_class(&self, known: &[&str]) -> Option<AttackError>;
+
     /// The settings that identify a cell: all but those of [`Attack::later`] that have their default.
     fn tree(&self) -> &serde_json::Value;
 
@@ -265,8 +268,7 @@ impl<A: Attack> AnyAttack for Erased<A> {
         }
         let official = bb_core::data::known_classes(dataset).unwrap_or_default();
         let names: Vec<(&str, usize)> = official.iter().copied().zip(0..).collect();
-        let (checked, _) = Checked::<A>::new(layers, &names)?;
-        Ok(Box::new(checked))
+        Ok(Box::new(Checked::<A>::new(layers, &names)?))
     }
 }
 
@@ -274,37 +276,36 @@ struct Checked<A: Attack> {
     /// As they were given, with names of classes.
     layers: Layers,
     settings: Resolved<Valid<A::Config>>,
+    /// Classes whose numbers are not known yet.
+    unnumbered: Unnumbered,
     tree: serde_json::Value,
 }
 
-/// Classes that were given by a name that is not known, as (setting, name).
-type Unnumbered = Vec<(&'static str, String)>;
-
 impl<A: Attack> Checked<A> {
-    /// The settings with the numbers of `names`, and the classes that have none of them.
-    fn new(layers: Layers, names: &[(&str, usize)]) -> Result<(Self, Unnumbered), AttackError> {
-        let (numbered, left) = layers.clone().numbered(names)?;
+    /// The settings with the numbers of classes by their `names`.
+    fn new(layers: Layers, names: &[(&str, usize)]) -> Result<Self, AttackError> {
+        let (numbered, unnumbered) = layers.clone().numbered(names)?;
         let mut settings = numbered.resolve()?.valid()?;
-        for (key, name) in &left {
+        for (key, name) in &unnumbered {
             settings.show_as(key, name);
         }
-        let checked = Self {
+        Ok(Self {
             layers,
             tree: settings.identity(A::later(), &A::Config::default()),
             settings,
-        };
-        Ok((checked, left))
+            unnumbered,
+        })
     }
 }
 
 impl<A: Attack> Ready for Checked<A> {
     fn bind(&mut self, dataset: &Dataset) -> Result<Vec<String>, AttackError> {
-        let (bound, left) = Self::new(self.layers.clone(), &dataset.class_numbers())?;
+        *self = Self::new(self.layers.clone(), &dataset.class_numbers())?;
         let names = &dataset.class_names;
-        if let Some((key, name)) = left.first() {
-            return Err(self.layers.unknown_class(key, name, names).into());
+        let known: Vec<&str> = names.iter().map(String::as_str).collect();
+        if let Some(error) = self.unknown_class(&known) {
+            return Err(error);
         }
-        *self = bound;
         let mut warnings = Vec::new();
         for (key, number) in self.layers.class_numbers() {
             let name = usize::try_from(number).ok().and_then(|i| names.get(i));
@@ -320,6 +321,11 @@ impl<A: Attack> Ready for Checked<A> {
             }
         }
         Ok(warnings)
+    }
+
+    fn unknown_class(&self, known: &[&str]) -> Option<AttackError> {
+        let (key, name) = self.unnumbered.first()?;
+        Some(self.layers.unknown_class(key, name, known).into())
     }
 
     fn tree(&self) -> &serde_json::Value {

@@ -188,11 +188,11 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Array, NpyError> {
     let (header, data) = split(bytes, path)?;
     /// Integers and floats of either order of bytes, by NumPy's letter and their size.
     macro_rules! decoder {
-        ($big:expr, $type:ty) => {{
+        ($big:expr, $type:ty, $number:expr) => {{
             let decode: fn(&[u8]) -> f64 = if $big {
-                |b| <$type>::from_be_bytes(sized(b)) as f64
+                |b| $number(<$type>::from_be_bytes(sized(b)))
             } else {
-                |b| <$type>::from_le_bytes(sized(b)) as f64
+                |b| $number(<$type>::from_le_bytes(sized(b)))
             };
             (size_of::<$type>(), decode)
         }};
@@ -209,16 +209,16 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Array, NpyError> {
         _ => Kind::Integer,
     };
     let (size, decode) = match (order, name) {
-        ("|" | "<" | ">", "u1") => decoder!(big, u8),
-        ("|" | "<" | ">", "i1") => decoder!(big, i8),
-        ("<" | ">", "u2") => decoder!(big, u16),
-        ("<" | ">", "i2") => decoder!(big, i16),
-        ("<" | ">", "u4") => decoder!(big, u32),
-        ("<" | ">", "i4") => decoder!(big, i32),
-        ("<" | ">", "u8") => decoder!(big, u64),
-        ("<" | ">", "i8") => decoder!(big, i64),
-        ("<" | ">", "f4") => decoder!(big, f32),
-        ("<" | ">", "f8") => decoder!(big, f64),
+        ("|" | "<" | ">", "u1") => decoder!(big, u8, f64::from),
+        ("|" | "<" | ">", "i1") => decoder!(big, i8, f64::from),
+        ("<" | ">", "u2") => decoder!(big, u16, f64::from),
+        ("<" | ">", "i2") => decoder!(big, i16, f64::from),
+        ("<" | ">", "u4") => decoder!(big, u32, f64::from),
+        ("<" | ">", "i4") => decoder!(big, i32, f64::from),
+        ("<" | ">", "u8") => decoder!(big, u64, |v| v as f64),
+        ("<" | ">", "i8") => decoder!(big, i64, |v| v as f64),
+        ("<" | ">", "f4") => decoder!(big, f32, f64::from),
+        ("<" | ">", "f8") => decoder!(big, f64, f64::from),
         _ => return Err(unknown()),
     };
     check_length(&header, size, data.len(), path)?;

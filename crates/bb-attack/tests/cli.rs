@@ -263,6 +263,254 @@ fn show_config_tells_where_each_setting_comes_from() {
 }
 
 #[test]
+fn show_config_shows_what_is_no_setting_and_can_be_given_back() {
+    let args = [
+        "lf",
+        "--dataset",
+        "synthetic",
+        "--width",
+        "4",
+        "--train-limit",
+        "100",
+        "--show-config",
+    ];
+    let (output_, stdout, stderr) = output(&args);
+    assert!(output_.status.success(), "{stderr}");
+    for line in [
+        "# dataset = \"synthetic\"  # --dataset",
+        "# arch = \"preactresnet18\"  # default",
+        "# width = 4  # --width",
+        "# train_limit = 100  # --train-limit",
+        "# test_limit = \"all\"  # default",
+        "# precision = \"f32\"  # default",
+        "# seed = 0  # default",
+        "# device = \"auto\"  # default",
+        "trigger.scale = \"auto\"  # defaults",
+    ] {
+        assert!(stdout.lines().any(|l| l == line), "{stdout}\nlacks {line}");
+    }
+    let folder = folder();
+    let file = folder.path().join("shown.toml");
+    fs_err::write(&file, &stdout).expect("a writable folder");
+    let file = path(&file);
+    let (output_, again, stderr) =
+        output(&["lf", "--dataset", "synthetic", "-c", file, "--show-config"]);
+    assert!(output_.status.success(), "{stderr}");
+    let settings = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines
+            .map(|line| line.split("  #").next().unwrap_or_default().to_owned())
+            .collect()
+    };
+    assert_eq!(settings(&again), settings(&stdout));
+}
+
+#[test]
+fn show_config_refuses_what_a_run_refuses_with_the_same_words() {
+    let folder = folder();
+    let out = path(folder.path());
+    let check = |args: &[&str], code: i32, expect: &str| {
+        let mut said = Vec::new();
+        for show in [false, true] {
+            let mut words = vec!["badnets", "--out", out, "--data", out];
+            words.extend(args);
+            words.extend(show.then_some("--show-config"));
+            let (output, stdout, stderr) = output(&words);
+            assert_eq!(output.status.code(), Some(code), "{words:?}: {stderr}");
+            assert_eq!(stdout, "");
+            assert!(stderr.contains(expect), "{stderr}\nlacks {expect}");
+            said.push(stderr);
+        }
+        assert_eq!(said[0], said[1], "{args:?}");
+    };
+    let synthetic = |more: &[&'static str]| [&["--dataset", "synthetic"], more].concat();
+    check(
+        &["--dataset", "CIFAR10"],
+        2,
+        "hint: did you mean `cifar10`?",
+    );
+    check(
+        &["--dataset", "nosuchset"],
+        2,
+        "unknown dataset `nosuchset`, known are `cifar10`",
+    );
+    check(
+        &synthetic(&["--arch", "resnet50"]),
+        2,
+        "hint: did you mean `resnet18`?",
+    );
+    check(
+        &synthetic(&["--width", "0"]),
+        2,
+        "expected a whole number from 1 to 512",
+    );
+    check(
+        &synthetic(&["--train-limit", "0"]),
+        2,
+        "expected a whole number from 1 to 10000000",
+    );
+    check(
+        &synthetic(&["--test-limit", "-3"]),
+        2,
+        "expected a whole number from 1 to 10000000",
+    );
+    check(
+        &synthetic(&["--seed", "-1"]),
+        2,
+        "expected a whole number from 0 to 18446744073709551615",
+    );
+    #[cfg(not(feature = "cuda"))]
+    check(
+        &synthetic(&["--device", "cuda"]),
+        2,
+        "device `cuda:0` is not available",
+    );
+    check(
+        &synthetic(&["--device", "gpu"]),
+        2,
+        "did you mean `cuda:0`?",
+    );
+    check(
+        &synthetic(&["--precision", "fp32"]),
+        2,
+        "did you mean `f32`?",
+    );
+    #[cfg(not(feature = "cuda"))]
+    check(&synthetic(&["--precision", "tf32"]), 2, "tf32");
+    check(
+        &synthetic(&["--set", "target=10"]),
+        2,
+        "`target` is 10, expected a class of 0..=9",
+    );
+    check(
+        &synthetic(&["--set", "target=ring, stripes up"]),
+        2,
+        "which is no class of the data\n  in `--set target=ring, stripes up`\nhint: did you mean `ring, stripes down`?",
+    );
+    check(
+        &synthetic(&["--set", "target=-1"]),
+        2,
+        "`target` is `-1`, expected a whole number from 0",
+    );
+    check(
+        &synthetic(&["--set", "train.epochs=-3"]),
+        2,
+        "`train.epochs` is `-3`, expected a whole number of at least 0",
+    );
+    check(
+        &synthetic(&["--set", "label=all2al"]),
+        2,
+        "hint: did you mean `all2all`?",
+    );
+    check(
+        &synthetic(&["--set", "target=2.5"]),
+        2,
+        "expects the number or the name of a class, found the float `2.5`",
+    );
+}
+
+#[test]
+fn a_missing_file_has_one_exit_code() {
+    let folder = folder();
+    let out = path(folder.path());
+    let absent = folder.path().join("absent");
+    let absent = path(&absent);
+    let setting = |key: &str| format!("{key}={absent}");
+    for (method, option, value) in [
+        ("badnets", "-c", absent.to_owned()),
+        ("badnets", "--set", setting("trigger.file")),
+        ("blended", "--set", setting("trigger.file")),
+        ("lf", "--set", setting("trigger.file")),
+        ("trojan", "--set", setting("trigger.model")),
+    ] {
+        let words = [
+            method,
+            "--dataset",
+            "synthetic",
+            "--out",
+            out,
+            "--train-limit",
+            "100",
+            option,
+            &value,
+        ];
+        let (output_, _, stderr) = output(&words);
+        assert_eq!(output_.status.code(), Some(3), "{words:?}: {stderr}");
+        assert!(stderr.contains(absent), "{stderr}");
+    }
+    for words in [
+        [
+            "badnets",
+            "--dataset",
+            "cifar10",
+            "--out",
+            out,
+            "--data",
+            absent,
+        ],
+        [
+            "preview",
+            "badnets",
+            "--dataset",
+            "cifar10",
+            "--out=x.png",
+            "--data",
+            absent,
+        ],
+    ] {
+        let (output_, _, stderr) = output(&words);
+        assert_eq!(output_.status.code(), Some(3), "{words:?}: {stderr}");
+        assert!(stderr.contains(absent), "{stderr}");
+    }
+}
+
+#[test]
+fn the_help_lists_what_options_take() {
+    let (output_, stdout, _) = output(&["--help"]);
+    assert!(output_.status.success());
+    for text in [
+        "Methods: clean, badnets, blended, lf, sig, ssba, trojan, wanet, inputaware",
+        "Datasets: cifar10, cifar100, gtsrb, tiny, synthetic, folder",
+        "Architectures: preactresnet18, resnet18, resnet34, vgg19_bn",
+        "Dataset to train on [default: cifar10]",
+    ] {
+        assert!(stdout.contains(text), "{stdout}\nlacks {text}");
+    }
+    let (output_, stdout, stderr) = output(&[]);
+    assert_eq!((output_.status.code(), stdout.as_str()), (Some(2), ""));
+    assert!(stderr.contains("Methods: clean, badnets"), "{stderr}");
+}
+
+#[test]
+fn a_preview_is_a_png_file() {
+    let folder = folder();
+    for (name, fits) in [
+        ("p.jpg", false),
+        ("p.svg", false),
+        ("p.PNG", true),
+        ("p", true),
+    ] {
+        let out = folder.path().join(name);
+        let words = [
+            "preview",
+            "badnets",
+            "--dataset",
+            "synthetic",
+            "--out",
+            path(&out),
+        ];
+        let (output_, _, stderr) = output(&words);
+        assert_eq!(
+            output_.status.code(),
+            Some(if fits { 0 } else { 2 }),
+            "{stderr}"
+        );
+        assert_eq!(out.exists(), fits);
+        assert_eq!(stderr.contains("does not end in `.png`"), !fits, "{stderr}");
+    }
+}
+
+#[test]
 fn mistakes_are_told_once_with_their_exit_code() {
     let check = |args: &[&str], code: i32, expect: &str| {
         let (output, stdout, stderr) = output(args);

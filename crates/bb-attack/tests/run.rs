@@ -1206,3 +1206,158 @@ fn an_interrupted_run_with_a_hook_ends_with_the_same_bits() {
     assert_eq!(log.matches("\"resumed\"").count(), 4);
     assert_eq!(log.matches("epoch 2 of 2: 6 steps").count(), 1);
 }
+
+/// A folder of 8 x 8 images with two classes of training and test images for each name.
+fn images(names: &[&str]) -> tempfile::TempDir {
+    let root = folder();
+    for split in ["train", "test"] {
+        for (class, name) in names.iter().enumerate() {
+            let dir = root.path().join(split).join(name);
+            fs_err::create_dir_all(&dir).expect("a writable folder");
+            for i in 0..4u8 {
+                let level = 40 * class as u8 + i;
+                let picture = bb_attack::picture::Picture::new(8, 8, vec![level; 192]);
+                fs_err::write(dir.join(format!("{i}.png")), picture.to_png())
+                    .expect("a writable folder");
+            }
+        }
+    }
+    root
+}
+
+#[test]
+fn a_target_is_a_number_or_the_name_of_a_class() {
+    let (root, out) = (images(&["2", "cat", "dog"]), folder());
+    let asked = |target: &str| {
+        let mut request = request(
+            "badnets",
+            out.path(),
+            &["train.epochs=0", "ratio=0.5", target],
+        );
+        request.dataset = "folder".to_owned();
+        request.data = Some(root.path().to_owned());
+        (request.train_limit, request.test_limit) = (None, None);
+        request
+    };
+    let cell = |target: &str| run(&asked(target)).expect("a run");
+    let log =
+        |cell: &bb_core::cell::Cell| fs_err::read_to_string(cell.file("log.jsonl")).expect("a log");
+
+    // Numbers and names give the same cell.
+    let by_name = cell("target=dog");
+    assert_eq!(by_name.manifest.settings["target"], 2);
+    assert_eq!(
+        by_name.manifest.results["target"],
+        serde_json::json!({ "class": 2, "name": "dog" })
+    );
+    assert_eq!(
+        by_name.manifest.results["classes"],
+        serde_json::json!(["2", "cat", "dog"])
+    );
+    assert!(
+        log(&by_name).contains("target 2 (`dog`)"),
+        "{}",
+        log(&by_name)
+    );
+    let config = fs_err::read_to_string(by_name.file("config.toml")).expect("the settings");
+    assert!(config.contains("target = 2\n"), "{config}");
+    assert_eq!(cell("target=2").manifest.id, by_name.manifest.id);
+    assert_eq!(cell("target=\"dog\"").manifest.id, by_name.manifest.id);
+    assert_ne!(cell("target=cat").manifest.id, by_name.manifest.id);
+
+    // A number is a number, also where a class is called so; quoted it is a name.
+    let quoted = cell("target=\"2\"");
+    assert_eq!(quoted.manifest.settings["target"], 0);
+    assert!(log(&quoted).contains("target 0 (`2`)"), "{}", log(&quoted));
+    let warning = "the class that is called `2` has number 0, and `target = \\\"2\\\"` means it";
+    assert!(!log(&quoted).contains(warning), "{}", log(&quoted));
+    let said = log(&{
+        fs_err::remove_dir_all(&by_name.dir).expect("a cell");
+        cell("target=2")
+    });
+    assert!(said.contains(warning), "{said}");
+
+    for (target, expect, hint) in [
+        (
+            "target=dgo",
+            "setting `target` is `dgo`, which is no class",
+            "did you mean `dog`? the classes are `2`, `cat`, `dog`",
+        ),
+        (
+            "target=",
+            "setting `target` is ``, which is no class",
+            "the classes are `2`, `cat`, `dog`",
+        ),
+        (
+            "target=\"0\"",
+            "setting `target` is `0`, which is no class",
+            "the classes are `2`, `cat`, `dog`",
+        ),
+        ("target=3", "`target` is 3, expected a class of 0..=2", ""),
+    ] {
+        let error = run(&asked(target)).expect_err("no such class");
+        assert_eq!(error.exit_code(), exit::USAGE);
+        assert!(error.to_string().contains(expect), "{error}");
+        assert_eq!(error.hint().unwrap_or_default(), hint);
+    }
+}
+
+#[test]
+fn known_datasets_have_names_without_their_files() {
+    let out = folder();
+    let shown = |target: &str| bb_attack::harness::show(&request("badnets", out.path(), &[target]));
+    let text = shown("target=ring, stripes down").expect("a class of the synthetic set");
+    assert!(text.contains("target = 7  # --set\n"), "{text}");
+    let cell = run(&request(
+        "badnets",
+        out.path(),
+        &["train.epochs=0", "target=ring, stripes down"],
+    ));
+    assert_eq!(cell.expect("a run").manifest.settings["target"], 7);
+}
+
+#[test]
+fn epochs_are_counted_from_one_and_none_at_all_is_told() {
+    let out = folder();
+    let cell = run(&request("badnets", out.path(), &[])).expect("a run");
+    let rows = fs_err::read_to_string(cell.file("metrics.jsonl")).expect("rows");
+    let epochs: Vec<usize> = rows
+        .lines()
+        .map(|row| {
+            serde_json::from_str::<bb_attack::harness::MetricsRow>(row)
+                .expect("a row")
+                .epoch
+        })
+        .collect();
+    assert_eq!(epochs, [1, 2]);
+    let log = fs_err::read_to_string(cell.file("log.jsonl")).expect("a log");
+    assert!(!log.contains("\"epoch\":0"), "{log}");
+    let none = run(&request("badnets", out.path(), &["train.epochs=0"])).expect("a run");
+    let log = fs_err::read_to_string(none.file("log.jsonl")).expect("a log");
+    assert!(log.contains("`train.epochs` is 0"), "{log}");
+}
+
+#[test]
+fn a_run_that_an_earlier_version_began_ends_with_one_way_of_counting() {
+    let toy = |out: &Path| {
+        let mut request = request("drift", out, &[]);
+        request.given.set.clear();
+        run_with(erase::<Drift>(), &request)
+    };
+    let (whole, broken) = (folder(), folder());
+    let expected = toy(whole.path()).expect("a run");
+    // Three batches an epoch: stopped in the third, as by an interruption.
+    FAIL_AFTER.set(7);
+    toy(broken.path()).expect_err("it diverges");
+    FAIL_AFTER.set(usize::MAX);
+    let inside = expected.dir.strip_prefix(whole.path()).expect("within");
+    let path = broken.path().join(inside).join(METRICS);
+    let rows = fs_err::read_to_string(&path).expect("rows");
+    let old = rows
+        .replace("\"epoch\":1,", "\"epoch\":0,")
+        .replace("\"epoch\":2,", "\"epoch\":1,");
+    assert_ne!(old, rows);
+    fs_err::write(&path, old).expect("the rows");
+    let found = toy(broken.path()).expect("a run");
+    assert_eq!(found.manifest, expected.manifest);
+}

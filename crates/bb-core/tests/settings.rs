@@ -2,7 +2,7 @@
 
 use bb_core::cli::{Coded, Failure, exit};
 use bb_core::settings::{
-    Idle, Layers, Origin, Resolved, SettingsError, Valid, Validate, nearest, render,
+    Idle, Layers, Origin, Resolved, SettingsError, Valid, Validate, nearest, render, zero_epochs,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -119,8 +119,13 @@ fn report(layers: Result<Layers, SettingsError>) -> String {
     let error = resolve(layers)
         .map(|resolved| render(&resolved))
         .expect_err("an error is due");
+    // A file that cannot be read is input, whichever option names it.
+    let expected = match error {
+        SettingsError::Read(_) => exit::INPUT,
+        _ => exit::USAGE,
+    };
     let failure = Failure::from(error);
-    assert_eq!(failure.exit_code(), exit::USAGE);
+    assert_eq!(failure.exit_code(), expected);
     failure.report(false)
 }
 
@@ -684,6 +689,81 @@ fn a_setting_that_came_later_is_left_out_of_the_identity_at_its_default() {
     assert_eq!(identity("t.c=x"), json!({ "t": { "b": 0.5 } }));
     assert_eq!(identity("t.c=y"), json!({ "t": { "b": 0.5, "c": "y" } }));
     assert_eq!(identity("a=2"), json!({ "a": 2, "t": { "b": 0.5 } }));
+}
+
+#[test]
+fn a_class_is_given_by_its_number_or_its_name() {
+    let layers = |set: &str| {
+        Layers::new(&Config::default())
+            .with_classes(&["target", "absent"])
+            .set(set)
+    };
+    let names = [("cat", 0), ("ship", 1), ("7", 2), ("twin", 3), ("twin", 4)];
+    let numbered = |set: &str| {
+        let (layers, left) = layers(set)
+            .expect("a class")
+            .numbered(&names)
+            .expect("one class");
+        let resolved = layers.resolve::<Config>().expect("settings");
+        (resolved.value.target, left)
+    };
+    assert_eq!(numbered("target=ship"), (1, vec![]));
+    assert_eq!(numbered("target=\"7\""), (2, vec![]));
+    assert_eq!(numbered("target=7"), (7, vec![]));
+    assert_eq!(
+        numbered("target=shp"),
+        (0, vec![("target", "shp".to_owned())])
+    );
+    let error = layers("target=twin")
+        .expect("a class")
+        .numbered(&names)
+        .expect_err("two classes");
+    assert_eq!(
+        Failure::from(error).report(false),
+        "error: setting `target` is `twin`, expected the number of a class, since 3 and 4 are both called so\n  \
+         in `--set target=twin`\n"
+    );
+    let known = ["cat", "ship"];
+    let error = layers("target=shp")
+        .expect("a class")
+        .unknown_class("target", "shp", &known);
+    assert_eq!(
+        Failure::from(error).report(false),
+        "error: setting `target` is `shp`, which is no class of the data\n  in `--set target=shp`\n\
+         hint: did you mean `ship`? the classes are `cat`, `ship`\n"
+    );
+    // A later layer may go back to a number, and other kinds are refused.
+    let again = layers("target=ship")
+        .expect("a class")
+        .set("target=3")
+        .expect("a class");
+    assert_eq!(again.class_numbers(), [("target", 3)]);
+    assert_eq!(
+        report(layers("target=true")),
+        "error: setting `target` expects the number or the name of a class, found `true`\n  in `--set target=true`\n\
+         hint: quote it for the shell and for TOML: `--set 'target=\"true\"'`\n"
+    );
+}
+
+#[test]
+fn epochs_that_somebody_set_to_none_are_told() {
+    let told = |set: &str| {
+        let resolved = Layers::new(
+            &serde_json::json!({ "train": { "epochs": 3 }, "clean_epochs": 0, "max_epochs": 0 }),
+        );
+        let resolved = resolved.set(set).expect("a setting").resolve::<Value>();
+        zero_epochs(&resolved.expect("any value").origins)
+    };
+    assert_eq!(
+        told("train.epochs=0"),
+        ["`train.epochs` is 0, so what it is about is not trained at all"]
+    );
+    assert_eq!(told("train.epochs=1"), [""; 0]);
+    assert_eq!(
+        told("clean_epochs=0"),
+        [""; 0],
+        "0 stands for something else there"
+    );
 }
 
 /// A sweep that is off, as in the settings of defenses.

@@ -367,7 +367,7 @@ impl Coded for DefenseError {
                 Some("give the `--data` that the attack was run with".to_owned())
             }
             Self::Checkpoint { .. } => {
-                Some("remove the folder `ckpt` beside it to start anew".to_owned())
+                Some("remove the folder `ckpt` of the cell to start anew".to_owned())
             }
             Self::Diverged { .. } | Self::NotFinite { .. } => {
                 Some("try a smaller learning rate".to_owned())

@@ -67,7 +67,7 @@ impl Coded for CollectError {
                 } else if *defenses > 0 {
                     "the attacks that were repaired have to lie in the same folder of results"
                 } else {
-                    "give the `--out` folder of `bb-eval run` or of `bb-attack`"
+                    "give the `--out` folder of `bb-eval run` or of `bb-attack`, which has its cells as `attack/METHOD/DATASET-NETWORK/ID`"
                 }
                 .to_owned(),
             ),

@@ -724,7 +724,7 @@ fn variants_of_a_method_and_the_oracle_have_rows_of_their_own() {
 #[test]
 fn mistakes_have_one_clear_error_and_the_right_exit_code() {
     let place = Place::new(TINY);
-    let cases: [(&str, &str, i32, &str); 6] = [
+    let cases: [(&str, &str, i32, &str); 9] = [
         (
             "\"badnets\"",
             "\"badnet\"",
@@ -741,7 +741,7 @@ fn mistakes_have_one_clear_error_and_the_right_exit_code() {
             "finetune.epochs",
             "finetune.epoch",
             2,
-            "caused by: unknown setting `finetune.epoch`",
+            "caused by: unknown setting `finetune.epoch`\n  in grid.toml, line 19\nhint: did you mean `finetune.epochs`?",
         ),
         (
             "width = 4",
@@ -753,9 +753,27 @@ fn mistakes_have_one_clear_error_and_the_right_exit_code() {
             "train_limit = 200",
             "train_limit = 0",
             2,
-            "error: `grid.train_limit` is `0`, expected a whole number above 0\n",
+            "error: `grid.train_limit` is `0`, expected a whole number from 1 to 10000000\n",
         ),
         ("\"synthetic\"", "\"cifar10\"", 2, "error: "),
+        (
+            "\"synthetic\"",
+            "\"Synthetic\"",
+            2,
+            "known are `cifar10`, `cifar100`, `gtsrb`, `tiny`, `synthetic`, `folder`; did you mean `synthetic`?)\n",
+        ),
+        (
+            "width = 4",
+            "width = 4\narch = \"resnet50\"",
+            2,
+            "error: `grid.arch` is `resnet50`, expected one of `preactresnet18`, `resnet18`, `resnet34`, `vgg19_bn`; did you mean `resnet18`?\n",
+        ),
+        (
+            "width = 4",
+            "width = 513",
+            2,
+            "error: `grid.width` is `513`, expected a whole number from 1 to 512\n",
+        ),
     ];
     for (from, to, code, expect) in cases {
         place.write(
@@ -954,4 +972,73 @@ fn labels_that_a_table_could_not_tell_apart_are_refused() {
     // An attack and a defense are never in the same column.
     place.write("good.toml", &attack("No defense"));
     place.ok(&["plan", "good.toml", "--out", "out"]);
+}
+
+#[test]
+fn a_setting_of_a_grid_is_told_with_its_line() {
+    let place = Place::new(TINY);
+    let check = |attack: &str, expect: &str| {
+        let grid = format!(
+            "[grid]\nname = \"g\"\ndataset = \"synthetic\"\nwidth = 4\nseeds = [0]\n\n[[attack]]\nmethod = \"badnets\"\n{attack}"
+        );
+        place.write("settings.toml", &grid);
+        let (code, _, stderr) = place.fails(&["plan", "settings.toml", "--out", "out"]);
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains(expect), "{stderr}\nlacks {expect}");
+        assert!(!stderr.contains("--set"), "{stderr}");
+    };
+    check(
+        "[attack.set]\nratio = 0.2\ntrain.epoch = 1\n",
+        "unknown setting `train.epoch`\n  in settings.toml, line 11\n",
+    );
+    check(
+        "[attack.set]\nratio = 2.0\n",
+        "setting `ratio` is `2`, expected a share above 0 and at most 1\n  in settings.toml, line 10\n",
+    );
+    check(
+        "set = { ratio = 0.2, train.epochs = -1 }\n",
+        "`train.epochs` is `-1`, expected a whole number of at least 0\n  in settings.toml, line 9\n",
+    );
+    check(
+        "set.target = \"ringo\"\n",
+        "setting `target` is `ringo`, which is no class of the data\n  in settings.toml, line 9\n",
+    );
+}
+
+#[test]
+fn a_missing_file_has_one_exit_code() {
+    let place = Place::new(TINY);
+    for words in [
+        &["run", "absent.toml"][..],
+        &["plan", "absent.toml"],
+        &["table", "absent.toml"],
+        &["metrics", "absent"],
+        &["metrics", "absent/manifest.json"],
+        &["zoo", "scan", "absent.pt"],
+        &["zoo", "list", "--index", "absent.toml"],
+        &["zoo", "import", "absent", "--dataset", "synthetic"],
+        &[
+            "zoo",
+            "import",
+            "absent",
+            "--dataset",
+            "synthetic",
+            "--rename-file",
+            "absent.toml",
+        ],
+        &[
+            "zoo",
+            "export",
+            "absent",
+            "--format",
+            "safetensors",
+            "--out",
+            "new",
+        ],
+        &["analyze", "nwc", "absent", "--out", "new"],
+    ] {
+        let (code, stdout, stderr) = place.fails(words);
+        assert_eq!((code, stdout.as_str()), (3, ""), "{words:?}: {stderr}");
+        assert!(stderr.contains("absent"), "{stderr}");
+    }
 }

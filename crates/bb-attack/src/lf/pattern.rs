@@ -33,8 +33,8 @@ pub enum PatternError {
     Picture(#[from] PictureError),
     /// The array does not fit the images.
     #[error(
-        "pattern `{}` has shape {found:?}, expected [{height}, {width}, 3], the size of the images; also [{height}, {width}], \
-         [3, {height}, {width}] and several of these as [n, ..]",
+        "pattern `{}` has shape {found:?}, expected [{height}, {width}], [{height}, {width}, 3], [3, {height}, {width}] or \
+         several of these as [n, ..]",
         path.display()
     )]
     Shape {
@@ -636,7 +636,7 @@ mod tests {
             });
             if level > 0 {
                 let (values, _) = read(&path, Scale::Fractions);
-                assert_eq!(values[3], f64::from(level));
+                assert_eq!(values[3..4], [f64::from(level)]);
             }
         }
         // Whole numbers of no more than one may be either; integers are levels, however small.
@@ -654,7 +654,11 @@ mod tests {
         fs_err::write(&path, bytes).expect("a writable folder");
         let (values, warnings) = read(&path, Scale::Auto);
         assert_eq!((values[3], warnings.len()), (1.0, 0), "{warnings:?}");
-        assert_eq!(read(&path, Scale::Fractions).0[3], 255.0, "if they say so");
+        assert_eq!(
+            read(&path, Scale::Fractions).0[3..4],
+            [255.0],
+            "if they say so"
+        );
     }
 
     #[test]
@@ -723,7 +727,8 @@ mod tests {
             &[],
         ] {
             let path = array(folder.path(), shape, count);
-            let expect = format!("has shape {shape:?}, expected [2, 3, 3], the size of the images");
+            let expect =
+                format!("has shape {shape:?}, expected [2, 3], [2, 3, 3], [3, 2, 3] or several");
             check(&path, &expect);
         }
         check(

@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 
 use super::{Layers, SettingsError, origin_of};
 
+/// Classes that were given by a name that is not known, as (setting, name).
+pub type Unnumbered = Vec<(&'static str, String)>;
+
 impl Layers {
     /// The same, with settings (dotted keys) that take the name of a class as well as its number.
     ///
@@ -29,7 +32,7 @@ impl Layers {
     pub fn numbered(
         mut self,
         names: &[(&str, usize)],
-    ) -> Result<(Self, Vec<(&'static str, String)>), SettingsError> {
+    ) -> Result<(Self, Unnumbered), SettingsError> {
         let mut left = Vec::new();
         for key in self.classes.clone() {
             let Some(value) = leaf(&mut self.tree, key) else {
@@ -57,12 +60,12 @@ impl Layers {
     }
 
     /// The error that no class of `known` is called `name`.
-    pub fn unknown_class(&self, key: &str, name: &str, known: &[String]) -> SettingsError {
+    pub fn unknown_class(&self, key: &str, name: &str, known: &[&str]) -> SettingsError {
         SettingsError::UnknownClass {
             key: key.to_owned(),
             name: name.to_owned(),
             origin: origin_of(&self.origins, key),
-            known: known.into(),
+            known: known.iter().map(ToString::to_string).collect(),
         }
     }
 

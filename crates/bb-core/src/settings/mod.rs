@@ -46,6 +46,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+pub use classes::Unnumbered;
 pub use error::{Origin, SettingsError};
 pub use suggest::{did_you_mean, nearest};
 pub use valid::{Idle, Valid, Validate, check};

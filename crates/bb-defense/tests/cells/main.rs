@@ -876,6 +876,40 @@ fn list_show_and_show_config_tell_what_there_is() {
         "{config}"
     );
     assert!(config.contains("decimals = 4  # defaults\n"), "{config}");
+    for line in [
+        "# dataset = \"synthetic\"  # of the model\n",
+        "# seed = 0  # default\n",
+    ] {
+        assert!(config.contains(line), "{config}");
+    }
+    // What a run refuses, it refuses with the same words.
+    for (words, code, expect) in [
+        (
+            &["--arch", "vgg19_bn"][..],
+            2,
+            "does not fit the suspect model",
+        ),
+        (
+            &["--seed", "-1"],
+            2,
+            "a whole number from 0 to 18446744073709551615",
+        ),
+        (&["--device", "gpu"], 2, "did you mean `cuda:0`?"),
+        (
+            &["--set", "unlearn.max_epochs=-1"],
+            2,
+            "a whole number of at least 0",
+        ),
+        (&["-c", "absent.toml"], 3, "absent.toml"),
+    ] {
+        let said = [&[][..], &["--show-config"]].map(|show| {
+            let mut command = tsbd(&attack.dir, out.path(), &[]);
+            let output = command.args(words).args(show).output().expect("it starts");
+            check_failure(&output, code, expect);
+            text(&output.stderr)
+        });
+        assert_eq!(said[0], said[1], "{words:?}");
+    }
     assert!(!out.path().join("defense").exists(), "nothing was run");
 }
 
