@@ -416,12 +416,10 @@ impl Run<'_> {
                 None
             }
         };
+        let total = self.ready.recipe().epochs;
         let scores = match scores {
             Some(scores) => scores,
-            None => {
-                let total = self.ready.recipe().epochs;
-                measured_on(&mut net, self.dataset, &sets.test, (total, total))?
-            }
+            None => measured_on(&mut net, self.dataset, &sets.test, (total, total))?,
         };
         work.write(MODEL, &net.state()?.to_bytes(&self.metadata())?)?;
 

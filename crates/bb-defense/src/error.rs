@@ -239,7 +239,7 @@ pub enum DefenseError {
         /// Which network, and the epoch if it has one.
         network: String,
         /// Which images.
-        source: NnError,
+        source: Box<NnError>,
     },
     /// A checkpoint does not fit.
     #[error("cannot resume from `{}`: {reason}", path.display())]
@@ -280,7 +280,7 @@ impl DefenseError {
         move |error| match error {
             NnError::Logits(_) => Self::Scores {
                 network,
-                source: error,
+                source: Box::new(error),
             },
             other => other.into(),
         }

@@ -521,17 +521,70 @@ fn the_wrong_attack_of_a_defense_is_called_so() {
     }
 }
 
+/// Networks that somebody put into a cell: of other classes, with a variance below 0, and with finite weights whose
+/// products are not.
 #[test]
-fn a_network_that_does_not_fit_is_refused_with_its_file() {
+fn a_network_that_cannot_be_used_is_refused_with_its_file() {
     let place = Place::new(&tinier());
     place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
     let attack = place.manifests("out").into_keys().next().expect("cells");
     let attack = Cell::load(place.path("out").join(attack)).expect("a cell");
-    // A cell that somebody made with a network of other classes.
-    let other = bb_nn::ArchSpec::new("preactresnet18", 4, 43).expect("a known one");
-    let state = bb_nn::Net::new(&other, 0).state().expect("a network");
+    let net = |classes| {
+        let arch = bb_nn::ArchSpec::new("preactresnet18", 4, classes).expect("a known one");
+        bb_nn::Net::new(&arch, 0)
+    };
+    let mut negative = net(10);
+    let layout = negative.buffers().layout();
+    let tensor = layout
+        .position("layer1.0.bn1.running_var")
+        .expect("it has one");
+    negative.buffers_mut().tensor_mut(tensor)[0] = -1.0;
+    let mut broken = net(10);
+    for value in broken.params_mut().data_mut() {
+        *value *= 1e20;
+    }
+    let used = "cannot be used\ncaused by: tensor";
+    let cases = [
+        (
+            net(43),
+            3,
+            format!("{used} `linear.weight` has shape [43, 32], expected [10, 32]\n"),
+        ),
+        (
+            negative,
+            3,
+            format!(
+                "{used} `layer1.0.bn1.running_var` holds -1 at flat index 0, expected variances of at least 0\n"
+            ),
+        ),
+        (broken, 4, "cannot be scored\ncaused by: ".to_owned()),
+    ];
+    for (seed, (net, code, expect)) in (7..).zip(cases) {
+        let path = with_network(&place, &attack, &net, seed);
+        for words in [
+            &["metrics", &path][..],
+            &["analyze", "unlearning", &path, "--out", "x"],
+        ] {
+            let (found, stdout, stderr) = place.fails(words);
+            let expect = format!("error: the network in `{path}/model.safetensors` {expect}");
+            assert!(stderr.contains(&expect), "{stderr}");
+            assert_eq!(found, code, "{stderr}");
+            assert!(stdout.is_empty(), "{stdout}");
+            if code == 4 {
+                assert!(
+                    stderr.contains("the first is clean test image 0"),
+                    "{stderr}"
+                );
+            }
+        }
+    }
+}
+
+/// The folder of a cell like `attack`, with another network and seed.
+fn with_network(place: &Place, attack: &Cell, net: &bb_nn::Net, seed: u64) -> String {
+    let state = net.state().expect("a network");
     let spec = CellSpec {
-        seed: 7,
+        seed,
         ..attack.manifest.spec()
     };
     let Opened::Work(work) = open(&place.path("out"), &spec).expect("nobody works on it") else {
@@ -544,20 +597,10 @@ fn a_network_that_does_not_fit_is_refused_with_its_file() {
         };
         work.write(name, &bytes).expect("written");
     }
-    let cell = work.finish(attack.manifest.results).expect("complete");
-    let path = cell.dir.to_str().expect("plain");
-    for words in [
-        &["metrics", path][..],
-        &["analyze", "unlearning", path, "--out", "x"],
-    ] {
-        let (code, _, stderr) = place.fails(words);
-        let expect = format!(
-            "error: the network in `{path}/model.safetensors` cannot be used\n\
-             caused by: tensor `linear.weight` has shape [43, 32], expected [10, 32]\n"
-        );
-        assert!(stderr.contains(&expect), "{stderr}");
-        assert_eq!(code, 3, "{stderr}");
-    }
+    let cell = work
+        .finish(attack.manifest.results.clone())
+        .expect("complete");
+    cell.dir.to_str().expect("plain").to_owned()
 }
 
 #[test]
@@ -879,6 +922,14 @@ fn what_fails_when_an_attack_starts_is_found_before_any() {
             "caused by: `target` is 10, expected a class of 0..=9",
         ),
         (
+            "method = \"wanet\"\nset = { ratio = 1e-6,".to_owned(),
+            "caused by: `ratio` 0.000001 selects no image of any batch of the run",
+        ),
+        (
+            "method = \"sig\"\nset = { trigger.frequency = 16.0,".to_owned(),
+            "caused by: `trigger.frequency` is 16, expected less than 16",
+        ),
+        (
             format!("{second} trigger.file = \"absent.png\","),
             "absent.png",
         ),
@@ -902,11 +953,38 @@ fn what_fails_when_an_attack_starts_is_found_before_any() {
     for entry in [
         "method = \"clean\"\nset = {",
         "method = \"sig\"\nset = { ratio = 0.5, oversize = \"cap\",",
-        "method = \"wanet\"\nset = { ratio = 0.001,",
+        "method = \"wanet\"\nset = { ratio = 0.02,",
     ] {
         place.write("good.toml", &TINY.replace(second, entry));
         place.ok(&["plan", "good.toml", "--out", "out"]);
     }
+}
+
+#[test]
+fn a_grid_on_images_that_are_too_small_is_refused_before_its_first_cell() {
+    let grid = TINY.replace(
+        "dataset = \"synthetic\"",
+        "dataset = \"folder\"\narch = \"vgg19_bn\"",
+    );
+    let place = Place::new(&grid);
+    for split in ["train", "test"] {
+        for class in ["cat", "dog"] {
+            let folder = format!("images/{split}/{class}");
+            fs_err::create_dir_all(place.path(&folder)).expect("a writable folder");
+            let image = bb_attack::picture::Picture::new(28, 40, vec![7; 28 * 40 * 3]);
+            let path = place.path(&format!("{folder}/0.png"));
+            fs_err::write(path, image.to_png()).expect("a writable folder");
+        }
+    }
+    for command in ["plan", "run"] {
+        let (code, _, stderr) =
+            place.fails(&[command, "grid.toml", "--data", "images", "--out", "out"]);
+        let expect =
+            "error: `vgg19_bn` needs images of at least 32 x 32 pixels, the dataset has 28 x 40\n";
+        assert!(stderr.contains(expect), "{stderr}");
+        assert_eq!(code, 2, "{stderr}");
+    }
+    assert!(!place.path("out/attack").exists(), "nothing was begun");
 }
 
 #[test]

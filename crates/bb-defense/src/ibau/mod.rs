@@ -330,7 +330,7 @@ pub fn seek(
         let said = eval::classes(&logits, task.classes).map_err(|error| {
             let first = batch.indices[error.first];
             let error = NotFiniteLogits { first, ..error };
-            let network = format!("the model of round {}", round + 1);
+            let network = format!("{STAGE} diverged: the model of round {}", round + 1);
             DefenseError::scores(network)(error.into())
         })?;
         let moved = perturbed(&batch.input, &perturbation, None);

@@ -165,7 +165,7 @@ pub fn watched(
         net.take_failure()?;
         // In the images' own order, since they were not shuffled.
         let said = eval::classes(&logits, task.classes).map_err(|error| {
-            let network = format!("the unlearned model after epoch {}", epoch + 1);
+            let network = format!("{STAGE} diverged: the model after epoch {}", epoch + 1);
             DefenseError::scores(network)(error.into())
         })?;
         let hits = eval::agreement(&said, &clean.labels).hits;

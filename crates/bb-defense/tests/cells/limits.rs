@@ -28,7 +28,7 @@ impl Draft {
             mut spec,
             mut files,
         } = Self::new();
-        spec.dataset = "folder".to_owned();
+        "folder".clone_into(&mut spec.dataset);
         spec.arch = arch.label();
         spec.settings["data"] = json!({ "dataset": "folder" });
         spec.settings["model"] =
@@ -284,7 +284,7 @@ fn few_and_tiny_images_give_a_cell_or_one_clear_error() {
                     }
                     // So few pixels let a network explode.
                     Err(error) => {
-                        assert!(matches!(error.exit_code(), 2 | 4), "{id}, {at}: {error}")
+                        assert!(matches!(error.exit_code(), 2 | 4), "{id}, {at}: {error}");
                     }
                 }
             }
