@@ -1,5 +1,6 @@
 //! Records beside datasets in another order, records with few poisoned images, and networks that others repaired.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -306,7 +307,11 @@ fn as_of_folder(path: &Path) {
             ]);
             entries.push((Item::size(record.index), entry));
         }
-        let kept = state.kept.iter().map(|&i| i as i64).collect();
+        let kept = state
+            .kept
+            .iter()
+            .map(|&i| i64::try_from(i).expect("an index"))
+            .collect();
         Item::dict([
             (
                 "bd_data_container",
@@ -436,10 +441,8 @@ fn a_network_of_others_is_measured_on_the_images_of_an_attack() {
         hits as f64 / total as f64
     };
     let number = |name: &str| found[name].as_f64().expect("a number");
-    let expected = ((of(&trained, "asr") - number("asr")).max(0.0)
-        - (of(&trained, "acc") - number("acc")).max(0.0)
-        + 1.0)
-        / 2.0;
+    let fall = |name: &str| (of(&trained, name) - number(name)).max(0.0);
+    let expected = f64::midpoint(fall("asr") - fall("acc"), 1.0);
     assert!((number("der") - expected).abs() < 1e-12);
     // The same network as somebody else's file.
     let state = place("state");
@@ -551,7 +554,11 @@ fn a_network_of_others_is_measured_on_the_images_of_an_attack() {
     let other = place("other.safetensors");
     let spec = ArchSpec::new("preactresnet18", 4, 10).expect("a known one");
     let state = Net::new(&spec, 7).state().expect("a network");
-    fs_err::write(&other, state.to_bytes(&Default::default()).expect("finite")).expect("written");
+    fs_err::write(
+        &other,
+        state.to_bytes(&BTreeMap::default()).expect("finite"),
+    )
+    .expect("written");
     let second = RepairedRequest {
         path: other,
         ..request.clone()

@@ -51,7 +51,7 @@ pub enum RecordError {
         /// The field of the poisoned set.
         set: &'static str,
         /// How many pictures.
-        fault: PoisonFault,
+        fault: Box<PoisonFault>,
         /// Which order fits, if one does.
         order: String,
     },
@@ -284,7 +284,7 @@ fn check(
     rows::check(set, split).map_err(|fault| RecordError::Rows {
         path: path(),
         set: set_name,
-        fault,
+        fault: Box::new(fault),
         order: fitting_order(set, split),
     })
 }
