@@ -39,7 +39,8 @@ pub trait Attack: 'static {
 
     /// Settings that came after the first cells: at their default they are no part of a cell's identity, so that cells that
     /// were made without them keep theirs.
-    fn later() -> &'static [&'static str] {
+    fn later(cfg: &Self::Config) -> &'static [&'static str] {
+        let _ = cfg;
         &[]
     }
 
@@ -291,7 +292,7 @@ impl<A: Attack> Checked<A> {
         }
         Ok(Self {
             layers,
-            tree: settings.identity(A::later(), &A::Config::default()),
+            tree: settings.identity(A::later(&settings.value), &A::Config::default()),
             settings,
             unnumbered,
         })

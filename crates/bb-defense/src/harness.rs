@@ -11,7 +11,7 @@ use bb_core::cell::{
     CONFIG, Cell, CellSpec, ENV, Kind, LOG, MODEL, Opened, POISON_TEST, Work, open,
 };
 use bb_core::cli::catch_interrupts;
-use bb_core::data::{self, Dataset, NamedClass, OpenOptions};
+use bb_core::data::{self, Dataset, OpenOptions};
 use bb_core::events::{Log, env_facts};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::{PoisonError, PoisonSet};
@@ -308,20 +308,13 @@ fn describe(
     ready: &dyn Ready,
 ) -> std::io::Result<()> {
     dataset.describe(log)?;
-    if let Some(target) = target(dataset, poisoned) {
+    if let Some(target) = dataset.target_of(poisoned) {
         log.info("target", &format!("target {target}"), &target)?;
     }
     for warning in zero_epochs(ready.origins()) {
         log.warn("setting", &warning, &Value::Null)?;
     }
     Ok(())
-}
-
-/// The attacker's class, where all poisoned images have the same.
-fn target(dataset: &Dataset, poisoned: &PoisonSet) -> Option<NamedClass> {
-    let (&first, others) = poisoned.labels.split_first()?;
-    let same = others.iter().all(|&label| label == first);
-    dataset.class(first).filter(|_| same)
 }
 
 /// The dataset that an attack used and the poisoned test images made from it, which fit each other.

@@ -131,9 +131,14 @@ enum ZooCommand {
         /// Name of the defense that the cell is filed under [default: `imported`]
         #[arg(long, value_name = "NAME", requires = "attack_cell")]
         defense: Option<String>,
+        /// Measure on this split of the dataset, by the name of its folder or files [default: test, or else val, valid
+        /// or validation]
+        #[arg(long, value_name = "NAME", conflicts_with = "attack_cell")]
+        test_split: Option<String>,
         /// Measure on the first N images of the test split only
-        #[arg(long, value_name = "N", conflicts_with = "attack_cell")]
-        test_limit: Option<NonZeroUsize>,
+        #[arg(long, value_name = "N", conflicts_with = "attack_cell", value_parser = cli::limit)]
+        #[arg(allow_negative_numbers = true)]
+        test_limit: Option<usize>,
         /// Find the row of each picture of a record, because the dataset stands in another order
         #[arg(long, conflicts_with = "attack_cell")]
         match_rows: bool,
@@ -446,6 +451,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             attack_name,
             attack_cell,
             defense,
+            test_split,
             test_limit,
             match_rows,
             mut names,
@@ -483,7 +489,8 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                     key,
                     rules,
                     report,
-                    test_limit: test_limit.map(NonZeroUsize::get),
+                    test_split,
+                    test_limit,
                     match_rows,
                     out,
                 };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bb_core::cell::{Cell, ENV, Kind, LOG, MANIFEST, Manifest, canonical_json};
 use bb_core::cli::{Coded, exit};
-use bb_core::data;
+use bb_core::data::{self, NamedClass};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::precision::Precision;
 use bb_defense::method::AnyDefense;
@@ -181,6 +181,11 @@ fn imported_ratio(cell: &Cell) -> Option<f64> {
     format!("{:.2e}", poisoned as f64 / all as f64).parse().ok()
 }
 
+/// The class that poisoned images are to be given, where there is one and the manifest names it.
+fn target(cell: &Cell) -> Option<NamedClass> {
+    serde_json::from_value(cell.manifest.results.get("target")?.clone()).ok()?
+}
+
 /// What the table compares with a paper's setting, of a defense with these settings.
 fn repair_facts(
     defense: Option<&dyn AnyDefense>,
@@ -294,21 +299,22 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
         };
         match step.defense {
             None => {
-                facts_of.entry(step.attack).or_insert_with(|| facts(cell));
+                let known = || (facts(cell), target(cell));
+                facts_of.entry(step.attack).or_insert_with(known);
                 gathered.attack(step.attack, step.seed, cell)?;
             }
             Some(defense) => gathered.defense(step.attack, 1 + defense, step.seed, cell)?,
         }
     }
-    let attacks = prepared
-        .attacks
-        .iter()
-        .enumerate()
-        .map(|(i, attack)| AttackRow {
+    let attacks = prepared.attacks.iter().enumerate().map(|(i, attack)| {
+        let (facts, target) = facts_of.remove(&i).unwrap_or_default();
+        AttackRow {
             method: attack.attack.info().id.to_owned(),
             label: attack.label.clone(),
-            facts: facts_of.remove(&i).unwrap_or_default(),
-        });
+            facts,
+            target,
+        }
+    });
     let mut input = Input {
         title: title(
             &grid.dataset,
@@ -426,6 +432,7 @@ fn folder_input(
                 method: cell.manifest.method.clone(),
                 label,
                 facts: facts(cell),
+                target: target(cell),
             })
             .collect(),
         defenses: vec![DefenseColumn::undefended()],
@@ -576,9 +583,14 @@ fn variants<'a>(
         settings
     };
     let key = |cell: &Cell| {
+        // Equal settings of another file, such as an imported checkpoint, are another variant. The other inputs are those
+        // that the table is about, or follow from settings.
+        let mut files = cell.manifest.inputs.clone();
+        files.retain(|name, _| !["attack", "clean_indices", "dataset"].contains(&name.as_str()));
         (
             cell.manifest.method.clone(),
             canonical_json(&settings(cell)),
+            files,
         )
     };
     let mut found: Vec<&'a Cell> = Vec::new();

@@ -57,6 +57,7 @@ fn import_of(path: PathBuf, out: &Path) -> ImportRequest {
         key: None,
         rules: Rules::default(),
         report: None,
+        test_split: None,
         test_limit: None,
         match_rows: false,
         out: out.to_owned(),

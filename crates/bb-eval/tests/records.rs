@@ -302,7 +302,14 @@ fn as_of_folder(path: &Path) {
             marked[record.index] = 1.0;
             let labels = [record.label, record.original].map(|l| Item::Int(l.into()));
             let entry = Item::dict([
-                ("path", Item::text(record.file())),
+                // As Windows writes it.
+                (
+                    "path",
+                    Item::text(format!(
+                        r"C:\users\me\record\{}",
+                        record.file().replace('/', r"\")
+                    )),
+                ),
                 ("other_info", Item::List(labels.into())),
             ]);
             entries.push((Item::size(record.index), entry));

@@ -32,6 +32,7 @@ fn request(shared: &Path, path: PathBuf, out: &Path) -> ImportRequest {
         key: None,
         rules: Rules::default(),
         report: None,
+        test_split: None,
         test_limit: None,
         match_rows: false,
         out: out.to_owned(),

@@ -38,7 +38,7 @@ use crate::state::StateDict;
 #[cfg(feature = "cuda")]
 use bb_core::data::Split;
 use bb_core::data::{DatasetSpec, Images};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 #[cfg(feature = "cuda")]
 use std::rc::Rc;
@@ -228,6 +228,13 @@ impl Net {
                 StateName::Tracked(i, name) => {
                     // A missing counter is tolerated: only momentum-free averaging would read it.
                     if let Some(t) = state.get(name) {
+                        if t.dtype() != DType::I64 {
+                            return Err(NnError::DType {
+                                name: name.clone(),
+                                expected: "i64",
+                                found: format!("{:?}", t.dtype()),
+                            });
+                        }
                         tracked[*i] = t
                             .flatten_all()?
                             .to_vec1::<i64>()?

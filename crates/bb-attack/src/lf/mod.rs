@@ -114,8 +114,13 @@ impl Attack for Lf {
         cfg.eval_every
     }
 
-    fn later() -> &'static [&'static str] {
-        &["trigger.scale"]
+    fn later(cfg: &LfConfig) -> &'static [&'static str] {
+        // Patterns of files were rounded when there was no such setting, so their cells have another identity now.
+        if cfg.trigger.file.is_empty() {
+            &["trigger.scale"]
+        } else {
+            &[]
+        }
     }
 
     fn files(cfg: &LfConfig) -> Vec<(&'static str, PathBuf)> {

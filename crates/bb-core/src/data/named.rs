@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::Dataset;
+use crate::poison::PoisonSet;
 
 /// A class of a dataset, for logs and results. Displayed as ``2 (`10`)``, or without a name that is the number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,13 @@ impl Dataset {
     pub fn class(&self, class: u32) -> Option<NamedClass> {
         let name = self.class_names.get(class as usize)?.clone();
         Some(NamedClass { class, name })
+    }
+
+    /// The class that poisoned images are to be given, where all are to be given the same.
+    pub fn target_of(&self, poisoned: &PoisonSet) -> Option<NamedClass> {
+        let (&first, others) = poisoned.labels.split_first()?;
+        let same = others.iter().all(|&label| label == first);
+        self.class(first).filter(|_| same)
     }
 
     /// The names that settings may use, with the numbers: those of the data and, where the classes of the dataset are

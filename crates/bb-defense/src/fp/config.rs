@@ -105,6 +105,9 @@ impl Validate for FpConfig {
         let mut idle = self.clean.idle();
         idle.extend(self.finetune.idle());
         idle.extend(idle_sweep(self.sweep, "sweep_ratios"));
+        if self.prune.order == Order::Activation {
+            idle.push(("unlearn", "`prune.order` is `activation`"));
+        }
         idle
     }
 }

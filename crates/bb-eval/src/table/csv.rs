@@ -6,6 +6,7 @@
 //! `seeds` are those that a line is over, with spaces between; empty for an average over attacks with different seeds.
 //! `flags` are words with spaces between: `not_planted` (the attack), `at_chance` (the model), `fewer_seeds` (than
 //! expected), `seeds_differ` (of an average); see [`Marks`].
+//! `target` and `target_name` are the class that poisoned images are to be given, by number and by name.
 //! An empty field means that there is no such number; nothing is ever filled with 0.
 use bb_core::metrics::Ratio;
 
@@ -41,7 +42,8 @@ pub fn write(tables: &[Table]) -> String {
     for prefix in ["paper", "delta"] {
         header.extend(COLUMNS.iter().map(|name| format!("{prefix}_{name}")));
     }
-    header.extend(["seconds", "seeds", "flags"].map(str::to_owned));
+    let last = ["seconds", "seeds", "flags", "target", "target_name"];
+    header.extend(last.map(str::to_owned));
     line(header);
 
     for (table, block) in tables
@@ -49,6 +51,12 @@ pub fn write(tables: &[Table]) -> String {
         .flat_map(|t| t.blocks.iter().map(move |b| (t, b)))
     {
         let data: String = table.data.chars().take(12).collect();
+        let target = block
+            .target
+            .as_ref()
+            .map_or([String::new(), String::new()], |t| {
+                [t.class.to_string(), t.name.clone()]
+            });
         for row in &block.rows {
             let names = |kind: &str, seed: String, n: usize| {
                 let (dataset, arch) = (table.dataset.clone(), table.arch.clone());
@@ -71,6 +79,7 @@ pub fn write(tables: &[Table]) -> String {
                 fields.extend(vec![String::new(); 1 + 2 * N]);
                 fields.push(cell.seconds.map(digits).unwrap_or_default());
                 fields.extend([cell.seed.to_string(), flags(cell.marks, false)]);
+                fields.extend(target.clone());
                 line(fields);
             }
             let n = row.values[0].map_or(0, |s| s.n);
@@ -88,6 +97,7 @@ pub fn write(tables: &[Table]) -> String {
             };
             let seeds: Vec<String> = row.seeds.iter().map(u64::to_string).collect();
             fields.extend([seeds.join(" "), flags(marks, row.expected.is_some())]);
+            fields.extend(target.clone());
             line(fields);
         }
     }

@@ -22,6 +22,7 @@ pub mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bb_core::data::NamedClass;
 use bb_core::metrics::{self, Metric, Ratio, Scores, Summary};
 
 use crate::paper::{Facts, Paper, Printed, RepairFacts};
@@ -111,6 +112,8 @@ pub struct AttackRow {
     pub label: String,
     /// What was trained, for the comparison with the paper's setting.
     pub facts: Facts,
+    /// The class that poisoned images are to be given, where there is one and the cells say it.
+    pub target: Option<NamedClass>,
 }
 
 /// One defense of a table.
@@ -303,6 +306,8 @@ pub struct Block {
     pub average: bool,
     /// Whether it is known that no image was poisoned, so that this is no attack.
     pub clean: bool,
+    /// The class that poisoned images are to be given, where there is one and it is known.
+    pub target: Option<NamedClass>,
     /// What to know of the attacked model, and so of all its rows.
     pub marks: Marks,
     /// One row per defense, the same defenses in every block.
@@ -504,6 +509,7 @@ fn block(
         attack: named.label.clone(),
         average: false,
         clean: cells.peek().is_some() && cells.all(|cell| cell.scores.asr.total == 0),
+        target: named.target.clone(),
         marks,
         rows,
     }
@@ -574,6 +580,7 @@ fn average(input: &Input, blocks: &[Block]) -> Block {
         attack: AVERAGE.to_owned(),
         average: true,
         clean: false,
+        target: None,
         marks: Marks::default(),
         rows: rows.collect(),
     }
@@ -703,6 +710,24 @@ fn marks(input: &Input, blocks: &[Block]) -> Vec<String> {
     notes
 }
 
+/// The classes that are attacked; `airplane` says more than 0, and which class is 0 is the dataset's choice.
+fn targets(blocks: &[Block]) -> Option<String> {
+    let targets: Vec<(&str, &NamedClass)> = blocks
+        .iter()
+        .filter_map(|b| Some((b.attack.as_str(), b.target.as_ref()?)))
+        .collect();
+    let (_, first) = targets.first()?;
+    let attacks = blocks.iter().filter(|b| !b.average).count();
+    if targets.len() == attacks && targets.iter().all(|(_, target)| target == first) {
+        return Some(format!("target class: {first}"));
+    }
+    let each = targets.iter().map(|(attack, t)| format!("{attack} {t}"));
+    Some(format!(
+        "target classes: {}",
+        each.collect::<Vec<_>>().join(", ")
+    ))
+}
+
 fn notes(input: &Input, blocks: &[Block]) -> Vec<String> {
     let mut notes = marks(input, blocks);
     let rows = || blocks.iter().flat_map(|b| &b.rows);
@@ -722,6 +747,7 @@ fn notes(input: &Input, blocks: &[Block]) -> Vec<String> {
             "mean ± standard deviation (divisor n - 1) over n = {n} seeds"
         ));
     }
+    notes.extend(targets(blocks));
     if rows().any(|r| r.role == Role::Oracle && r.values[0].is_some()) {
         notes.push("(oracle): chosen on the poisoned test set, which no defender has; never marked as best".into());
     }

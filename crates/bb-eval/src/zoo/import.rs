@@ -37,6 +37,8 @@ pub struct ImportRequest {
     pub rules: Rules,
     /// A JSON file for the five lists of [`Report`], written also when the tensors do not fit.
     pub report: Option<PathBuf>,
+    /// The split to measure on, where it is not the usual one.
+    pub test_split: Option<String>,
     /// Measure on the first images of the test split only.
     pub test_limit: Option<usize>,
     /// Look for the row of each picture of a record, because the dataset stands in another order.
@@ -106,6 +108,13 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
     if request.match_rows {
         imported["rows"] = json!("matched");
     }
+    let mut opened = json!({
+        "dataset": request.dataset, "train_limit": limits.0, "test_limit": limits.1,
+    });
+    // Only where it was chosen, as in the cells of our own attacks.
+    if let Some(split) = &request.test_split {
+        opened["test_split"] = json!(split);
+    }
     let cell = CellSpec {
         kind: Kind::Attack,
         method: method.to_owned(),
@@ -113,9 +122,7 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         arch: spec.label(),
         settings: json!({
             "imported": imported,
-            "data": {
-                "dataset": request.dataset, "train_limit": limits.0, "test_limit": limits.1,
-            },
+            "data": opened,
             "model": { "arch": spec.name(), "width": spec.width(), "classes": spec.classes() },
             "compute": { "precision": "f32" },
         }),
@@ -158,6 +165,8 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         "acc": scores.acc,
         "asr": some(scores.asr),
         "ra": some(scores.ra),
+        "classes": dataset.class_names,
+        "target": dataset.target_of(&test),
         "poison": { "train": train.len(), "test": test.len() },
         "images": record::counts(&data, &test),
         "tensors": {

@@ -134,7 +134,7 @@ pub(super) fn open(request: &ImportRequest, found: &Found) -> Result<Data, Failu
             cache_dir: Some(request.out.join("cache")),
             train_limit,
             test_limit,
-            test_split: None,
+            test_split: request.test_split.clone(),
             seed: 0,
         };
         data::open(&request.dataset, request.data.as_deref(), &options)

@@ -363,3 +363,17 @@ pub fn state(
     }
     Ok(tensors)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_of_windows_and_of_others_are_the_same_numbers() {
+        for number in [0_i32, 1, 59_999, -1] {
+            let wide = i64::from(number);
+            assert_eq!(whole(&number.to_le_bytes()), wide);
+            assert_eq!(whole(&wide.to_le_bytes()), wide);
+        }
+    }
+}
