@@ -142,8 +142,12 @@ fn what_the_bench_always_does_is_set() {
         "lowFrequencyPatternPath = ./resource/lowFrequency/gtsrb_preactresnet18_0_255.npy";
     assert!(stderr.contains(default), "{stderr}");
     // A pattern that is named is taken, without a source beside it.
-    let named = "lowFrequencyPatternPath: p.npy\n";
-    let stderr = check("lowFrequency", "lf", named, &["trigger.file = \"p.npy\""]);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pattern = folder.path().join("p.npy");
+    fs_err::write(&pattern, "looked for, and not read yet").expect("a writable folder");
+    let named = format!("lowFrequencyPatternPath: {}\n", pattern.display());
+    let file = format!("trigger.file = {:?}", pattern.display().to_string());
+    let stderr = check("lowFrequency", "lf", &named, &[&file]);
     assert!(!stderr.contains("lowFrequencyPatternPath"), "{stderr}");
     let stderr = check("SSBA", "ssba", "", &["train.epochs = 50"]);
     assert!(

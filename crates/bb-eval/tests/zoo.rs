@@ -233,7 +233,7 @@ fn a_program_in_a_file_is_refused_by_name() {
     assert_eq!(scan.status.code(), Some(3));
     let text = String::from_utf8_lossy(&scan.stderr);
     assert!(
-        text.contains("`os.system` is not allowed in a checkpoint at byte 17"),
+        text.contains("`os.system` is not allowed at byte 17"),
         "{text}"
     );
 }

@@ -92,7 +92,7 @@ fn a_call_is_refused_by_name_and_place_and_not_made() {
     let text = std::error::Error::source(&error).map(ToString::to_string);
     assert_eq!(
         text.as_deref(),
-        Some("`os.system` is not allowed in a checkpoint at byte 2 of the pickle")
+        Some("`os.system` is not allowed at byte 2 of the pickle")
     );
     assert!(!canary.exists());
 }

@@ -518,11 +518,7 @@ impl<'a> Machine<'a> {
             ));
         }
         Err(PickleError {
-            what: format!(
-                "`{}.{}` is not allowed in a checkpoint",
-                short(module),
-                short(name)
-            ),
+            what: format!("`{}.{}` is not allowed", short(module), short(name)),
             offset: self.opcode,
             hint: Some(ONLY_TENSORS),
         })
