@@ -154,7 +154,17 @@ fn what_the_bench_always_does_is_set() {
         stderr.contains("./resource/ssba/gtsrb_ssba_train_b1.npy"),
         "{stderr}"
     );
-    let files = "attack_train_replace_imgs_path: a.npy\nattack_test_replace_imgs_path: b.npy\n";
-    let expect = ["trigger.source = \"file\"", "trigger.test_file = \"b.npy\""];
-    check("SSBA", "ssba", files, &expect);
+    let files = ["a.npy", "b.npy"].map(|name| {
+        let path = folder.path().join(name);
+        fs_err::write(&path, "looked for, and not read yet").expect("a writable folder");
+        path.display().to_string()
+    });
+    let [train, test] = &files;
+    let named =
+        format!("attack_train_replace_imgs_path: {train}\nattack_test_replace_imgs_path: {test}\n");
+    let expect = [
+        "trigger.source = \"file\"",
+        &format!("trigger.test_file = {test:?}"),
+    ];
+    check("SSBA", "ssba", &named, &expect);
 }

@@ -966,6 +966,7 @@ fn a_grid_on_images_that_are_too_small_is_refused_before_its_first_cell() {
         "dataset = \"synthetic\"",
         "dataset = \"folder\"\narch = \"vgg19_bn\"",
     );
+    let grid = grid.replace("train_limit = 200\ntest_limit = 50\n", "");
     let place = Place::new(&grid);
     for split in ["train", "test"] {
         for class in ["cat", "dog"] {

@@ -302,7 +302,7 @@ fn names_of_others_are_brought_to_ours() {
         "{refused}"
     );
     assert!(
-        refused.contains("87 unused (`projector.weight`, "),
+        refused.contains("87 unused (`module.projector.weight`, "),
         "{refused}"
     );
     let read = || -> Value {
@@ -316,8 +316,8 @@ fn names_of_others_are_brought_to_ours() {
     request.rules.ignore.push("projector.".to_owned());
     let (back, report) = import(&request, &Compute::Cpu).expect("our names");
     assert_eq!((report.loaded.len(), report.ignored.len()), (86, 17));
-    assert_eq!(report.ignored[0], "projector.weight");
-    assert_eq!(read()["ignored"][0], "projector.weight");
+    assert_eq!(report.ignored[0], "module.projector.weight");
+    assert_eq!(read()["ignored"][0], "module.projector.weight");
     assert!(report.is_clean());
     let floats = |cell: &Cell| {
         let all = bits(&cell.file(MODEL));

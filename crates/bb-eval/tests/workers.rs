@@ -248,14 +248,18 @@ fn number(text: &str, word: &str) -> usize {
 fn untimed(name: &str, text: &str) -> Vec<String> {
     let lines = text.lines().filter(|line| !line.contains("time: "));
     match name {
-        "table.csv" => lines
-            .map(|line| {
-                let mut fields: Vec<&str> = line.split(',').collect();
-                let seconds = fields.len() - 3;
-                fields.remove(seconds);
-                fields.join(",")
-            })
-            .collect(),
+        "table.csv" => {
+            let header = text.lines().next().unwrap_or_default();
+            let seconds = header.split(',').position(|field| field == "seconds");
+            let seconds = seconds.expect("a column of times");
+            lines
+                .map(|line| {
+                    let mut fields: Vec<&str> = line.split(',').collect();
+                    fields.remove(seconds);
+                    fields.join(",")
+                })
+                .collect()
+        }
         _ => lines
             .filter(|line| !line.starts_with("---"))
             .map(|line| {

@@ -147,15 +147,19 @@ impl Rules {
         }
     }
 
+    /// The rule for a name as the file has it, or else behind the `module.` of several GPUs, which a rule need not say.
     fn rule_for(&self, name: &str) -> Option<Use> {
-        let ignored = self.ignore.iter().position(|start| name.starts_with(start));
-        ignored.map(Use::Ignore).or_else(|| {
-            let mut rules = self.rename.iter().enumerate();
-            rules.find_map(|(i, (from, to))| {
-                let rest = name.strip_prefix(from.as_str())?;
-                Some(Use::Rename(i, format!("{to}{rest}")))
+        let rule = |name: &str| {
+            let ignored = self.ignore.iter().position(|start| name.starts_with(start));
+            ignored.map(Use::Ignore).or_else(|| {
+                let mut rules = self.rename.iter().enumerate();
+                rules.find_map(|(i, (from, to))| {
+                    let rest = name.strip_prefix(from.as_str())?;
+                    Some(Use::Rename(i, format!("{to}{rest}")))
+                })
             })
-        })
+        };
+        rule(name).or_else(|| rule(name.strip_prefix("module.")?))
     }
 
     /// Renames the tensors of a file; gives those that stay and the names of those that are left out.
