@@ -385,7 +385,7 @@ fn show_config_refuses_what_a_run_refuses_with_the_same_words() {
     check(
         &synthetic(&["--set", "target=ring, stripes up"]),
         2,
-        "which is no class of the data\n  in `--set target=ring, stripes up`\nhint: did you mean `ring, stripes down`?",
+        "which is no class of the data\n  in `--set target=ring, stripes up`\nhint: did you mean `ring striped down`?",
     );
     check(
         &synthetic(&["--set", "target=-1"]),

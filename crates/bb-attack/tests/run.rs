@@ -1306,12 +1306,12 @@ fn a_target_is_a_number_or_the_name_of_a_class() {
 fn known_datasets_have_names_without_their_files() {
     let out = folder();
     let shown = |target: &str| bb_attack::harness::show(&request("badnets", out.path(), &[target]));
-    let text = shown("target=ring, stripes down").expect("a class of the synthetic set");
+    let text = shown("target=ring striped down").expect("a class of the synthetic set");
     assert!(text.contains("target = 7  # --set\n"), "{text}");
     let cell = run(&request(
         "badnets",
         out.path(),
-        &["train.epochs=0", "target=ring, stripes down"],
+        &["train.epochs=0", "target=ring striped down"],
     ));
     assert_eq!(cell.expect("a run").manifest.settings["target"], 7);
 }

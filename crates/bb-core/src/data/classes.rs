@@ -262,16 +262,16 @@ const GTSRB: [&str; 43] = [
 
 /// What the generator draws.
 const SYNTHETIC: [&str; 10] = [
-    "disk, stripes across",
-    "disk, stripes down",
-    "square, stripes across",
-    "square, stripes down",
-    "triangle, stripes across",
-    "triangle, stripes down",
-    "ring, stripes across",
-    "ring, stripes down",
-    "cross, stripes across",
-    "cross, stripes down",
+    "disk striped across",
+    "disk striped down",
+    "square striped across",
+    "square striped down",
+    "triangle striped across",
+    "triangle striped down",
+    "ring striped across",
+    "ring striped down",
+    "cross striped across",
+    "cross striped down",
 ];
 
 #[cfg(test)]

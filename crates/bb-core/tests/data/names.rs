@@ -106,7 +106,7 @@ fn the_other_datasets_have_names_too() {
         ..OpenOptions::default()
     };
     let data = open("synthetic", None, &options).expect("needs no file");
-    assert_eq!(data.class_names[3], "square, stripes down");
+    assert_eq!(data.class_names[3], "square striped down");
     assert!(data.notes.is_empty());
 }
 
