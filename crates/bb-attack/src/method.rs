@@ -210,7 +210,7 @@ pub trait Ready {
     /// If no class has a name that was given, or more than one has.
     fn bind(&mut self, dataset: &Dataset) -> Result<Vec<String>, AttackError>;
 
-    /// The error that a class was given by a name that is none of `known`, if one was.
+    /// The error for a class whose name is not among `known`, if there is one.
     fn unknown_class(&self, known: &[&str]) -> Option<AttackError>;
 
     /// The settings that identify a cell: all but those of [`Attack::later`] that have their default.

@@ -756,7 +756,7 @@ fn epochs_that_somebody_set_to_none_are_told() {
     };
     assert_eq!(
         told("train.epochs=0"),
-        ["`train.epochs` is 0, so what it is about is not trained at all"]
+        ["`train.epochs` is 0, so nothing is trained there"]
     );
     assert_eq!(told("train.epochs=1"), [""; 0]);
     assert_eq!(

@@ -99,7 +99,7 @@ pub fn open_suspect(model: &Path) -> Result<SuspectCell, DefenseError> {
     }
 }
 
-/// Checks of a request all that can be checked without its data, and gives the settings for people, with their origins.
+/// Checks everything in a request that does not need its data, and returns the settings for display, with their origins.
 ///
 /// # Errors
 /// Those that [`run`] has for the same request, as far as they do not come from the data.

@@ -290,7 +290,7 @@ pub fn zero_epochs(origins: &[(String, String, Origin)]) -> Vec<String> {
         let given = !matches!(origin, Origin::Defaults | Origin::Recipe { .. });
         given && value == "0" && key.ends_with("epochs") && !key.ends_with("clean_epochs")
     });
-    zero.map(|(key, ..)| format!("`{key}` is 0, so what it is about is not trained at all"))
+    zero.map(|(key, ..)| format!("`{key}` is 0, so nothing is trained there"))
         .collect()
 }
 
