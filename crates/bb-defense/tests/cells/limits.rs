@@ -124,7 +124,7 @@ fn a_repair_whose_last_step_diverges_is_no_result() {
     ];
     let cases: [(&str, &[&str], &str); 6] = [
         ("ft", &[], "finetune.lr"),
-        ("fp", &["unlearn.max_epochs=1"], "finetune.lr"),
+        ("fp", &[], "finetune.lr"),
         (
             "nad",
             &["distill.epochs=1", "distill.batch_size=1000"],
