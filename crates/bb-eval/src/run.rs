@@ -279,6 +279,8 @@ impl<'a> Runner<'a> {
             if !self.options.wait {
                 return Ok(());
             }
+            // Before it is said, so that whoever reads it can interrupt a program that answers.
+            catch_interrupts()?;
             let say = self.waiting();
             if say != told {
                 self.log.info("waiting", &say, &Value::Null)?;
@@ -434,7 +436,6 @@ fn holder_name(holder: Option<&Holder>) -> String {
 /// Waits, but not longer than until an interruption.
 fn sleep(pause: Duration) -> Result<(), Failure> {
     const SLICE: Duration = Duration::from_millis(50);
-    catch_interrupts()?;
     let mut left = pause;
     while !left.is_zero() {
         let slice = left.min(SLICE);
@@ -530,6 +531,7 @@ fn write_tables(prepared: &Prepared, steps: &mut [Step], log: &Log) -> Result<Ta
         match Lock::take(out, TABLE_LOCK) {
             Ok(lock) => break lock,
             Err(CellError::Locked { holder, .. }) => {
+                catch_interrupts()?;
                 if !waited {
                     let holder = holder_name(holder.as_ref());
                     let say = format!("waiting for {holder}, which writes the tables");
