@@ -21,9 +21,11 @@ mod device;
 mod failure;
 mod interrupt;
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io::{self, IsTerminal as _, Write};
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 pub use args::{
@@ -174,10 +176,26 @@ fn colour_wanted(terminal: bool, no_color: Option<&OsStr>, term: Option<&OsStr>)
     terminal && no_color.is_none_or(OsStr::is_empty) && term != Some(OsStr::new("dumb"))
 }
 
+thread_local! {
+    /// Whether a panic of this thread is a foreign reader's way to refuse its input.
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a reader whose panic the caller turns into an error, so that no panic is told.
+pub(crate) fn expecting_panics<T>(read: impl FnOnce() -> T) -> std::thread::Result<T> {
+    let before = EXPECTED.replace(true);
+    let done = catch_unwind(AssertUnwindSafe(read));
+    EXPECTED.set(before);
+    done
+}
+
 /// Adds to the message of a panic that it is not the user's fault.
 fn explain_panics() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
+        if EXPECTED.get() {
+            return;
+        }
         default(info);
         let _ =
             io::stderr().write_all(b"hint: this is a bug; please report it with the lines above\n");
@@ -187,6 +205,15 @@ fn explain_panics() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_is_expected_within_and_not_after() {
+        let inside = expecting_panics(|| EXPECTED.get());
+        assert!(inside.is_ok_and(|expected| expected));
+        let panicked = expecting_panics(|| panic!("as a reader does"));
+        assert!(panicked.is_err());
+        assert!(!EXPECTED.get());
+    }
 
     #[test]
     fn colour_needs_a_terminal_and_nobody_against_it() {

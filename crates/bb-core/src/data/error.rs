@@ -1,13 +1,12 @@
 //! Every way in which opening a dataset can fail.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use super::DATASETS;
 use super::decode::ImageFault;
 use super::locate::layouts;
 use super::pickled::PickleFault;
-use crate::cli::{Coded, exit};
+use crate::cli::{Coded, exit, expecting_panics};
 
 /// Why a dataset could not be opened.
 ///
@@ -460,7 +459,7 @@ impl DataError {
     /// The Parquet reader asserts what it should check: one byte changed in a file's table of contents can end in an
     /// assertion or an overflow. What the reader has left half done is dropped with the error.
     pub(super) fn guard<T>(path: &Path, read: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
-        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+        expecting_panics(read).unwrap_or_else(|panic| {
             let message = panic
                 .downcast_ref::<String>()
                 .map(String::as_str)
