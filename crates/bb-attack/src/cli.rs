@@ -170,6 +170,15 @@ fn preview(args: &PreviewArgs) -> Result<(), Failure> {
         ))
         .hint("leave it out"));
     }
+    let trains = |set: &&String| set.starts_with("train.") || set.starts_with("eval_every=");
+    if let Some(set) = args.set.iter().find(trains)
+        && !ready.needs_network()
+    {
+        return Err(Failure::usage(format!(
+            "`--set {set}` does nothing here, because a preview trains nothing but what makes the trigger"
+        ))
+        .hint("leave it out"));
+    }
     let stealth = preview::run(&PreviewRequest {
         method: args.method.clone(),
         dataset: args.dataset.clone(),

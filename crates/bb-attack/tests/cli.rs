@@ -726,6 +726,11 @@ fn options_that_do_nothing_are_errors() {
         (&preview, &["--width", "8"], "`--width` does nothing here"),
         (&lf, &["--width", "8"], "`--width` does nothing here"),
         (
+            &lf,
+            &["--set", "train.epochs=2"],
+            "`--set train.epochs=2` does nothing here, because a preview trains nothing",
+        ),
+        (
             &show,
             &["--set", "shift=2"],
             "setting `shift` does nothing, because `label` is `all2one`\n  in `--set shift=2`",

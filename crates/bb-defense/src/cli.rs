@@ -8,6 +8,7 @@ use bb_core::cell::Cell;
 use bb_core::cli::{self, Failure, RunArgs, SHOWN_OPTIONS, init_threads, print};
 use bb_core::events::Log;
 use bb_core::method::MethodInfo;
+use bb_core::precision::Precision;
 use bb_core::settings::option_line;
 use bb_nn::Compute;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
@@ -92,6 +93,13 @@ fn execute(args: Args, extra: &'static [&'static dyn AnyDefense]) -> Result<(), 
         files: args.run.config.clone(),
         set: args.run.set.clone(),
     };
+    if args.run.precision != Precision::F32 && !defense.trains() {
+        let (precision, title) = (args.run.precision.name(), defense.info().title);
+        return Err(Failure::usage(format!(
+            "`--precision {precision}` does nothing here, because {title} trains no network"
+        ))
+        .hint("leave it out"));
+    }
     let suspect = open_suspect(&model)?;
     check_options(&args.run, &suspect)?;
     let compute = Compute::open(args.run.host.device)?;

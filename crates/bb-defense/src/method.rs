@@ -64,6 +64,8 @@ pub trait Defense: Sync + 'static {
     const INFO: MethodInfo;
     /// The committed recipes, at most one a dataset.
     const RECIPES: &'static [RecipeFile] = &[];
+    /// Whether it trains a network, so that the precision of training makes a difference.
+    const TRAINS: bool = true;
     /// What the method is given besides the suspect model.
     type Data: FromNeeds;
     /// The settings. Their default is the reference's choice, and the head comment says where it is not. The table
@@ -263,6 +265,9 @@ pub trait AnyDefense: Sync {
     /// The committed recipes.
     fn recipes(&self) -> &'static [RecipeFile];
 
+    /// See [`Defense::TRAINS`].
+    fn trains(&self) -> bool;
+
     /// Merges defaults, the committed recipe of `dataset` (if there is one) and what the user gave, and checks it.
     fn resolve(&self, dataset: &str, given: &Given) -> Result<Box<dyn Ready>, DefenseError>;
 }
@@ -337,6 +342,10 @@ impl<D: Defense> AnyDefense for D {
 
     fn recipes(&self) -> &'static [RecipeFile] {
         D::RECIPES
+    }
+
+    fn trains(&self) -> bool {
+        D::TRAINS
     }
 
     fn resolve(&self, dataset: &str, given: &Given) -> Result<Box<dyn Ready>, DefenseError> {

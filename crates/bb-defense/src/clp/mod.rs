@@ -78,6 +78,7 @@ impl Defense for Clp {
     };
     const RECIPES: &'static [RecipeFile] =
         recipes!["clp": "cifar10", "cifar100", "gtsrb", "tiny", "synthetic"];
+    const TRAINS: bool = false;
     type Data = NoImages;
     type Config = ClpConfig;
 

@@ -910,6 +910,12 @@ fn list_show_and_show_config_tell_what_there_is() {
         });
         assert_eq!(said[0], said[1], "{words:?}");
     }
+    let clp = program(&["clp", "--precision", "bf16", "--model"])
+        .arg(&attack.dir)
+        .output()
+        .expect("it starts");
+    let expect = "`--precision bf16` does nothing here, because CLP trains no network";
+    check_failure(&clp, 2, expect);
     assert!(!out.path().join("defense").exists(), "nothing was run");
 }
 
