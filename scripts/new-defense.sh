@@ -201,6 +201,7 @@ use bb_defense::registry::faults;
 use bb_eval::grid::Grid;
 use bb_eval::plan::{State, plan};
 use bb_eval::prepare::{Places, Prepared};
+use bb_eval::run::{Options, run};
 use bb_nn::{Compute, StateDict};
 use @LIBRARY@::@TYPE@;
 
@@ -233,7 +234,11 @@ fn it_runs_in_a_grid() {
     };
     let grid = Grid::parse("grid.toml", GRID).expect("a good grid");
     let prepared = Prepared::new(grid, &places, &[&@TYPE@]).expect("all is there");
-    let outcome = bb_eval::run::run(&prepared, &Compute::Cpu, true).expect("it runs");
+    let quiet = Options {
+        quiet: true,
+        ..Options::default()
+    };
+    let outcome = run(&prepared, &Compute::Cpu, quiet).expect("it runs");
     assert_eq!(outcome.counts.computed, 2);
     outcome.into_result().expect("nothing failed");
 
