@@ -324,7 +324,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Trains the network and writes all files; gives the results.
+    /// Trains the network, writes all files and returns the results.
     fn train(self, work: &Work) -> Result<Value, AttackError> {
         // The attack's own networks, of trigger, encoder or mask, are part of its time.
         let started = Instant::now();

@@ -110,7 +110,7 @@ impl Pattern {
     /// Reads a pattern for images of `height` x `width`, and what the user should know of it, one line each.
     ///
     /// A `.npy` array must have the size of the images; a picture is resized to it. Nothing is rounded to whole levels, so
-    /// that an array gives the images that the bench makes of it. `scale` says whether numbers are levels or fractions.
+    /// that an array makes the same images as in the bench. `scale` says whether numbers are levels or fractions.
     pub fn read(
         path: &Path,
         scale: Scale,

@@ -215,7 +215,7 @@ impl Coded for CellError {
     }
 }
 
-/// What lies in a cell as soon as a run has begun.
+/// The files that every cell has once its run has started.
 const BEGUN: [&str; 4] = [LOCK, LOG, CKPT, CONFIG];
 
 /// What to do with a file or a folder that another program left.

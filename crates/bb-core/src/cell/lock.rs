@@ -62,7 +62,7 @@ fn is_host(name: &str) -> bool {
 pub struct Lock(fs_err::File);
 
 impl Lock {
-    /// Takes the lock that the file `name` in the folder `dir` stands for, without waiting for it.
+    /// Locks the file `name` in the folder `dir`, without waiting for it.
     ///
     /// The file stays when the lock is released: if it were removed, a third process could lock a new file of that name
     /// while a second one gets the old.

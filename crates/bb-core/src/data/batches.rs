@@ -135,7 +135,7 @@ impl Form {
         })
     }
 
-    /// Both splits in the archive, where it lies in a folder.
+    /// Both splits from the archive in a folder, if it is there.
     pub(super) fn in_archive(&'static self, folder: &Path) -> Option<(Batches, Batches)> {
         let path = folder.join(self.archive);
         path.is_file().then(|| {

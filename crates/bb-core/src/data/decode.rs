@@ -130,7 +130,7 @@ pub(super) fn rgb(bytes: &[u8]) -> Result<Rgb, ImageFault> {
             /// Place of the colour type in the header, which is always the first chunk.
             const COLOUR_TYPE: usize = 25;
             let decoder = PngDecoder::with_limits(reader, limits())?;
-            // The decoder makes an alpha channel of a transparent grey, so it is asked for the type in the file.
+            // The decoder turns a transparent grey into an alpha channel, so the type comes from the file itself.
             let narrow = match bytes.get(COLOUR_TYPE) {
                 Some(0) => Narrow::Clip,
                 _ => Narrow::HighByte,

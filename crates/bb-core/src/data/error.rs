@@ -55,7 +55,7 @@ pub enum DataError {
         id: &'static str,
         /// The folder that was named.
         place: PathBuf,
-        /// What lies in it.
+        /// What is in it.
         found: Vec<String>,
         /// What to do about what lies there.
         advice: Option<String>,
@@ -90,7 +90,7 @@ pub enum DataError {
         /// What is there.
         found: String,
     },
-    /// A folder among class folders that is none.
+    /// A folder among the class folders that is not a class.
     #[error("`{}` is no class folder, expected a number from 0 to {}", path.display(), classes - 1)]
     ClassFolder {
         /// The folder.
