@@ -9,14 +9,10 @@ use bb_attack::{badnets, blended, lf, sig, wanet};
 use bb_nn::data::Input;
 use safetensors::{Dtype, SafeTensors};
 
-#[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
-/// Folder of the goldens; `None` (and a note) if it is not there.
-fn golden() -> Option<PathBuf> {
-    let shared = std::env::var_os("BB_SHARED");
-    if shared.is_none() {
-        eprintln!("skipped: BB_SHARED is not set");
-    }
-    shared.map(|folder| PathBuf::from(folder).join("golden"))
+/// Folder of the goldens.
+fn golden() -> PathBuf {
+    let shared = std::env::var_os("BB_SHARED").expect("BB_SHARED names the folder of the goldens");
+    PathBuf::from(shared).join("golden")
 }
 
 /// The bytes and the shape of a u8 tensor.
@@ -51,8 +47,9 @@ fn check(file: &SafeTensors<'_>, output: &str, apply: impl Fn(&mut [u8])) {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_badnets() {
-    let Some(folder) = golden() else { return };
+    let folder = golden();
     let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let (trigger, shape) = u8s(&file, "badnet.trigger");
@@ -70,8 +67,9 @@ fn golden_badnets() {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_blended() {
-    let Some(folder) = golden() else { return };
+    let folder = golden();
     let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let trigger = f32s(&file, "blended.trigger_resized_f32");
@@ -88,8 +86,9 @@ fn golden_blended() {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_sig() {
-    let Some(folder) = golden() else { return };
+    let folder = golden();
     let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let stored = f32s(&file, "sig.pattern_row");
@@ -107,8 +106,9 @@ fn golden_sig() {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_lf() {
-    let Some(folder) = golden() else { return };
+    let folder = golden();
     let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let pattern = f32s(&file, "lowFrequency.pattern");
@@ -157,8 +157,9 @@ fn close(name: &str, found: &[f32], expect: &[f32]) {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_wanet() {
-    let Some(folder) = golden() else { return };
+    let folder = golden();
     let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let (_, shape) = u8s(&file, "in_u8");

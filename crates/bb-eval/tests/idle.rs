@@ -236,6 +236,8 @@ fn settings_that_do_nothing_are_errors_where_they_are_given_alone() {
             &["sweep=false", "sweep_thresholds=[0.1]"],
             "sweep_thresholds",
         ),
+        ("rnp", &["unlearn.clip=5"], "unlearn.clip"),
+        ("rnp", &["clip_before_backward=false", "unlearn.clip=5"], ""),
         ("clp", &["sweep_u=[1.0]"], "sweep_u"),
         (
             "nc",

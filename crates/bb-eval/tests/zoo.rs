@@ -13,13 +13,10 @@ use bb_nn::data::{Normaliser, plain_input};
 use bb_nn::{ArchSpec, Compute, Mode, Net, StateDict};
 use serde_json::json;
 
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
-fn shared() -> Option<PathBuf> {
-    let shared = std::env::var_os("BB_SHARED").map(PathBuf::from);
-    if shared.is_none() {
-        eprintln!("skipped: BB_SHARED is not set");
-    }
-    shared
+fn shared() -> PathBuf {
+    std::env::var_os("BB_SHARED")
+        .expect("BB_SHARED names the folder of the zoo and the data")
+        .into()
 }
 
 fn request(shared: &Path, path: PathBuf, out: &Path) -> ImportRequest {
@@ -44,8 +41,9 @@ fn ratio(cell: &Cell, field: &str) -> Ratio {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn folders_of_backdoorbench_have_the_bench_own_figures() {
-    let Some(shared) = shared() else { return };
+    let shared = shared();
     let out = tempfile::tempdir().expect("a temporary folder");
     for (folder, acc, acc_of_all, asr, ra) in [
         ("badnet_w16", 740, 7329, 816, 57),
@@ -123,8 +121,9 @@ fn within_classes(split: &Split) -> Vec<usize> {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn genuine_pictures_fit_their_rows_and_no_other_order() {
-    let Some(shared) = shared() else { return };
+    let shared = shared();
     let out = tempfile::tempdir().expect("a temporary folder");
     for (folder, acc, possible) in [
         ("badnet_w16", 7329, 9000),
@@ -174,8 +173,9 @@ fn genuine_pictures_fit_their_rows_and_no_other_order() {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn what_does_not_fit_is_one_clear_error() {
-    let Some(shared) = shared() else { return };
+    let shared = shared();
     let out = tempfile::tempdir().expect("a temporary folder");
     let good = request(&shared, shared.join("zoo/badnet_w16"), out.path());
     let refused = |request: &ImportRequest| {

@@ -1,4 +1,4 @@
-//! The original PyTorch network's numbers, from the folder that `BB_SHARED` names; skipped without it.
+//! The original PyTorch network's numbers, from the folder that `BB_SHARED` names; ignored unless asked for.
 //!
 //! Computed on the CPU, or on the device that `BB_DEVICE` names (`cuda:0`).
 //! Sizes are read from the files, so another set of the same cases with another width passes as well.
@@ -15,12 +15,9 @@ use common::{Tensors, assert_close, assert_relative, floats, labels, load};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-fn folder() -> Option<PathBuf> {
-    let folder = std::env::var_os("BB_SHARED").map(|s| PathBuf::from(s).join("golden"));
-    if folder.is_none() {
-        eprintln!("skipped: BB_SHARED is not set");
-    }
-    folder
+fn folder() -> PathBuf {
+    let shared = std::env::var_os("BB_SHARED").expect("BB_SHARED names the folder of the goldens");
+    PathBuf::from(shared).join("golden")
 }
 
 fn compute() -> Compute {
@@ -112,8 +109,9 @@ fn test_transform(id: &str, pixels: &[u8], h: usize, w: usize) -> Vec<f32> {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_d_transform() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let expected = load_case(&folder, "d_transform");
     let (pixels, out) = (&expected["cifar10.in_u8"], &expected["cifar10.out"]);
     let (n, h, w, _) = pixels.dims4().unwrap();
@@ -135,8 +133,9 @@ fn golden_d_transform() {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_inputs_are_the_test_transform_of_their_pixels() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let inputs = load_case(&folder, "inputs");
     let (n, h, w, _) = inputs["u8"].dims4().unwrap();
     for i in 0..n {
@@ -146,8 +145,9 @@ fn golden_inputs_are_the_test_transform_of_their_pixels() {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_a_forward() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let mut case = Case::new(&folder);
     let expected = load_case(&folder, "a_forward");
     let input = case.input(0);
@@ -215,8 +215,9 @@ fn golden_a_forward() {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_b_backward() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let mut case = Case::new(&folder);
     let expected = load_case(&folder, "b_backward");
     let (input, labels) = (case.input(0), case.labels(0));
@@ -269,8 +270,9 @@ fn golden_b_backward() {
 const OTHER_SIDE: f32 = 7.1e-4;
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_c_sgd() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let mut case = Case::new(&folder);
     let expected = load_case(&folder, "c_sgd3");
     let mut sgd = Sgd::new(case.net.params(), 0.9, 5e-4, false);
@@ -304,8 +306,9 @@ fn golden_c_sgd() {
 
 /// The first block of the network through candle's autograd and the engine's operations, against the explicit pass.
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_b_backward_through_autograd() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let case = Case::new(&folder);
     let expected = load_case(&folder, "b_backward");
     let state = case.net.state().unwrap();

@@ -5,22 +5,16 @@ use std::path::PathBuf;
 use bb_core::data::{OpenOptions, Split, open, resize};
 use safetensors::SafeTensors;
 
-fn shared() -> Option<PathBuf> {
-    let found = std::env::var_os("BB_SHARED").map(PathBuf::from);
-    if found.is_none() {
-        skipped();
-    }
-    found
-}
-
-#[allow(clippy::print_stderr)] // a test that did not run must say so
-fn skipped() {
-    eprintln!("skipped: BB_SHARED is not set");
+fn shared() -> PathBuf {
+    std::env::var_os("BB_SHARED")
+        .expect("BB_SHARED names the folder of goldens and data")
+        .into()
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_data_resize_gives_the_bits_of_pillow() {
-    let Some(shared) = shared() else { return };
+    let shared = shared();
     let file = fs_err::read(shared.join("golden/d_transform.safetensors")).expect("reads");
     let tensors = SafeTensors::deserialize(&file).expect("safetensors");
     let source = tensors.tensor("odd.in_u8").expect("there");
@@ -65,8 +59,9 @@ fn assert_statistics(split: &Split, mean: [f64; 3], std: [f64; 3]) {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_data_cifar10_has_its_published_facts() {
-    let Some(shared) = shared() else { return };
+    let shared = shared();
     let root = shared.join("data");
     let data = open("cifar10", Some(&root), &OpenOptions::default()).expect("opens");
     assert_eq!((data.train.len(), data.test.len()), (50_000, 10_000));
@@ -104,8 +99,9 @@ fn golden_data_cifar10_has_its_published_facts() {
 }
 
 #[test]
+#[ignore = "needs BB_SHARED"]
 fn golden_data_the_other_datasets_open_with_every_class() {
-    let Some(shared) = shared() else { return };
+    let shared = shared();
     let root = shared.join("data");
     for (id, train, test) in [
         ("cifar100", 2000, 500),

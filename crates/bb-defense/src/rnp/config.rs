@@ -1,4 +1,4 @@
-//! Settings of RNP; the defaults are the benchmark's, but for the order of clipping.
+//! Settings of RNP; the defaults are the benchmark's.
 
 use bb_core::settings::{Idle, SettingsError, Validate};
 use serde::{Deserialize, Serialize};
@@ -57,7 +57,7 @@ impl Default for RnpConfig {
             sweep: true,
             sweep_thresholds: usual_thresholds(),
             probe_every: 10,
-            clip_before_backward: false,
+            clip_before_backward: true,
             clean: CleanBudget {
                 ratio: 0.01,
                 ..CleanBudget::default()
@@ -97,6 +97,9 @@ impl Validate for RnpConfig {
     fn idle(&self) -> Vec<Idle> {
         let mut idle = self.clean.idle();
         idle.extend(idle_sweep(self.sweep, "sweep_thresholds"));
+        if self.clip_before_backward {
+            idle.push(("unlearn.clip", "`clip_before_backward` is true"));
+        }
         idle
     }
 }

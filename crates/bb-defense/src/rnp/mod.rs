@@ -10,8 +10,8 @@
 //! indices, the target class and the test set stay unseen.
 //!
 //! ## Algorithm
-//! 1. Clean unlearning: SGD that raises the cross-entropy, with the gradient's norm clipped, until the share of images
-//!    that were right during an epoch is at most `unlearn.stop_accuracy` -> [`unlearning::run`].
+//! 1. Clean unlearning: SGD that raises the cross-entropy, until the share of images that were right during an epoch is
+//!    at most `unlearn.stop_accuracy` -> [`unlearning::run`].
 //! 2. Each channel of a batch normalisation of the unlearned network has a mask `M`, at first 1, and counts as
 //!    `gamma M`. SGD lowers `alpha CE` over the masks alone, which stay in 0 to 1 -> [`crate::channels`], [`recover`].
 //! 3. In a copy of the suspect model the scale of each channel whose mask is at most `prune.threshold` becomes 0; the
@@ -26,9 +26,9 @@
 //!
 //! ## Differences from the authors' code
 //! The reference is the benchmark's `defense/rnp.py`:
-//! - It clips the gradient's norm before it computes the gradient, so that nothing is clipped and unlearning may end in
-//!   a network without finite losses (`clip_before_backward = true`). The authors' own code clips what it computed, and
-//!   so does the default here.
+//! - It clips the gradient's norm to 20 before it computes the gradient, as the authors' own code does, so that nothing
+//!   is clipped and unlearning may end in a network without finite losses. So does the default here;
+//!   `clip_before_backward = false` clips the gradient that was computed, which is what the line was meant for.
 //! - Masks are compared with thresholds after rounding to 4 decimals, as the reference writes them to a text file.
 //! - All passes are in train mode, and move the running statistics of the unlearned and the masked copy, which are
 //!   dropped.
@@ -44,14 +44,14 @@
 //! - `sweep_thresholds` (0 to 0.9 in steps of 0.05, the reference's 19): thresholds of the sweep, ascending.
 //! - `probe_every` (10): measure the masked network after every n-th epoch of recovering, counted from the first; 0
 //!   measures only the pruned models.
-//! - `clip_before_backward` (false): clip before there is a gradient, see above; then `unlearn.clip` does nothing.
+//! - `clip_before_backward` (true): clip before there is a gradient, see above; then `unlearn.clip` does nothing.
 //! - `clean.ratio` (0.01): share of the training images that the defender has.
 //! - `clean.seed` (0): seed of their draw, which is that of Python's `random.sample`.
 //! - `clean.index_file` (""): text file with their indices instead.
 //! - `unlearn.max_epochs` (20): cap on the epochs of unlearning.
 //! - `unlearn.lr` (0.01), `unlearn.momentum` (0.9), `unlearn.weight_decay` (0.0005): its SGD.
 //! - `unlearn.milestones` (10, 20), `unlearn.gamma` (0.1): epochs at which its rate falls, and the factor.
-//! - `unlearn.clip` (20.0): largest L2 norm of its gradients.
+//! - `unlearn.clip` (20.0): largest L2 norm of its gradients; for `clip_before_backward = false` only.
 //! - `unlearn.stop_accuracy` (0.2): share of right images during an epoch that ends it.
 //! - `unlearn.batch_size` (256), `unlearn.shuffle` (true), `unlearn.augment` (true): its batches.
 //! - `recover.epochs` (20): epochs of the masks.

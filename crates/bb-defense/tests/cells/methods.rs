@@ -219,6 +219,7 @@ const METHODS: &[Quick] = &[
             "recover.lr=50",
             "recover.momentum=0.5",
             // So small that it changes every step.
+            "clip_before_backward=false",
             "unlearn.clip=0.1",
             "prune.threshold=0.7",
             "sweep=false",
@@ -251,7 +252,7 @@ const METHODS: &[Quick] = &[
             ("prune.tolerance=2", "prune.tolerance"),
         ],
         changes: &[
-            "clip_before_backward=true",
+            "unlearn.clip=0.05",
             "unlearn.max_epochs=1",
             "unlearn.lr=0.05",
             "recover.epochs=1",
@@ -603,6 +604,30 @@ fn a_data_free_sweep_has_a_choice_and_an_oracle() {
             .expect("finite"),
         suspect.to_bytes(&BTreeMap::new()).expect("finite")
     );
+}
+
+/// Clipping before the gradient clips nothing, as a bound that no gradient reaches.
+#[test]
+fn rnp_clips_the_gradient_only_where_it_is_told_to() {
+    let out = folder();
+    let attack = Draft::new().write(out.path());
+    let rnp = bb_defense::registry::find("rnp", &[]).expect("a defense");
+    let model = |clip: &[&'static str]| {
+        let set: Vec<&str> = quick_of(rnp)
+            .set
+            .iter()
+            .copied()
+            .filter(|setting| !setting.contains("clip"))
+            .chain(clip.iter().copied())
+            .collect();
+        let dir = run(&request(rnp, &attack.dir, out.path(), &set)).expect("repaired");
+        bytes(&dir, "model.safetensors")
+    };
+    let unclipped = model(&[]);
+    assert_eq!(unclipped, model(&["clip_before_backward=true"]));
+    let of = |clip| model(&["clip_before_backward=false", clip]);
+    assert_eq!(unclipped, of("unlearn.clip=1e9"));
+    assert_ne!(unclipped, of("unlearn.clip=0.1"));
 }
 
 /// The thresholds of masks are tried on one set of masks, whatever the method that trained it.
