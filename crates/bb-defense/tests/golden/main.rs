@@ -3,10 +3,16 @@
 //! Sizes, layer names and neuron counts are read from the files, so another network's set of the same cases passes too.
 
 mod anp;
+mod baseline;
 mod clp;
 mod fp;
+mod fp_whole;
+mod ft;
+mod nad;
 mod nc;
+mod nc_whole;
 mod otbr;
+mod rnp;
 mod tsbd;
 mod ulrl;
 
