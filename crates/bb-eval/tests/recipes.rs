@@ -68,8 +68,12 @@ fn equal(a: &str, b: &str) -> bool {
     }
 }
 
-/// Fails unless the table has each setting with its value, and nothing else.
-fn check(method: &str, groups: &[&[Row]], settings: impl Fn(&str) -> BTreeMap<String, String>) {
+/// Where the settings of a method are others than its table has, and which ones the table lacks.
+fn check(
+    method: &str,
+    groups: &[&[Row]],
+    settings: impl Fn(&str) -> BTreeMap<String, String>,
+) -> Vec<String> {
     let rows: Vec<&Row> = groups.iter().copied().flatten().collect();
     let mut wrong = Vec::new();
     for row in &rows {
@@ -91,19 +95,16 @@ fn check(method: &str, groups: &[&[Row]], settings: impl Fn(&str) -> BTreeMap<St
     for dataset in DATASETS {
         let found = settings(dataset);
         for row in &rows {
-            let wanted = on(
-                if row.ours.is_empty() {
-                    row.theirs
-                } else {
-                    row.ours
-                },
-                dataset,
-            );
+            let (values, reason) = match row.ours {
+                "" => (row.theirs, row.place),
+                ours => (ours, row.why),
+            };
+            let wanted = on(values, dataset);
             match found.get(row.key) {
                 Some(value) if equal(value, wanted) => {}
                 Some(value) => wrong.push(format!(
-                    "{method} on {dataset}: {} = {value}, expected {wanted} ({}{})",
-                    row.key, row.place, row.why
+                    "{method} on {dataset}: {} = {value}, expected {wanted} ({reason})",
+                    row.key
                 )),
                 None => wrong.push(format!("{method}: there is no setting {}", row.key)),
             }
@@ -115,7 +116,7 @@ fn check(method: &str, groups: &[&[Row]], settings: impl Fn(&str) -> BTreeMap<St
             }
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    wrong
 }
 
 const RECORD: &str = "only what is recorded depends on it";
@@ -528,9 +529,10 @@ fn defenses_have_the_published_settings() {
         ("ulrl", ULRL),
     ];
     assert_eq!(tables.len(), bb_defense::registry::DEFENSES.len());
+    let mut wrong = Vec::new();
     for (id, groups) in tables {
         let defense = bb_defense::registry::find(id, &[]).expect("a defense");
-        check(id, groups, |dataset| {
+        let found = check(id, groups, |dataset| {
             let given = bb_defense::method::Given::default();
             let ready = defense.resolve(dataset, &given).expect("valid settings");
             let settings = ready.origins().iter();
@@ -538,7 +540,9 @@ fn defenses_have_the_published_settings() {
                 .map(|(key, value, _)| (key.clone(), value.clone()))
                 .collect()
         });
+        wrong.extend(found);
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 // Attacks.
@@ -617,24 +621,12 @@ const BADNETS: &[&[Row]] = &[
         TARGET,
         RATIO,
         own("trigger.file", "\"\"", "a patch of ours for their picture"),
-        own("trigger.pattern", "\"solid\"", "their picture has it"),
-        own(
-            "trigger.position",
-            "\"lower-right\"",
-            "their picture has it",
-        ),
-        own(
-            "trigger.size",
-            "3; tiny 6",
-            "their picture of 32 pixels has 3",
-        ),
-        own("trigger.margin", "0", "their picture has it"),
-        own("trigger.value", "255", "their picture has it"),
-        own(
-            "trigger.scaling",
-            "\"resize\"",
-            "of pictures of another size",
-        ),
+        same("trigger.pattern", "\"solid\"", "trigger_image.png"),
+        same("trigger.position", "\"lower-right\"", "trigger_image.png"),
+        same("trigger.size", "3", "trigger_image.png"),
+        same("trigger.margin", "0", "trigger_image.png"),
+        same("trigger.value", "255", "trigger_image.png"),
+        same("trigger.scaling", "\"resize\"", "Resize of the picture"),
     ],
 ];
 
@@ -837,9 +829,11 @@ fn attacks_have_the_published_settings() {
         ("wanet", WANET),
         ("inputaware", INPUTAWARE),
     ];
+    let mut wrong = Vec::new();
+    assert_eq!(tables.len(), bb_attack::registry::ATTACKS.len());
     for (id, groups) in tables {
         let attack = bb_attack::registry::find(id).expect("an attack");
-        check(id, groups, |dataset| {
+        let found = check(id, groups, |dataset| {
             let given = bb_attack::method::Given::default();
             let ready = attack.resolve(dataset, &given).expect("valid settings");
             let settings = ready.origins().iter();
@@ -847,5 +841,7 @@ fn attacks_have_the_published_settings() {
                 .map(|(key, value, _)| (key.clone(), value.clone()))
                 .collect()
         });
+        wrong.extend(found);
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
