@@ -5,7 +5,9 @@ use bb_defense::anp::step;
 use bb_defense::channels::{Channels, Masks, PerChannel};
 use bb_nn::Net;
 
-use super::{Golden, Setting};
+use super::{Folder, Golden, Setting, on_both_folders};
+
+on_both_folders!(golden_mask_training);
 
 /// The numbers of all batch normalisations in one vector, from the tensors `prefix`, name, `suffix`.
 fn joined(golden: &Golden, net: &Net, channels: &Channels, prefix: &str, suffix: &str) -> Vec<f32> {
@@ -30,11 +32,9 @@ fn check_within(what: &str, found: &[f32], wanted: &[f32], tolerance: f32) {
     }
 }
 
-#[test]
-fn golden_mask_training() {
-    let (Some(setting), Some(golden)) = (Setting::read(), Golden::read("k_anp.safetensors")) else {
-        return;
-    };
+fn golden_mask_training(folder: &Folder) {
+    let setting = Setting::read(folder);
+    let golden = Golden::read(folder, "k_anp.safetensors");
     let mut net = setting.net();
     let channels = Channels::of(&net).expect("it has some");
     let cfg = MaskConfig {
