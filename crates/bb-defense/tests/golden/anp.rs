@@ -2,7 +2,7 @@
 
 use bb_defense::anp::config::{AnpConfig, MaskConfig};
 use bb_defense::anp::step;
-use bb_defense::channels::{Channels, Masks, PerChannel};
+use bb_defense::channels::{Channels, Masks, PerChannel, rounded};
 use bb_nn::Net;
 
 use super::{Folder, Golden, Setting, on_both_folders};
@@ -95,4 +95,38 @@ fn golden_mask_training(folder: &Folder) {
         .keys()
         .filter(|key| key.starts_with("bn_after."));
     assert_eq!(compared, stored.count());
+}
+
+/// Pruned are the channels whose mask, with four decimals, is at most the threshold; only their scales are cleared.
+#[test]
+fn golden_pruning() {
+    let folder = Folder::committed();
+    let golden = Golden::read(&folder, "k_anp.safetensors");
+    let mut net = Setting::read(&folder).net();
+    let channels = Channels::of(&net).expect("it has some");
+    let scores = rounded(&joined(&golden, &net, &channels, "mask_after.", ""));
+    let threshold = golden.doubles["prune_threshold"][0];
+    assert!(scores.contains(&threshold), "one is the threshold itself");
+    let mask: Vec<bool> = scores.iter().map(|&score| score <= threshold).collect();
+    let before = net.params().clone();
+    let count = channels.prune(net.params_mut(), &mask);
+    let mut wanted = 0;
+    for (i, entry) in before.layout().entries().iter().enumerate() {
+        let stored = format!("pruned.{}", entry.name.trim_end_matches(".weight"));
+        let (before, after) = (before.to_plain(i), net.params().to_plain(i));
+        let Some(stored) = golden
+            .integers
+            .get(&stored)
+            .filter(|_| entry.name.ends_with(".weight"))
+        else {
+            assert_eq!(before, after, "{}", entry.name);
+            continue;
+        };
+        for ((before, after), pruned) in before.iter().zip(after).zip(stored) {
+            let expected = if *pruned == 1 { 0.0 } else { *before };
+            assert_eq!(after.to_bits(), expected.to_bits(), "{}", entry.name);
+            wanted += usize::from(*pruned == 1);
+        }
+    }
+    assert_eq!((count, count > 1), (wanted, true));
 }

@@ -7,6 +7,7 @@
 mod anp;
 mod clp;
 mod fp;
+mod ibau;
 mod nc;
 mod otbr;
 mod tsbd;

@@ -24,7 +24,7 @@ three problems of that solver alone. `h_ulrl_unlearn`: five steps with clipped g
 rows that are found. `h_ulrl_mad`: the choice of rows for made-up changes. `h_ulrl_relearn`: two steps with two new
 rows, and the first gradient but for the last stage's. `i_clp`: channel bounds, thresholds and pruned channels, some
 scales being multiplied by 9 first. `j_fp`: mean activations, order, mask and outputs. `k_anp`: two batches of mask
-training. `l_nc`: two steps of trigger inversion, and the outlier test. `m_ibau`: one round of i-BAU on a network that
+training, and the channels whose mask is at most a threshold. `l_nc`: two steps of trigger inversion, and the outlier test. `m_ibau`: one round of i-BAU on a network that
 is smooth where it is looked at (see `smooth`): the perturbation after two batches, the direct and the indirect part of
 the second batch's hypergradient, whose second derivatives are exact, and the parameters after the two steps of Adam;
 only some tensors of each.
@@ -475,7 +475,10 @@ class Cases:
         kinds = dict.fromkeys(["NoisyBatchNorm1d", "NoiseLayerNorm2d", "NoiseLayerNorm"], nothing)
         given["anp_model"] = SimpleNamespace(NoisyBatchNorm2d=norm, **kinds)
         given["OrderedDict"] = dict
-        names = ["load_state_dict", "clip_mask", "sign_grad", "include_noise", "exclude_noise", "reset", "mask_train"]
+        names = [
+            "load_state_dict", "clip_mask", "sign_grad", "include_noise", "exclude_noise", "reset", "mask_train",
+            "save_mask_scores", "read_data", "pruning",
+        ]
         space = self.bench.load("defense/anp.py", names, given)
         net = narrow(parts["PreActResNet"], parts["PreActBlock"], norm)()
         space["load_state_dict"](net, self.start)
@@ -513,7 +516,23 @@ class Cases:
                 out["noise_after." + name] = tensor.clone()
             elif name.endswith(("running_mean", "running_var")):
                 out["bn_after." + name] = tensor.clone()
-        return out, {}
+
+        with tempfile.TemporaryDirectory() as folder:
+            space["save_mask_scores"](net.state_dict(), folder + "/masks.txt")
+            scores = space["read_data"](folder + "/masks.txt")
+        # A threshold that is itself the score of a channel.
+        threshold = sorted({float(score) for _, _, score in scores})[12]
+        pruned = self.net()
+        exec(self.bench.stretch("defense/anp.py", "anp.evaluate_by_threshold", "for idx in", "for idx in"), space | {
+            "start": 0, "mask_values": sorted(scores, key=lambda score: float(score[2])), "threshold": threshold,
+            "model": pruned,
+        })
+        for name, tensor in pruned.state_dict().items():
+            if ".bn" in name and name.endswith(".weight"):
+                out["pruned." + name.removesuffix(".weight")] = (tensor == 0).to(torch.uint8)
+            else:
+                assert torch.equal(tensor, self.net().state_dict()[name])
+        return out | {"prune_threshold": torch.tensor(threshold, dtype=torch.float64)}, {}
 
     # NC
 
@@ -685,8 +704,7 @@ def save(tensors, target, metadata):
 
 
 def plain(tensor):
-    kept = tensor.detach().contiguous().clone()
-    return kept.float() if kept.dtype == torch.float64 else kept
+    return tensor.detach().contiguous().clone()
 
 
 def main():
@@ -705,10 +723,9 @@ def main():
             cases = Cases(repositories, dtype)
             made[dtype], metadata = getattr(cases, case.replace("-", "_"))()
         out = made[torch.float32]
-        keep = (lambda t: t.detach().contiguous().clone()) if case.endswith("f64") else plain
         metadata = {key: json.dumps(value) for key, value in metadata.items()} | versions
         target = pathlib.Path(__file__).with_name(f"{case}.safetensors")
-        save({name: keep(tensor) for name, tensor in out.items()}, target, metadata)
+        save({name: plain(tensor) for name, tensor in out.items()}, target, metadata)
         print(target.name, target.stat().st_size, "bytes")
         worst = {}
         for name, tensor in out.items():
