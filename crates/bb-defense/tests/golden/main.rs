@@ -5,11 +5,17 @@
 //! and neuron counts are read from the files.
 
 mod anp;
+mod baseline;
 mod clp;
 mod fp;
+mod fp_whole;
+mod ft;
 mod ibau;
+mod nad;
 mod nc;
+mod nc_whole;
 mod otbr;
+mod rnp;
 mod tsbd;
 mod ulrl;
 
