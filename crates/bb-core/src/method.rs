@@ -54,7 +54,7 @@ pub enum Needs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
-    /// It runs, and nothing was compared yet.
+    /// It runs, but some part was not compared with the reference implementation, or gives other numbers.
     Experimental,
     /// Its parts give the same numbers as the reference implementation.
     Matched,

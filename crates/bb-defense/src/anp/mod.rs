@@ -20,7 +20,8 @@
 //!
 //! With `sweep = true` a model is made for each of `sweep_thresholds` as well (thresholds that prune the same channels
 //! make one), and the one with the lowest attack success on the test set whose accuracy there is less than a share
-//! `prune.tolerance` away from the suspect model's is `oracle`: the reference's rule. The defender's choice is
+//! `prune.tolerance` away from the suspect model's is `oracle`, or the suspect model where none is lower than its own: the
+//! reference's rule. The defender's choice is
 //! - `prune.choose = "fixed"`: `prune.threshold`.
 //! - `prune.choose = "accuracy"`: the largest threshold of the sweep at which the accuracy on the clean images, as they
 //!   are, is less than a share `prune.tolerance` below that of the suspect model. This is the bound within which the

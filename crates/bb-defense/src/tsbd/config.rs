@@ -55,7 +55,7 @@ pub struct UnlearnConfig {
     pub max_epochs: usize,
     /// Stop once the accuracy on the clean images has fallen to this, 0 to 1.
     pub stop_accuracy: f64,
-    /// Stop as well once every clean image is given the same class.
+    /// Stop as well once every clean image is given the same class, which the authors' code does not.
     pub stop_constant: bool,
     /// Images in a batch, at least 1.
     pub batch_size: usize,
