@@ -7,7 +7,7 @@ Of several files the later one wins, as in the benchmark, where the attack's own
 The method of an attack is read from its key `attack` (`clean` without one); a defense has to be named.
 Standard output is a settings file for `-c`. What our programs take on the command line, and every key without a
 counterpart, is listed as a comment in it and on standard error, so nothing is dropped unseen.
-What the benchmark's code always does, and ours only where a setting asks for it, is set as well (`ALWAYS`).
+What the benchmark's code always does without a key for it is set as well (`ALWAYS`).
 
 Needs PyYAML.
 """
@@ -169,7 +169,7 @@ FINE_TUNED = ("ft", "fp", "nad", "nc")
 PERCENT = {"atk_succ_threshold"}
 # Settings that go with a path: with the key they are set as well.
 ALONG = {"ssba": {"trigger.source": "file"}}
-# What the benchmark's code does without a key for it, and ours does otherwise unless it is set.
+# What the benchmark's code does without a key for it: where ours does otherwise by default, or in one of two ways.
 ALWAYS = {
     "lf": {"trigger.deepfool.evaluate_per_class": 0, "trigger.deepfool.normalised": False},
     "trojan": {
@@ -185,7 +185,14 @@ ALWAYS = {
         "generator.double_tanh": True,
         "generator.accumulate_gradients": True,
     },
+    "fp": {"prune.order": "activation", "prune.keep": "last-tried", "prune.one_less": True},
+    "nad": {"distill.layers": "reference", "distill.repeat_bn": True},
+    "nc": {"invert.normalise": "rows", "unlearn.stamp": "normalised"},
+    "clp": {"pairing": "last-seen"},
+    "rnp": {"clip_before_backward": True, "prune.choose": "fixed", "sweep": True},
 }
+# The rate of NAD's student from its third epoch on, whatever the settings.
+STUDENT_LR = 0.01
 # Files that the benchmark reads where its settings name none: ours makes a trigger of its own then.
 UNNAMED = {
     "lf": {"lowFrequencyPatternPath": "./resource/lowFrequency/{dataset}_{model}_0_255.npy"},
@@ -265,6 +272,9 @@ def convert(method, settings):
             ours[name] = typed(name, value)
             if name in ("trigger.file", "trigger.train_file", "trigger.test_file"):
                 ours.update(ALONG.get(method, {}))
+    if method == "nad" and settings.get("lr") not in (None, STUDENT_LR):
+        why = f"the student has this rate in two epochs there, then {STUDENT_LR}, and a hundredth of that from epoch 21 on"
+        left.append(("lr", settings["lr"], why))
     for key, path in UNNAMED.get(method, {}).items():
         if settings.get(key) is None:
             names = {name: settings.get(name, name.upper()) for name in ("dataset", "model")}

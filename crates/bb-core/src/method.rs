@@ -54,9 +54,10 @@ pub enum Needs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
-    /// It runs, but some part was not compared with the reference implementation, or gives other numbers.
+    /// It runs, and little or nothing was compared yet.
     Experimental,
-    /// Its parts give the same numbers as the reference implementation.
+    /// Tests compare its parts with outputs of the reference implementation, under the reference's settings. Which of
+    /// our defaults are others, the head comment says.
     Matched,
     /// The figures of the paper were measured again; names the claim.
     Reproduced(&'static str),

@@ -2,15 +2,16 @@
 //!
 //! ## What it does
 //! Backdoor neurons sleep while the inputs are clean. FP cuts the features that clean images activate least off from
-//! the classifier, as many as clean accuracy bears, and then fine-tunes with these kept cut.
+//! the linear layers, as many as clean accuracy bears, and then fine-tunes with these kept cut.
 //!
 //! ## Threat model
 //! The defender has the suspect model and 5 % of the clean training images with their labels. Triggers, poison
 //! indices, the target class and the test set stay unseen.
 //!
 //! ## Algorithm
-//! 1. The mean of each feature that the last linear layer reads, over the clean images in eval mode -> [`activations`];
-//!    the features in ascending order of it. `prune.order = "nwc"` is TSBD's other order: descending by how far clean
+//! 1. The mean of each feature that the convolutions give the linear layers, over the clean images in eval mode
+//!    -> [`activations`]; the features in ascending order of it. The layer that reads them is the classifier, but in
+//!    `vgg19_bn` the first of three -> [`reader`]. `prune.order = "nwc"` is TSBD's other order: descending by how far clean
 //!    unlearning moves the weights of the neuron that gives the feature ([`crate::tsbd`]).
 //! 2. The first `0, s, 2s, ...` features are masked, with `s` the share `prune.step` of all, until the accuracy on the
 //!    clean images is a share `prune.tolerance` or more below that of the suspect model -> [`search`].
@@ -43,7 +44,7 @@
 //! - `clean.seed` (0): seed of their draw, which is that of Python's `random.sample`.
 //! - `clean.index_file` (""): text file with their indices instead.
 //! - `prune.order` ("activation"): `"activation"` or `"nwc"`, see above. The latter needs a network whose last
-//!   convolution has as many neurons as the classifier reads features, as those of PreActResNet and ResNet have.
+//!   convolution has as many neurons as there are features, as those of PreActResNet and ResNet have.
 //! - `prune.step` (0.01): share of the features pruned in one step.
 //! - `prune.tolerance` (0.1): relative loss of accuracy that ends the pruning.
 //! - `prune.keep` ("within"): `"within"` or `"last-tried"`, see above.
@@ -73,7 +74,6 @@ pub mod config;
 use bb_core::method::{MethodInfo, Needs, Status};
 use bb_core::metrics::Ratio;
 use bb_core::settings::Valid;
-use bb_nn::arch::PENULTIMATE;
 use bb_nn::data::{Input, LoaderOptions, batches};
 use bb_nn::kernels::loss::Loss;
 use bb_nn::optim::Sgd;
@@ -88,7 +88,7 @@ use crate::error::DefenseError;
 use crate::finetuning::{self, Part, Plain, Stepper};
 use crate::method::{Candidate, Defense, Repaired, Suspect};
 use crate::nwc::{Ranking, count_of};
-use crate::parts::{Head, clear, head};
+use crate::parts::{Head, clear, reader};
 use crate::recipes::{RecipeFile, recipes};
 use crate::tsbd::{self, config::TsbdConfig};
 
@@ -120,7 +120,7 @@ impl Defense for Fp {
         ctx: &mut Ctx<'_>,
     ) -> Result<Repaired, DefenseError> {
         let mut net = suspect.net()?;
-        let head = head(&net)?;
+        let head = reader(&net)?;
         let order = if let Some(saved) = ctx.load::<Found>(SEARCH)? {
             saved.progress
         } else {
@@ -165,7 +165,7 @@ pub struct Found {
     pub masked: usize,
 }
 
-/// Mean of each feature that the classifier reads, over some batches in eval mode.
+/// Mean of each feature that `head`, the [`reader`], reads, over some batches in eval mode, in the order of its columns.
 pub fn activations<'a>(
     net: &mut Net,
     head: Head,
@@ -173,11 +173,13 @@ pub fn activations<'a>(
 ) -> Vec<f64> {
     let (mut sums, mut images) = (vec![0.0; head.features], 0.0);
     for input in inputs {
-        let (_, features) = net.forward_with(&input, Mode::Eval, &[PENULTIMATE]);
+        let (_, features) = net.forward_with(&input, Mode::Eval, &["avgpool"]);
         for feature in features {
-            for row in feature.data.chunks_exact(head.features) {
-                for (sum, value) in sums.iter_mut().zip(row) {
-                    *sum += f64::from(*value);
+            let (pixels, channels) = (feature.shape.h * feature.shape.w, feature.shape.c);
+            for image in feature.data.chunks_exact(head.features) {
+                for (i, value) in image.iter().enumerate() {
+                    // The layer reads channel by channel, and here the channels of a pixel stand together.
+                    sums[i % channels * pixels + i / channels] += f64::from(*value);
                 }
                 images += 1.0;
             }
@@ -193,7 +195,7 @@ pub fn ascending(activations: &[f64]) -> Vec<usize> {
     order
 }
 
-/// Sets the columns of the classifier's weight to 0 that belong to some features.
+/// Sets the columns of a linear layer's weight to 0 that belong to some features.
 pub fn mask(net: &mut Net, head: Head, features: &[usize]) {
     let mut mask = vec![false; head.classes * head.features];
     for row in mask.chunks_exact_mut(head.features) {
@@ -315,7 +317,7 @@ pub fn search(
 pub struct Masked<'a> {
     /// The step.
     pub plain: Plain,
-    /// The classifier.
+    /// The layer that reads the features.
     pub head: Head,
     /// What stays masked.
     pub features: &'a [usize],
@@ -416,6 +418,44 @@ mod tests {
         assert_eq!(found, 510, "the last step below 512");
         let (found, _) = kept(|_| {}, |count| if count == 0 { 90 } else { 0 });
         assert_eq!(found, 0);
+    }
+
+    /// What the first linear layer gives is, with all other features masked, that of one feature alone.
+    #[test]
+    fn a_feature_is_the_input_of_its_column() {
+        let arch = bb_nn::ArchSpec::new("vgg19_bn", 4, 3).expect("a small network");
+        let net = Net::new(&arch, 1);
+        let head = reader(&net).expect("it has one");
+        // With 2 x 2 pixels of the last convolution there are several values of a channel.
+        let (n, h, w) = (1, 64, 64);
+        let mut stream = bb_core::rng::stream(0, "fp test", 0, 0);
+        let draw = || 2.0 * bb_core::rng::unit_f32(&mut stream) - 1.0;
+        let data = std::iter::repeat_with(draw).take(n * h * w * 3).collect();
+        let input = Input { n, h, w, data };
+        let inputs = std::iter::once(std::borrow::Cow::Borrowed(&input));
+        let activations = activations(&mut net.clone(), head, inputs);
+        let (weight, bias) = (
+            net.params().to_plain(head.weight),
+            net.params().to_plain(head.bias),
+        );
+        let mut distinct: Vec<f64> = activations.iter().copied().filter(|a| *a > 0.0).collect();
+        distinct.sort_by(f64::total_cmp);
+        distinct.dedup();
+        assert!(distinct.len() > head.features / 49, "more than a channel's");
+        for kept in (0..head.features).step_by(101) {
+            let others: Vec<usize> = (0..head.features).filter(|&i| i != kept).collect();
+            let mut masked = net.clone();
+            mask(&mut masked, head, &others);
+            let (_, hidden) = masked.forward_with(&input, Mode::Eval, &["classifier.2"]);
+            for (row, found) in hidden[0].data.iter().enumerate() {
+                let product = f64::from(weight[row * head.features + kept]) * activations[kept];
+                let wanted = (product + f64::from(bias[row])).max(0.0);
+                assert!(
+                    (f64::from(*found) - wanted).abs() <= 1e-6,
+                    "{kept} {row}: {found} {wanted}"
+                );
+            }
+        }
     }
 
     #[test]

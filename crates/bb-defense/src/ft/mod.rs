@@ -97,7 +97,7 @@ impl Defense for Ft {
         title: "FT",
         paper: "Wu et al., BackdoorBench, NeurIPS 2022",
         needs: Needs::CleanFraction,
-        status: Status::Experimental,
+        status: Status::Matched,
         summary: "trains on with clean images",
         docs: include_str!("mod.rs"),
     };

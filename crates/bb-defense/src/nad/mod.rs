@@ -106,7 +106,7 @@ impl Defense for Nad {
         title: "NAD",
         paper: "Li et al., Neural Attention Distillation, ICLR 2021",
         needs: Needs::CleanFraction,
-        status: Status::Experimental,
+        status: Status::Matched,
         summary: "lets a fine-tuned copy teach the model where to look",
         docs: include_str!("mod.rs"),
     };

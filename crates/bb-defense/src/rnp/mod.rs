@@ -97,7 +97,7 @@ impl Defense for Rnp {
         title: "RNP",
         paper: "Li et al., Reconstructive Neuron Pruning, ICML 2023",
         needs: Needs::CleanFraction,
-        status: Status::Experimental,
+        status: Status::Matched,
         summary: "prunes channels that an unlearned copy does not need to recover",
         docs: include_str!("mod.rs"),
     };
