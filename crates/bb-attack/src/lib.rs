@@ -17,6 +17,8 @@ pub mod clean;
 pub mod clean_net;
 pub mod cli;
 pub mod error;
+#[cfg(test)]
+mod golden;
 pub mod harness;
 pub mod in_loop;
 pub mod inputaware;

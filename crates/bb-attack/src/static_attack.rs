@@ -134,3 +134,29 @@ pub fn mixed(split: &Split, poison: &PoisonSet) -> Result<Split, AttackError> {
         labels: labels.into(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What training reads: triggers and attacked labels in their places, everything else as it was.
+    #[test]
+    fn poisoned_images_and_labels_take_the_places_of_the_clean_ones() {
+        let split = Split {
+            images: Images::new(5, 1, 2, (0..30).collect()).expect("five images"),
+            labels: vec![4, 3, 2, 1, 0].into(),
+        };
+        let map = LabelMap::AllToOne { target: 7 };
+        let brighter = |image: &mut [u8]| image.iter_mut().for_each(|v| *v += 100);
+        let poison = triggered(&split, vec![1, 3], &map, brighter).expect("two images");
+        let found = mixed(&split, &poison).expect("a split");
+        assert_eq!(found.labels[..], [4, 7, 2, 7, 0]);
+        for i in 0..5u8 {
+            let more = if i == 1 || i == 3 { 100 } else { 0 };
+            let expected: Vec<u8> = (6 * i..6 * i + 6).map(|v| v + more).collect();
+            assert_eq!(found.images.image(usize::from(i)), expected, "image {i}");
+        }
+        let none = triggered(&split, Vec::new(), &map, brighter).expect("no image");
+        assert_eq!(mixed(&split, &none).expect("a split"), split);
+    }
+}

@@ -1,18 +1,62 @@
-//! The triggers against outputs of the original code.
+//! The triggers against outputs of the original code: on random images, kept in the repository and made by
+//! `golden_data/make.py`, and on photographs, which are not ours to keep.
 //!
-//! Sizes are read from the file, so another set of the same cases serves as well.
+//! Sizes are read from the file, so that both serve.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use bb_attack as attack;
 use bb_attack::in_loop::{Rounding, fractions, to_images};
-use bb_attack::{badnets, blended, lf, sig, wanet};
 use bb_nn::data::Input;
 use safetensors::{Dtype, SafeTensors};
 
-/// Folder of the goldens.
-fn golden() -> PathBuf {
+/// The goldens of the repository.
+fn own() -> Vec<u8> {
+    // Asked for at run time, so that the program also finds it on another machine than the one that built it.
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it");
+    let path = Path::new(&folder).join("tests/golden_data/triggers.safetensors");
+    fs_err::read(path).expect("a file of the repository")
+}
+
+/// Those on photographs.
+fn photographs() -> Vec<u8> {
     let shared = std::env::var_os("BB_SHARED").expect("BB_SHARED names the folder of the goldens");
-    PathBuf::from(shared).join("golden")
+    let path = PathBuf::from(shared).join("golden/e_triggers.safetensors");
+    fs_err::read(path).expect("the goldens")
+}
+
+#[test]
+fn golden_badnets() {
+    badnets(&own());
+}
+
+#[test]
+fn golden_blended() {
+    blended(&own());
+}
+
+#[test]
+fn golden_sig() {
+    sig(&own());
+}
+
+#[test]
+fn golden_lf() {
+    lf(&own());
+}
+
+#[test]
+fn golden_wanet() {
+    wanet(&own());
+}
+
+#[test]
+#[ignore = "needs BB_SHARED"]
+fn golden_triggers_on_photographs() {
+    let file = photographs();
+    for check in [badnets, blended, sig, lf, wanet] {
+        check(&file);
+    }
 }
 
 /// The bytes and the shape of a u8 tensor.
@@ -46,19 +90,15 @@ fn check(file: &SafeTensors<'_>, output: &str, apply: impl Fn(&mut [u8])) {
     assert_eq!(differing, 0, "values of {output} that differ");
 }
 
-#[test]
-#[ignore = "needs BB_SHARED"]
-fn golden_badnets() {
-    let folder = golden();
-    let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
-    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+fn badnets(bytes: &[u8]) {
+    let file = SafeTensors::deserialize(bytes).expect("a safetensors file");
     let (trigger, shape) = u8s(&file, "badnet.trigger");
     check(&file, "badnet.out_u8", |image| {
-        badnets::trigger::apply(image, trigger);
+        attack::badnets::trigger::apply(image, trigger);
     });
     // The patch that is drawn by default is the bench's file, at the size of the goldens.
-    let drawn = badnets::picture(
-        &badnets::config::BadNetsConfig::default(),
+    let drawn = attack::badnets::picture(
+        &attack::badnets::config::BadNetsConfig::default(),
         shape[0],
         shape[1],
     )
@@ -66,33 +106,25 @@ fn golden_badnets() {
     assert_eq!(drawn.pixels(), trigger);
 }
 
-#[test]
-#[ignore = "needs BB_SHARED"]
-fn golden_blended() {
-    let folder = golden();
-    let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
-    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+fn blended(bytes: &[u8]) {
+    let file = SafeTensors::deserialize(bytes).expect("a safetensors file");
     let trigger = f32s(&file, "blended.trigger_resized_f32");
     check(&file, "blended.out_u8", |image| {
-        blended::trigger::apply(image, &trigger, 0.2);
+        attack::blended::trigger::apply(image, &trigger, 0.2);
     });
     if file.names().contains(&"blended.source_u8") {
         let (source, size) = u8s(&file, "blended.source_u8");
         let (_, shape) = u8s(&file, "in_u8");
         let picture = bb_attack::picture::Picture::new(size[0], size[1], source.to_vec());
         let resized = picture.resized(shape[1], shape[2]);
-        assert_eq!(blended::trigger::widen(resized.pixels()), trigger);
+        assert_eq!(attack::blended::trigger::widen(resized.pixels()), trigger);
     }
 }
 
-#[test]
-#[ignore = "needs BB_SHARED"]
-fn golden_sig() {
-    let folder = golden();
-    let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
-    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+fn sig(bytes: &[u8]) {
+    let file = SafeTensors::deserialize(bytes).expect("a safetensors file");
     let stored = f32s(&file, "sig.pattern_row");
-    let row = sig::trigger::row(stored.len(), 40.0, 6.0);
+    let row = attack::sig::trigger::row(stored.len(), 40.0, 6.0);
     // NumPy's sine and ours may differ in the last bit; what is stored are 32 bits of it.
     for (column, (&found, &expect)) in row.iter().zip(&stored).enumerate() {
         assert!(
@@ -101,19 +133,17 @@ fn golden_sig() {
         );
     }
     for row in [&row, &stored] {
-        check(&file, "sig.out_u8", |image| sig::trigger::apply(image, row));
+        check(&file, "sig.out_u8", |image| {
+            attack::sig::trigger::apply(image, row)
+        });
     }
 }
 
-#[test]
-#[ignore = "needs BB_SHARED"]
-fn golden_lf() {
-    let folder = golden();
-    let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
-    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+fn lf(bytes: &[u8]) {
+    let file = SafeTensors::deserialize(bytes).expect("a safetensors file");
     let pattern = f32s(&file, "lowFrequency.pattern");
     check(&file, "lowFrequency.out_u8", |image| {
-        lf::trigger::apply(image, &pattern);
+        attack::lf::trigger::apply(image, &pattern);
     });
     // The same through a file, in grey levels and in fractions.
     let (_, shape) = u8s(&file, "in_u8");
@@ -124,9 +154,9 @@ fn golden_lf() {
         let values: Vec<f32> = pattern.iter().map(|v| v / scale).collect();
         let bytes = bb_attack::npy::to_bytes(&[1, shape[1], shape[2], 3], &values);
         fs_err::write(&path, bytes).expect("a writable folder");
-        let scale = lf::config::Scale::Auto;
-        let (read, warnings) =
-            lf::pattern::Pattern::read(&path, scale, shape[1], shape[2]).expect("a pattern");
+        let scale = attack::lf::config::Scale::Auto;
+        let (read, warnings) = attack::lf::pattern::Pattern::read(&path, scale, shape[1], shape[2])
+            .expect("a pattern");
         assert_eq!(!warnings.is_empty(), fractions);
         check(&file, "lowFrequency.out_u8", |image| read.apply(image));
     }
@@ -156,23 +186,19 @@ fn close(name: &str, found: &[f32], expect: &[f32]) {
     assert!(worst <= 2e-5, "{name}: {worst}");
 }
 
-#[test]
-#[ignore = "needs BB_SHARED"]
-fn golden_wanet() {
-    let folder = golden();
-    let bytes = fs_err::read(folder.join("e_triggers.safetensors")).expect("the goldens");
-    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+fn wanet(bytes: &[u8]) {
+    let file = SafeTensors::deserialize(bytes).expect("a safetensors file");
     let (_, shape) = u8s(&file, "in_u8");
     let (n, size) = (shape[0], (shape[1], shape[2]));
     let raw = f32s(&file, "wanet.ins_raw");
     let k = 4;
     assert_eq!(raw.len(), 2 * k * k);
     let raw: Vec<f32> = (0..k * k).flat_map(|i| [raw[i], raw[k * k + i]]).collect();
-    let noise = wanet::trigger::smooth(&raw, k, size);
+    let noise = attack::wanet::trigger::smooth(&raw, k, size);
     close("noise_grid", &noise, &f32s(&file, "wanet.noise_grid"));
-    let identity = wanet::trigger::identity(size.0, size.1);
+    let identity = attack::wanet::trigger::identity(size.0, size.1);
     close("identity", &identity, &f32s(&file, "wanet.identity_grid"));
-    let field = wanet::trigger::Field::new(&noise, size, 0.5, 1.0);
+    let field = attack::wanet::trigger::Field::new(&noise, size, 0.5, 1.0);
     close("grid", field.grid(), &f32s(&file, "wanet.grid"));
 
     let values = f32s(&file, "wanet.in_norm");

@@ -25,7 +25,7 @@ use crate::context::{At, Ctx, Host, not_finite};
 use crate::data::Granted;
 use crate::error::DefenseError;
 use crate::method::{AnyDefense, Armed, Given, Ready, Repaired};
-use crate::results::{Oracle, Results};
+use crate::results::{Oracle, Results, SUSPECT};
 
 /// The best candidate in a defense's cell, if there were several.
 pub const ORACLE: &str = "oracle.safetensors";
@@ -273,7 +273,8 @@ fn repair(work: &Work, task: &Task<'_>, suspect: Net) -> Result<Value, DefenseEr
             .candidates
             .iter()
             .find(|candidate| candidate.name == *name);
-        let state = &candidate.expect("results name candidates").state;
+        // An oracle that is no candidate is the suspect model.
+        let state = candidate.map_or(state, |candidate| &candidate.state);
         work.write(
             file,
             &state
@@ -451,7 +452,7 @@ fn measure(
     let mut measured: Vec<(String, Scores, Value)> = Vec::with_capacity(repaired.candidates.len());
     for candidate in &repaired.candidates {
         let name = &candidate.name;
-        if measured.iter().any(|(earlier, ..)| earlier == name) {
+        if name == SUSPECT || measured.iter().any(|(earlier, ..)| earlier == name) {
             return Err(DefenseError::SameName { name: name.clone() });
         }
         let net =

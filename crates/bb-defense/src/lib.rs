@@ -35,6 +35,8 @@ pub mod results;
 pub mod rnp;
 pub mod robust;
 pub mod settings;
+#[cfg(test)]
+mod testing;
 pub mod tsbd;
 pub mod ulrl;
 pub mod unlearning;

@@ -20,7 +20,8 @@ pub struct Results {
     /// Every model that the method made, in its order.
     pub candidates: Vec<Scored>,
     /// The best candidate by [`Oracle`], `oracle.safetensors`, if there was more than one. It was found with the test set,
-    /// so it says what the method could reach and not what a defender can have.
+    /// so it says what the method could reach and not what a defender can have. It may be the suspect model, called
+    /// [`SUSPECT`].
     pub oracle: Option<Scored>,
     /// The clean images that the method was given; nothing for a data-free one.
     pub clean: Option<Granted>,
@@ -28,13 +29,16 @@ pub struct Results {
     pub notes: Value,
 }
 
+/// The name of the suspect model among candidates.
+pub const SUSPECT: &str = "suspect";
+
 /// What makes a candidate the best one for whoever sees the test set.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Oracle {
     /// The highest defense effectiveness rating.
     Rating,
-    /// The lowest ASR of those whose ACC is less than the share `tolerance` of the suspect model's away from it; without
-    /// any, the highest rating.
+    /// The lowest ASR of those whose ACC is less than the share `tolerance` of the suspect model's away from it; the
+    /// suspect model itself if none of them has a lower ASR than that has.
     LowestAsr {
         /// The share, 0 to 1.
         tolerance: f64,
@@ -81,8 +85,15 @@ impl Results {
                 notes,
             })
             .collect();
-        let best = |candidates| best(oracle, &before, candidates);
-        let oracle = (candidates.len() > 1).then(|| candidates[best(&candidates)].clone());
+        let suspect = || Scored {
+            name: SUSPECT.to_owned(),
+            scores: before,
+            der: der(&before, &before),
+            notes: Value::Null,
+        };
+        let best =
+            || best(oracle, &before, &candidates).map_or_else(suspect, |i| candidates[i].clone());
+        let oracle = (candidates.len() > 1).then(best);
         let own = &candidates[chosen];
         Self {
             before,
@@ -97,8 +108,8 @@ impl Results {
     }
 }
 
-/// Place of the best candidate, the first of equals.
-fn best(oracle: Oracle, before: &Scores, candidates: &[Scored]) -> usize {
+/// Place of the best candidate, the first of equals; nothing if it is the suspect model.
+fn best(oracle: Oracle, before: &Scores, candidates: &[Scored]) -> Option<usize> {
     let first_best = |among: &[usize], better: &dyn Fn(&Scored, &Scored) -> bool| {
         let of = |best: usize, i: usize| {
             if better(&candidates[i], &candidates[best]) {
@@ -109,18 +120,21 @@ fn best(oracle: Oracle, before: &Scores, candidates: &[Scored]) -> usize {
         };
         among.iter().copied().reduce(of)
     };
-    if let Oracle::LowestAsr { tolerance } = oracle {
-        let acc = |scores: &Scores| scores.acc.value().unwrap_or(0.0);
-        let within =
-            |i: &usize| (acc(&candidates[*i].scores) - acc(before)).abs() < tolerance * acc(before);
-        let among: Vec<usize> = (0..candidates.len()).filter(within).collect();
-        let lower = |a: &Scored, b: &Scored| a.scores.asr.value() < b.scores.asr.value();
-        if let Some(found) = first_best(&among, &lower) {
-            return found;
+    let all: Vec<usize> = (0..candidates.len()).collect();
+    match oracle {
+        Oracle::Rating => first_best(&all, &|a, b| a.der > b.der),
+        Oracle::LowestAsr { tolerance } => {
+            let acc = |scores: &Scores| scores.acc.value().unwrap_or(0.0);
+            let near = |own: &Scores| (acc(own) - acc(before)).abs() < tolerance * acc(before);
+            let lower = |a: &Scores, b: &Scores| a.asr.value() < b.asr.value();
+            let counts = |i: &usize| {
+                let own = &candidates[*i].scores;
+                near(own) && lower(own, before)
+            };
+            let among: Vec<usize> = all.into_iter().filter(counts).collect();
+            first_best(&among, &|a, b| lower(&a.scores, &b.scores))
         }
     }
-    let all: Vec<usize> = (0..candidates.len()).collect();
-    first_best(&all, &|a, b| a.der > b.der).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -175,8 +189,13 @@ mod tests {
         let after = [(90, 95), (80, 0), (82, 7), (85, 7), (88, 40), (98, 8)];
         assert_eq!(oracle(0.1, &after), "c2", "the first of equals");
         assert_eq!(oracle(0.2, &after), "c1");
-        // The suspect model itself is none of them, so there may be nothing near it.
-        assert_eq!(oracle(0.1, &[(50, 90), (60, 5), (20, 0)]), "c1");
+        // The suspect model has 90 and 95. Where none near it has fewer attacks, it stays.
+        assert_eq!(oracle(0.1, &[(50, 90), (60, 5), (20, 0)]), "suspect");
+        assert_eq!(oracle(0.1, &[(90, 95), (88, 96)]), "suspect");
+        assert_eq!(oracle(0.1, &[(90, 95), (88, 94)]), "c1");
+        let found = by(Oracle::LowestAsr { tolerance: 0.1 }, &[(50, 5), (20, 0)], 0);
+        let oracle = found.oracle.expect("several candidates");
+        assert_eq!((oracle.scores, oracle.der), (found.before, Some(0.5)));
     }
 
     #[test]

@@ -228,3 +228,70 @@ pub fn run(
     }
     Ok((net, course))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{check_alike, known};
+
+    /// PyTorch's `MultiStepLR` and the stop by the hits of the epoch's own passes, written out.
+    #[test]
+    fn the_rate_falls_at_milestones_and_the_epochs_own_hits_end_it() {
+        let (arch, task, state, clean) = known(20);
+        let suspect = Suspect::new(&arch, task, &state, &clean);
+        let cfg = UnlearnConfig {
+            max_epochs: 4,
+            lr: 1e-3,
+            milestones: vec![1, 3],
+            stop_accuracy: 0.0,
+            ..UnlearnConfig::usual(8)
+        };
+        let unlearn = |cfg: &UnlearnConfig| {
+            let mut ctx = Ctx::detached(0);
+            run(cfg, Some(cfg.clip), "test/unlearn", &suspect, &mut ctx).expect("unlearned")
+        };
+        let (net, course) = unlearn(&cfg);
+
+        let mut own = suspect.net().expect("the state fits");
+        let mut sgd = Sgd::new(own.params(), 0.9, 5e-4, false);
+        let mut grads = own.zeros();
+        let options = LoaderOptions {
+            batch_size: 8,
+            shuffle: true,
+            drop_last: false,
+            augment: true,
+            seed: 0,
+            purpose: "test/unlearn",
+        };
+        let mut hits = Vec::new();
+        for (epoch, lr) in [1e-3, 1e-4, 1e-4, 1e-5].into_iter().enumerate() {
+            let mut right = 0;
+            for batch in batches(suspect.clean(), task, options, epoch as u64) {
+                let data = (&batch.input, batch.labels.as_slice());
+                right += ascend(&mut own, &mut sgd, &mut grads, data, lr, Some(20.0)).correct;
+            }
+            hits.push(right as u64);
+        }
+        assert!(hits.iter().all(|hits| *hits > 0), "{hits:?}");
+        let state = |net: &Net| net.state().expect("a state");
+        check_alike(&state(&net), &state(&own));
+        let last = Ratio {
+            hits: hits[3],
+            total: 20,
+        };
+        assert_eq!((course.epochs, course.reached), (4, false));
+        assert_eq!(course.accuracy, Some(last));
+
+        // No more than the threshold ends it, already in the first epoch.
+        let ended = |stop_accuracy| {
+            let cfg = UnlearnConfig {
+                stop_accuracy,
+                ..cfg.clone()
+            };
+            unlearn(&cfg).1
+        };
+        let first = hits[0] as f64 / 20.0;
+        assert_eq!((ended(first).epochs, ended(first).reached), (1, true));
+        assert!(ended(first - 1e-9).epochs > 1);
+    }
+}

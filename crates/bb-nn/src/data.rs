@@ -322,3 +322,88 @@ pub fn plain_input(
         .for_each(|(out, i)| normaliser.apply(images.image(i), out));
     Input { n, h, w, data }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bb_core::data::DATASETS;
+
+    fn options(augment: bool) -> LoaderOptions {
+        LoaderOptions {
+            batch_size: 1,
+            shuffle: false,
+            drop_last: false,
+            augment,
+            seed: 0,
+            purpose: "test",
+        }
+    }
+
+    /// Crop, mirror and normalisation as the benchmark's transform of each dataset has them.
+    #[test]
+    fn golden_augmentation_of_each_dataset() {
+        let folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it");
+        let path = std::path::Path::new(&folder).join("tests/golden_data/augmentation.safetensors");
+        let file = candle_core::safetensors::load(path, &candle_core::Device::Cpu).expect("there");
+        let flat = |name: String| file[&name].flatten_all().expect("a tensor");
+        for dataset in ["cifar10", "cifar100", "gtsrb", "tiny"] {
+            let spec = DATASETS.iter().find(|spec| spec.id == dataset);
+            let normaliser = Normaliser::new(spec.expect("a dataset"));
+            let pixels = flat(format!("{dataset}.pixels"))
+                .to_vec1::<u8>()
+                .expect("bytes");
+            let output = &file[&format!("{dataset}.output")];
+            let (n, _, h, w) = output.dims4().expect("images");
+            let expect = output.permute((0, 2, 3, 1)).expect("four dimensions");
+            let expect = expect.flatten_all().and_then(|t| t.to_vec1::<f32>());
+            let expect = expect.expect("floats");
+            let choices = flat(format!("{dataset}.choice"))
+                .to_vec1::<i64>()
+                .expect("counts");
+            assert_eq!(choices.len(), 3 * n);
+            for (choice, expect) in choices.chunks_exact(3).zip(expect.chunks_exact(h * w * 3)) {
+                let choice = Choice {
+                    shift: (choice[0] as isize, choice[1] as isize),
+                    flip: choice[2] == 1,
+                };
+                let mut found = vec![0.0; h * w * 3];
+                choice.apply(&pixels, h, w, &normaliser, &mut found);
+                for (found, expect) in found.iter().zip(expect) {
+                    assert!(
+                        (found - expect).abs() < 1e-5,
+                        "{dataset}: {found}, {expect}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Of all offsets 0 to 8 of the padded image each is as likely, and half of CIFAR-10's images are mirrored.
+    #[test]
+    fn crops_and_mirrors_are_drawn_evenly() {
+        for spec in DATASETS {
+            let drawn: Vec<Choice> = (0..9000)
+                .map(|i| Choice::draw(spec, &options(true), 3, i))
+                .collect();
+            let flips = drawn.iter().filter(|choice| choice.flip).count();
+            let expect = if spec.id == "cifar10" {
+                4350..4650
+            } else {
+                0..1
+            };
+            assert!(expect.contains(&flips), "{}: {flips}", spec.id);
+            for of in [|c: &Choice| c.shift.0, |c: &Choice| c.shift.1] {
+                let mut counts = [0; 9];
+                for choice in &drawn {
+                    counts[usize::try_from(of(choice) + 4).expect("at least -4")] += 1;
+                }
+                assert!(counts.iter().all(|n| (870..1130).contains(n)), "{counts:?}");
+            }
+            let both = drawn.iter().filter(|c| c.shift.0 == c.shift.1).count();
+            assert!(
+                (870..1130).contains(&both),
+                "rows and columns are drawn apart: {both}"
+            );
+        }
+    }
+}

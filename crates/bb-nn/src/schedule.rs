@@ -200,4 +200,29 @@ mod tests {
         state.record(&s, 0.9);
         assert!((state.factor - 0.1).abs() < 1e-12 && state.bad_epochs == 0);
     }
+
+    /// A loss must fall by more than 1e-4 of the best one, as in PyTorch.
+    #[test]
+    fn plateau_takes_no_small_fall_for_an_improvement() {
+        let s = Schedule {
+            kind: Kind::Plateau,
+            patience: 0,
+            ..Schedule::default()
+        };
+        let factor = |second: f64| {
+            let mut state = PlateauState::default();
+            state.record(&s, 2.0);
+            state.record(&s, second);
+            state.factor
+        };
+        for (second, expect) in [(2.0, 0.1), (1.999_85, 0.1), (1.999_75, 1.0), (2.1, 0.1)] {
+            assert!((factor(second) - expect).abs() < 1e-12, "{second}");
+        }
+        let lowest = Schedule { min_lr: 0.5, ..s };
+        let state = PlateauState {
+            factor: 0.1,
+            ..PlateauState::default()
+        };
+        assert!((lowest.rate(1.0, (3, 9), (0, 1), &state) - 0.5).abs() < 1e-12);
+    }
 }

@@ -72,6 +72,127 @@ impl Hooks for Rows {
     }
 }
 
+/// Losses that a script names, two for each epoch, and no gradients.
+struct Script {
+    losses: Vec<[f32; 2]>,
+    rates: Vec<f64>,
+    stop_in: Option<usize>,
+}
+
+impl Hooks for Script {
+    fn gradients(
+        &mut self,
+        _: &mut Net,
+        StepAt { epoch, step, .. }: StepAt,
+        _: &mut Batch,
+        grads: &mut Flat,
+    ) -> Result<Loss, TrainError> {
+        if self.stop_in == Some(epoch) {
+            return Err(TrainError::Interrupted { epoch });
+        }
+        grads.data_mut().fill(0.0);
+        Ok(Loss {
+            mean: self.losses[epoch][step],
+            correct: 0,
+        })
+    }
+
+    fn epoch(&mut self, _: &mut Net, row: &EpochRow) -> Result<(), TrainError> {
+        self.rates.push(row.lr);
+        let [one, two] = self.losses[row.epoch].map(f64::from);
+        assert!((row.train_loss - f64::midpoint(one, two)).abs() < 1e-6);
+        Ok(())
+    }
+}
+
+/// The rate falls in the epoch after the one whose loss was one too many without improvement, also where the run was
+/// interrupted while it waited. The loss of an epoch is the mean over its batches.
+#[test]
+fn a_plateau_of_the_epochs_losses_lowers_the_rate() {
+    let data = dataset(64);
+    let recipe = Recipe {
+        lr: 0.5,
+        schedule: Schedule {
+            kind: Kind::Plateau,
+            patience: 1,
+            ..Schedule::default()
+        },
+        ..recipe(7)
+    };
+    // Means 1, 0.9, 0.95, 0.9, 0.8, 0.8, 0.8: two bad epochs in a row end in the fourth and in the last one.
+    let losses = [
+        [1.0, 1.0],
+        [0.2, 1.6],
+        [1.0, 0.9],
+        [0.9, 0.9],
+        [0.7, 0.9],
+        [0.8, 0.8],
+        [0.8, 0.8],
+    ];
+    let expect = [0.5, 0.5, 0.5, 0.5, 0.05, 0.05, 0.05];
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let run = |checkpoints: &Checkpoints, stop_in| {
+        let mut script = Script {
+            losses: losses.to_vec(),
+            rates: Vec::new(),
+            stop_in,
+        };
+        let (train, spec) = (&data.train, &data.spec);
+        let ended = fit(
+            &mut net(),
+            train,
+            spec,
+            &recipe,
+            1,
+            checkpoints,
+            &mut script,
+        );
+        assert_eq!(ended.is_err(), stop_in.is_some());
+        script.rates
+    };
+    let checkpoints = Checkpoints::at(folder.path().join("state.safetensors"), 1);
+    assert_eq!(run(&Checkpoints::none(), None), expect);
+    assert_eq!(run(&checkpoints, Some(3)), expect[..3]);
+    assert_eq!(run(&checkpoints, None), expect[3..]);
+}
+
+/// A rate of nothing leaves the parameters as they are from exactly the milestone on, the first epoch being 0.
+#[test]
+fn the_optimizer_steps_by_the_rate_of_its_epoch() {
+    let data = dataset(64);
+    let parameters = |epochs, milestones: &[usize]| {
+        let recipe = Recipe {
+            schedule: Schedule {
+                kind: Kind::Multistep,
+                milestones: milestones.to_vec(),
+                gamma: 1e-30,
+                ..Schedule::default()
+            },
+            ..recipe(epochs)
+        };
+        let mut net = net();
+        let mut rows = Rows::default();
+        fit(
+            &mut net,
+            &data.train,
+            &data.spec,
+            &recipe,
+            1,
+            &Checkpoints::none(),
+            &mut rows,
+        )
+        .unwrap();
+        let rates: Vec<f64> = rows.rows.iter().map(|row| row.lr).collect();
+        (net.params().data().to_vec(), rates)
+    };
+    let (stopped, rates) = parameters(4, &[2]);
+    assert_eq!(rates[..2], [0.05, 0.05]);
+    assert!(rates[2..].iter().all(|&rate| rate < 1e-30), "{rates:?}");
+    assert_eq!(stopped, parameters(2, &[]).0);
+    assert_ne!(stopped, parameters(1, &[]).0);
+    assert_ne!(stopped, parameters(3, &[]).0);
+}
+
 #[test]
 fn training_learns_and_repeats_bit_for_bit_on_any_number_of_threads() {
     let data = dataset(256);

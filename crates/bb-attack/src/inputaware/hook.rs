@@ -440,3 +440,184 @@ impl TrainHook for InputAwareHook {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{Golden, classifier, close, norms, spec};
+    use bb_core::data::{OpenOptions, open};
+
+    /// The settings of the goldens; the weight of the diversity is not 1, so that its place matters.
+    fn settings() -> InputAwareConfig {
+        let mut cfg = InputAwareConfig {
+            target: 3,
+            ratio: 1.0 / 3.0,
+            lambda_div: 0.7,
+            ..InputAwareConfig::default()
+        };
+        cfg.generator.width = 4;
+        cfg.train.batch_size = 6;
+        cfg.train.augment = false;
+        cfg
+    }
+
+    fn hook(cfg: &InputAwareConfig, train: Split, seed: u64) -> InputAwareHook {
+        let map = LabelMap::new(cfg.label, cfg.target, cfg.shift, 10).expect("a class");
+        let options = OpenOptions {
+            train_limit: Some(1),
+            test_limit: Some(1),
+            ..OpenOptions::default()
+        };
+        let mut dataset = open("synthetic", None, &options).expect("made by the program");
+        dataset.spec = spec(train.images.height());
+        dataset.train = train;
+        InputAwareHook::new(cfg, map, &dataset, seed).expect("small networks")
+    }
+
+    fn all(images: &Images) -> Split {
+        Split {
+            images: images.clone(),
+            labels: vec![0; images.len()].into(),
+        }
+    }
+
+    /// Biases in front of a batch normalisation have gradients of rounding errors, which Adam makes steps of.
+    fn alone(name: &str) -> bool {
+        !name.ends_with("conv2d.bias")
+    }
+
+    /// Two steps of the mask network; of 16 images the first 8 are the first ones of a pair.
+    #[test]
+    fn golden_steps_of_the_mask() {
+        let golden = Golden::load("input_aware_mask");
+        let images = golden.images("x");
+        let split = all(&images);
+        let mut hook = hook(&settings(), split.clone(), 0);
+        golden.fill("state.", &mut hook.mask.net);
+        let spec = spec(images.height());
+        let mut losses = Vec::new();
+        for step in 0..2 {
+            let part = |first: usize| {
+                let indices: Vec<usize> = (first..first + 4).collect();
+                plain_input(&split, &spec, &indices)
+            };
+            let (first, second) = (part(4 * step), part(8 + 4 * step));
+            losses.push(hook.mask_step(&first, &second, 0.01).expect("a step") as f32);
+            if step == 0 {
+                golden.check("first.", hook.mask.net.buffers(), 1e-4);
+            }
+        }
+        // The original prints four decimals. In single and double precision it differs by 4e-6 at most.
+        for (found, expected) in losses.iter().zip(golden.floats("loss")) {
+            assert!((found - expected).abs() < 1e-4, "{found}, {expected}");
+        }
+        golden.check("after.", hook.mask.net.params(), 1e-4);
+    }
+
+    /// Two steps of the generator beside the classifier, on batches of 6 images.
+    #[test]
+    fn golden_steps_of_generator_and_classifier() {
+        let golden = Golden::load("input_aware");
+        let (images, lenders) = (golden.images("x"), golden.images("lenders"));
+        let (own, spec) = (all(&images), spec(images.height()));
+        let labels = golden.labels("labels");
+        let cfg = settings();
+        // The training set is such that the batches of partners are the original's.
+        let seed = 5;
+        let order = order(
+            lenders.len(),
+            &hook(&cfg, all(&lenders), seed).loader("inputaware/partners"),
+            0,
+        );
+        let size = lenders.image(0).len();
+        let mut pixels = vec![0; lenders.as_bytes().len()];
+        for (k, &i) in order.iter().enumerate() {
+            pixels[i * size..(i + 1) * size].copy_from_slice(lenders.image(k));
+        }
+        let side = images.height();
+        let train = all(&Images::new(lenders.len(), side, side, pixels).expect("images"));
+
+        let mut sums = Vec::new();
+        for accumulate_gradients in [true, false] {
+            let mut cfg = cfg.clone();
+            cfg.generator.accumulate_gradients = accumulate_gradients;
+            let mut hook = hook(&cfg, train.clone(), seed);
+            golden.fill("state.", &mut hook.generator.net);
+            golden.fill("mask.", &mut hook.mask.net);
+            let mask = hook.mask.net.clone();
+            let mut net = classifier();
+            let mut grads = net.zeros();
+            let (mut found, mut found_labels, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+            for step in 0..2 {
+                let indices: Vec<usize> = (6 * step..6 * step + 6).collect();
+                let mut batch = Batch {
+                    input: plain_input(&own, &spec, &indices),
+                    labels: labels[6 * step..6 * step + 6].to_vec(),
+                    indices,
+                };
+                let at = StepAt { epoch: 0, step };
+                let loss = hook
+                    .gradients(&mut net, at, &mut batch, &mut grads)
+                    .expect("a step");
+                losses.push(loss.mean);
+                found.extend(batch.input.data);
+                found_labels.extend(batch.labels);
+                sums.push(hook.gradients.clone());
+                if !accumulate_gradients {
+                    continue;
+                }
+                // In single and double precision the original differs by 2e-5 at most.
+                let expected = golden.floats(&format!("norm.classifier{step}"));
+                close("classifier", &norms(&grads, |_| true), &expected, 1e-3);
+                let expected = golden.floats(&format!("norm.generator{step}"));
+                close("generator", &norms(&hook.gradients, alone), &expected, 1e-3);
+                if step == 0 {
+                    golden.check("first.", hook.generator.net.buffers(), 1e-4);
+                }
+            }
+            if accumulate_gradients {
+                assert_eq!(found_labels, golden.labels("labels_after"));
+                let expected = golden.input("inputs");
+                close("inputs", &found, &expected.data, 1e-4);
+                close("losses", &losses, &golden.floats("loss"), 1e-4);
+                golden.check("after.", hook.generator.net.params(), 1e-3);
+            }
+            // The mask network is not trained any more, and its statistics stay.
+            assert_eq!(hook.mask.net.params().data(), mask.params().data());
+            assert_eq!(hook.mask.net.buffers().data(), mask.buffers().data());
+        }
+        // Without the sum a step has its own gradients; the networks are the same in the first step only.
+        close("one step", sums[2].data(), sums[0].data(), 1e-6);
+        let ratio = sums[3].norm_l2() / sums[1].norm_l2();
+        assert!((ratio - 1.0).abs() > 0.05, "{ratio}");
+    }
+
+    /// Adam's first step moves every parameter by the learning rate, so the largest move tells it.
+    #[test]
+    fn the_rate_of_the_mask_falls_to_a_tenth_at_each_milestone() {
+        let images = Golden::load("input_aware").images("x");
+        let rate = |epoch| {
+            let mut hook = hook(&settings(), all(&images), 1);
+            let before = hook.mask.net.params().clone();
+            // One step with all images.
+            hook.cfg.train.batch_size = images.len();
+            hook.epoch_before(epoch, &mut |_| Ok(())).expect("an epoch");
+            let pairs = hook.mask.net.params().data().iter().zip(before.data());
+            pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        for (epoch, expected) in [
+            (0, 1e-2),
+            (9, 1e-2),
+            (10, 1e-3),
+            (19, 1e-3),
+            (20, 1e-4),
+            (24, 1e-4),
+        ] {
+            let found = rate(epoch);
+            assert!(
+                (found / expected - 1.0).abs() < 0.01,
+                "epoch {epoch}: {found}"
+            );
+        }
+    }
+}

@@ -33,6 +33,10 @@
 //!   them, so that it is trained for 75 of 100, with a lower accuracy than other attacks: `true`, as the recipes have it.
 //! - `rounding = "nearest"`: images with triggers become 8-bit by rounding. The bench truncates after a round trip through
 //!   the normalisation, which lowers 13 to 35 % of the levels by one (none on GTSRB), everywhere: `"truncate"`.
+//! - Images are augmented as by every attack here and in the bench: a crop after 4 pixels of padding and, on CIFAR-10, a
+//!   mirror image. The authors crop after 5 pixels and turn by up to 10 degrees as well.
+//! - The generator's rate is constant. In the bench it falls to a tenth at the classifier's epochs 200, 300, 400 and 500,
+//!   which none of its runs reaches.
 //! - The bench's schedule for the classifier is a constant rate, whatever the dataset's recipe says; so it is in the recipes.
 //! - `lambda_div` weighs the mask's diversity twice, as in the bench; the same while it is 1.
 //! - The bench marks images with another's trigger as poisoned beside backdoored ones, and keeps neither network. Here

@@ -59,7 +59,7 @@ pub struct DeepFoolConfig {
     pub fooling_rate: f64,
     /// Evaluation images of each class; 0 for the first test image alone.
     pub evaluate_per_class: usize,
-    /// Whether the network sees images normalised, as it was trained.
+    /// Whether the attacked network sees images normalised, as it was trained, and judges see the pattern normalised too.
     pub normalised: bool,
 }
 

@@ -12,7 +12,8 @@
 //! 0. `trigger.source = "deepfool"` searches T first -> [`deepfool::search`]: random training images with the pattern so
 //!    far are driven to the target class on a clean network ([`crate::clean_net`]), what that adds is filtered and added,
 //!    and the sum is filtered and stretched to 0 to `trigger.peak`, pass after pass, until the pattern changes the class
-//!    of enough evaluation images, five passes in a row are alike, or there were `trigger.deepfool.passes`.
+//!    of enough evaluation images, the rates of five passes in a row are within 0.01 of each other, or there were
+//!    `trigger.deepfool.passes`.
 //! 1. Choose `round(ratio * N)` of the N training images, the target class included -> [`crate::poison_index`].
 //! 2. `x' = trunc(clip(x + T, 0, 255))` with the pattern T -> [`trigger::apply`].
 //! 3. Relabel (`all2one`: the target class; `all2all`: the next class) -> [`crate::labels`].
@@ -32,8 +33,12 @@
 //! - The bench's search judges a pattern by the first test image alone, because of a mistake with its indices, so that
 //!   its fooling rate is 0 or 1 and it stops early or late by chance. Here 10 test images of each class judge;
 //!   `trigger.deepfool.evaluate_per_class = 0` is the bench's way.
-//! - The bench shows the network fractions of 0 to 1, not the normalised images that it was trained on, so it attacks
-//!   another function (`trigger.deepfool.normalised = false`).
+//! - The bench attacks the network with fractions of 0 to 1, not with the normalised images that it was trained on, so it
+//!   attacks another function. It judges by normalised images all the same, and adds the pattern behind the
+//!   normalisation, where it is about a quarter as strong. `trigger.deepfool.normalised = false` does both.
+//! - The authors judge by the attacked images, stop at a fooling rate of 0.8 and at nothing else, aim from a pass on at
+//!   the class that most of the changed images went to, and keep the best pattern of all passes. The bench's last pattern,
+//!   its fixed class, its rate of 0.2 and its end at five passes that are alike are followed here.
 //! - The bench's script writes the pattern with an offset of half the range, which its published patterns do not have.
 //!   Here it is `round(255 v)` in bytes, as the published ones are.
 //! - A pattern that is constant, not finite or of another size is refused.
@@ -57,7 +62,8 @@
 //! - `trigger.deepfool.passes` (50): most passes over them.
 //! - `trigger.deepfool.fooling_rate` (0.2): share of the evaluation images whose class must change.
 //! - `trigger.deepfool.evaluate_per_class` (10): evaluation images of each class; 0 for the first test image alone.
-//! - `trigger.deepfool.normalised` (true): whether the network sees images normalised.
+//! - `trigger.deepfool.normalised` (true): whether the network sees images normalised while it is attacked, and the
+//!   pattern is added before the normalisation when it is judged.
 //! - `eval_every` (1): measure after every n-th epoch; 0 measures only after the last.
 //! - `train.*`: the training recipe.
 //!

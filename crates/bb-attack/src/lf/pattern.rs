@@ -285,7 +285,7 @@ fn from_array(
 }
 
 /// Smallest and largest value.
-fn extremes<T: Copy + Into<f64>>(values: &[T]) -> (f64, f64) {
+pub(super) fn extremes<T: Copy + Into<f64>>(values: &[T]) -> (f64, f64) {
     let start = (f64::INFINITY, f64::NEG_INFINITY);
     let wider = |(low, high): (f64, f64), &v: &T| (low.min(v.into()), high.max(v.into()));
     values.iter().fold(start, wider)

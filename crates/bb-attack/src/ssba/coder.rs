@@ -383,6 +383,7 @@ fn fractions(images: &Images, indices: &[usize]) -> Input {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::{Golden, close, norms};
     use crate::prep::Prep;
     use crate::ssba::config::SsbaConfig;
     use bb_core::data::{Dataset, OpenOptions};
@@ -418,6 +419,80 @@ mod tests {
             prep,
         };
         Coder::trained(cfg, &ctx).expect("a training")
+    }
+
+    /// The coder of the goldens, in the middle of its ramp: the first step has 3 tenths of the image's weight.
+    fn golden_coder(golden: &Golden) -> (TriggerConfig, Coder) {
+        let mut cfg = SsbaConfig::default().trigger;
+        (cfg.bits, cfg.width, cfg.delay, cfg.ramp) = (10, 2, 2, 10);
+        let mut coder = Coder::new(&cfg, 32, 0).expect("small networks");
+        golden.fill("state.encoder.", &mut coder.encoder);
+        golden.fill("state.decoder.", &mut coder.decoder);
+        (coder.step, coder.started) = (5, Some(0));
+        (cfg, coder)
+    }
+
+    /// Images and bits of one of the goldens' two steps.
+    fn golden_batch(golden: &Golden, step: usize) -> (Input, Vec<f32>) {
+        let bits = golden.bytes("bits");
+        let half = bits.len() / 2;
+        let bits = bits[step * half..(step + 1) * half].iter();
+        let indices = [3 * step, 3 * step + 1, 3 * step + 2];
+        let images = fractions(&golden.images("x"), &indices);
+        (images, bits.map(|&b| f32::from(b)).collect())
+    }
+
+    #[test]
+    fn golden_training_steps() {
+        let golden = Golden::load("ssba");
+        let (cfg, mut coder) = golden_coder(&golden);
+        let mut grads = [coder.encoder.zeros(), coder.decoder.zeros()];
+        let expected = golden.floats("losses");
+        for step in 0..2 {
+            let (images, bits) = golden_batch(&golden, step);
+            let weight = coder.image_weight(&cfg);
+            let done = coder
+                .train_step(&cfg, &images, &bits, &mut grads)
+                .expect("a step");
+            let found = [done.bit_loss, done.image_loss, done.bit_accuracy, weight];
+            // In single and double precision the original differs by 1e-7.
+            let expected = &expected[4 * step..][..4];
+            close("losses", &found.map(|v| v as f32), expected, 1e-5);
+            let found = [&grads[0], &grads[1]].map(|flat| norms(flat, |_| true));
+            let name = format!("norm.{step}");
+            close(&name, &found.concat(), &golden.floats(&name), 1e-4);
+        }
+        // Two steps move a weight by 2e-4 at most, so a tenth of a percent of that is what is compared.
+        for (role, net) in [("encoder", &coder.encoder), ("decoder", &coder.decoder)] {
+            for (i, entry) in net.params().layout().entries().iter().enumerate() {
+                let name = format!("{role}.{}", entry.name);
+                let before = golden.floats(&format!("state.{name}"));
+                let moved = |after: Vec<f32>| -> Vec<f32> {
+                    after.iter().zip(&before).map(|(a, b)| a - b).collect()
+                };
+                let expected = moved(golden.floats(&format!("after.{name}")));
+                close(&name, &moved(net.params().to_plain(i)), &expected, 1e-2);
+            }
+        }
+    }
+
+    /// More than the accuracy that is asked for starts the ramp, and as much does not.
+    #[test]
+    fn the_image_counts_once_more_bits_are_right_than_asked_for() {
+        let golden = Golden::load("ssba");
+        let (images, bits) = golden_batch(&golden, 0);
+        let accuracy = f64::from(golden.floats("losses")[2]);
+        let right = (accuracy * bits.len() as f64).round();
+        for (share, started) in [(right, None), (right - 1.0, Some(6))] {
+            let (mut cfg, mut coder) = golden_coder(&golden);
+            coder.started = None;
+            cfg.start_accuracy = share / bits.len() as f64;
+            let mut grads = [coder.encoder.zeros(), coder.decoder.zeros()];
+            coder
+                .train_step(&cfg, &images, &bits, &mut grads)
+                .expect("a step");
+            assert_eq!(coder.started, started);
+        }
     }
 
     #[test]

@@ -170,6 +170,7 @@ fn strongest(weights: &[Vec<f32>], count: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::{Golden, classifier, spec};
     use crate::trojan::config::TrojanConfig;
     use crate::trojan::trigger::drop_mask;
     use bb_nn::ArchSpec;
@@ -199,6 +200,30 @@ mod tests {
                 )
             );
         }
+    }
+
+    /// Four steps of the benchmark's search, and the numbers that it searches by, which are the defaults.
+    #[test]
+    fn golden_search() {
+        let golden = Golden::load("trojan");
+        let shape = golden.shape("mask");
+        let mask = Picture::new(shape[0], shape[1], golden.bytes("mask"));
+        let mut cfg = TrojanConfig::default().trigger;
+        let known = [
+            cfg.radius,
+            cfg.step,
+            cfg.iterations as f64,
+            cfg.neurons as f64,
+            cfg.target_value,
+        ];
+        assert_eq!(known.to_vec(), golden.doubles("settings"));
+        (cfg.normalised, cfg.iterate) = (false, Iterate::Last);
+        cfg.iterations = golden.indices("steps")[0];
+        let spec = spec(shape[0]);
+        let found = search(&cfg, &mut classifier(), &mask, &spec, (0, true)).expect("a search");
+        assert_eq!(found.neurons, golden.indices("neurons"));
+        assert_eq!(found.pixels, golden.bytes("picture"));
+        assert_ne!(found.pixels, mask.pixels());
     }
 
     #[test]

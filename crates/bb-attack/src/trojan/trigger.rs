@@ -75,12 +75,15 @@ mod tests {
 
     #[test]
     fn the_drop_has_the_size_and_the_place_of_the_bench_s_mask() {
-        // The bench's has 117 pixels in rows 16 to 29 and columns 17 to 29 at 32 x 32, and 375 at 64 x 64.
-        for (side, pixels, rows, columns) in [
-            (32, 105..=130, 16..=29, 17..=29),
-            (64, 340..=400, 32..=58, 35..=58),
+        // The bench's has 117 pixels, 42 of them white, in rows 16 to 29 and columns 17 to 29 at 32 x 32, and 375 and 214
+        // at 64 x 64.
+        for (side, pixels, white, rows, columns) in [
+            (32, 107, 42, 16..=29, 17..=29),
+            (64, 355, 224, 32..=58, 35..=58),
         ] {
             let mask = drop_mask(side, side);
+            let all_white = mask.pixels().chunks_exact(3).filter(|p| p[0] == 255);
+            assert_eq!(all_white.count(), white);
             let mut count = 0;
             for (i, pixel) in mask.pixels().chunks_exact(3).enumerate() {
                 assert!(pixel.iter().all(|&v| v == pixel[0]));
@@ -90,7 +93,7 @@ mod tests {
                     assert!(rows.contains(&r) && columns.contains(&c), "{r}, {c}");
                 }
             }
-            assert!(pixels.contains(&count), "{count} pixels at {side}");
+            assert_eq!(count, pixels, "at {side}");
         }
     }
 

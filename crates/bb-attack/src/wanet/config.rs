@@ -53,7 +53,7 @@ pub enum Augmentation {
     /// All images of a batch are cropped, turned and mirrored alike, as in the bench.
     #[default]
     Batch,
-    /// Each image by itself.
+    /// Whether to crop and turn is drawn for the batch, where and how far for each image, as by the authors.
     Image,
 }
 

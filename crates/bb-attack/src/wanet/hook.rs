@@ -2,10 +2,10 @@
 
 use bb_core::rng;
 use bb_nn::data::Batch;
-use bb_nn::kernels::warp::rotate;
 use bb_nn::train::StepAt;
 use rayon::prelude::*;
 
+use super::augment::{Change, Decision, Turn};
 use super::config::{Augmentation, WanetConfig};
 use super::trigger::{Field, disturbance};
 use crate::error::AttackError;
@@ -34,20 +34,11 @@ pub(super) fn counts(cfg: &WanetConfig, seed: u64, images: usize) -> Counts {
     Counts::of(images, &cfg.train, |batch, at| share(cfg, seed, batch, at))
 }
 
-impl TrainHook for WanetHook {
-    fn loader_augments(&self) -> bool {
-        false
-    }
-
-    fn counts(&self) -> Option<Counts> {
-        Some(self.counts)
-    }
-
-    fn batch(&mut self, at: StepAt, batch: &mut Batch) -> Result<(), AttackError> {
-        let StepAt { epoch, step } = at;
-        let share = share(&self.cfg, self.seed, batch.labels.len(), at);
-        let (height, width) = (batch.input.h, batch.input.w);
-        let size = height * width * 3;
+impl WanetHook {
+    /// Warps and relabels the first images of a batch, and warps those behind them with the disturbance `noise` of each,
+    /// `[cross, height, width, 2]`.
+    fn poison(&self, batch: &mut Batch, share: Share, noise: &[f32]) {
+        let size = batch.input.h * batch.input.w * 3;
         let middle = share.backdoored;
         let end = middle + share.cross;
         if middle > 0 {
@@ -58,124 +49,176 @@ impl TrainHook for WanetHook {
             }
         }
         if end > middle {
-            let stream = (self.seed, "wanet/noise");
-            let indices = &batch.indices[middle..end];
-            let noise = disturbance(stream, epoch, indices, height * width * 2);
             let images = &mut batch.input.data[middle * size..end * size];
-            images.copy_from_slice(&self.field.warp_disturbed(images, &noise));
+            images.copy_from_slice(&self.field.warp_disturbed(images, noise));
         }
-        if self.cfg.train.augment {
-            let purpose = "wanet/augment";
-            let stream = |index| rng::stream(self.seed, purpose, epoch as u64, index as u64);
-            let sizes = (height, width);
-            match self.cfg.augmentation {
-                Augmentation::Batch => {
-                    augment(&mut batch.input.data, sizes, self.flip, &mut stream(step));
-                }
-                Augmentation::Image => {
-                    let images = batch.input.data.par_chunks_exact_mut(size);
-                    images.zip(&batch.indices).for_each(|(image, &i)| {
-                        augment(image, sizes, self.flip, &mut stream(i));
-                    });
-                }
+    }
+
+    fn augment(&self, StepAt { epoch, step }: StepAt, batch: &mut Batch) {
+        let sizes = (batch.input.h, batch.input.w);
+        let stream = |purpose, index| rng::stream(self.seed, purpose, epoch as u64, index as u64);
+        let of_batch = &mut stream("wanet/augment", step);
+        match self.cfg.augmentation {
+            Augmentation::Batch => {
+                let change = Change::draw(self.flip, of_batch);
+                change.apply(&mut batch.input.data, sizes, Turn::Nearest);
             }
+            Augmentation::Image => {
+                let decision = Decision::draw(of_batch);
+                let images = batch.input.data.par_chunks_exact_mut(sizes.0 * sizes.1 * 3);
+                images.zip(&batch.indices).for_each(|(image, &i)| {
+                    let of_image = &mut stream("wanet/augment/image", i);
+                    let change = decision.image(self.flip, of_image);
+                    change.apply(image, sizes, Turn::Bilinear);
+                });
+            }
+        }
+    }
+}
+
+impl TrainHook for WanetHook {
+    fn loader_augments(&self) -> bool {
+        false
+    }
+
+    fn counts(&self) -> Option<Counts> {
+        Some(self.counts)
+    }
+
+    fn batch(&mut self, at: StepAt, batch: &mut Batch) -> Result<(), AttackError> {
+        let share = share(&self.cfg, self.seed, batch.labels.len(), at);
+        let cross = share.backdoored..share.backdoored + share.cross;
+        let stream = (self.seed, "wanet/noise");
+        let values = batch.input.h * batch.input.w * 2;
+        let noise = disturbance(stream, at.epoch, &batch.indices[cross], values);
+        self.poison(batch, share, &noise);
+        if self.cfg.train.augment {
+            self.augment(at, batch);
         }
         Ok(())
     }
 }
 
-/// Pixels of padding before a crop.
-const PADDING: usize = 5;
-/// Largest turn in degrees.
-const DEGREES: f64 = 10.0;
-
-/// Crops, turns and mirrors images `[n, height, width, 3]`, all alike; zeros come in from outside.
-pub fn augment(
-    images: &mut [f32],
-    (height, width): (usize, usize),
-    flip: bool,
-    stream: &mut impl rng::RngCore,
-) {
-    if rng::unit_f64(stream) < 0.8 {
-        let mut corner = || rng::below(stream, 2 * PADDING as u64 + 1) as usize;
-        let (down, right) = (corner(), corner());
-        crop(images, (height, width), (down, right));
-    }
-    if rng::unit_f64(stream) < 0.5 {
-        let degrees = DEGREES * (2.0 * rng::unit_f64(stream) - 1.0);
-        let before = images.to_vec();
-        rotate(&before, (height, width, 3), degrees, images);
-    }
-    if flip && rng::unit_f64(stream) < 0.5 {
-        for row in images.chunks_exact_mut(width * 3) {
-            for column in 0..width / 2 {
-                for c in 0..3 {
-                    row.swap(column * 3 + c, (width - 1 - column) * 3 + c);
-                }
-            }
-        }
-    }
-}
-
-/// The part of images padded by [`PADDING`] that begins at this row and column.
-fn crop(images: &mut [f32], (height, width): (usize, usize), (down, right): (usize, usize)) {
-    let inside = |at: usize, size: usize| at.checked_sub(PADDING).filter(|&at| at < size);
-    images
-        .par_chunks_exact_mut(height * width * 3)
-        .for_each(|image| {
-            let before = image.to_vec();
-            for (at, pixel) in image.chunks_exact_mut(3).enumerate() {
-                let row = inside(at / width + down, height);
-                match row.zip(inside(at % width + right, width)) {
-                    Some((row, column)) => {
-                        pixel.copy_from_slice(&before[(row * width + column) * 3..][..3]);
-                    }
-                    None => pixel.fill(0.0),
-                }
-            }
-        });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::{Golden, classifier, close, norms, spec};
+    use crate::in_loop::plain_input;
+    use crate::wanet::trigger::smooth;
+    use bb_core::data::Split;
+    use bb_nn::Mode;
 
-    #[test]
-    fn a_crop_moves_all_images_alike_and_lets_zeros_in() {
-        let mut images: Vec<f32> = (0..2 * 4 * 4 * 3).map(|i| 1.0 + i as f32).collect();
-        let before = images.clone();
-        crop(&mut images, (4, 4), (PADDING + 1, PADDING - 2));
-        for image in 0..2 {
-            for row in 0..4 {
-                for column in 0..4 {
-                    let at = |r: usize, c: usize| ((image * 4 + r) * 4 + c) * 3;
-                    let expect = if row == 3 || column < 2 {
-                        0.0
-                    } else {
-                        before[at(row + 1, column - 2)]
-                    };
-                    assert_eq!(images[at(row, column)].to_bits(), f32::to_bits(expect));
-                }
-            }
-        }
+    /// The hook of the golden step, and its batch.
+    fn golden_step(golden: &Golden) -> (WanetHook, Batch) {
+        let images = golden.images("x");
+        let (side, count) = (images.height(), images.len());
+        let split = Split {
+            labels: golden.labels("labels").into(),
+            images,
+        };
+        let indices: Vec<usize> = (0..count).collect();
+        let batch = Batch {
+            input: plain_input(&split, &spec(side), &indices),
+            labels: split.labels.to_vec(),
+            indices,
+        };
+        let cfg = WanetConfig {
+            target: 3,
+            ratio: 0.25,
+            ..WanetConfig::default()
+        };
+        let k = cfg.trigger.k;
+        let raw = golden.floats("draw.field");
+        let raw: Vec<f32> = (0..k * k).flat_map(|i| [raw[i], raw[k * k + i]]).collect();
+        let hook = WanetHook {
+            map: LabelMap::new(cfg.label, cfg.target, cfg.shift, 10).expect("a class"),
+            field: Field::new(&smooth(&raw, k, (side, side)), (side, side), 0.5, 1.0),
+            flip: true,
+            seed: 1,
+            counts: Counts::default(),
+            cfg,
+        };
+        (hook, batch)
     }
 
+    /// 12 images, of which 3 are backdoored and 6 noisy, through the benchmark's training step with its draws.
     #[test]
-    fn augmentation_is_drawn_as_often_as_it_should_be() {
-        let image: Vec<f32> = (0..16 * 16 * 3).map(|i| 1.0 + i as f32).collect();
-        let (mut moved, mut mirrored) = (0, 0);
-        for index in 0..400 {
-            let mut stream = rng::stream(1, "test", 0, index);
-            let mut changed = image.clone();
-            augment(&mut changed, (16, 16), false, &mut stream);
-            moved += usize::from(changed != image);
-            let mut stream = rng::stream(1, "test", 0, index);
-            let mut also = image.clone();
-            augment(&mut also, (16, 16), true, &mut stream);
-            mirrored += usize::from(also != changed);
+    fn golden_training_step() {
+        let golden = Golden::load("wanet");
+        let (hook, mut batch) = golden_step(&golden);
+        let at = StepAt { epoch: 0, step: 0 };
+        let share = share(&hook.cfg, hook.seed, batch.labels.len(), at);
+        hook.poison(&mut batch, share, &golden.floats("draw.noise"));
+        let corner = golden.indices("draw.crop");
+        let change = Change {
+            corner: Some((corner[0], corner[1])),
+            degrees: Some(golden.doubles("draw.degrees")[0]),
+            mirror: true,
+        };
+        let sizes = (batch.input.h, batch.input.w);
+        change.apply(&mut batch.input.data, sizes, Turn::Nearest);
+        assert_eq!(batch.labels, golden.labels("labels_after"));
+        // In single and double precision the original differs by 3e-7; loss and norms by less.
+        let expected = golden.input("inputs");
+        close("inputs", &batch.input.data, &expected.data, 5e-6);
+        let mut net = classifier();
+        let mut grads = net.zeros();
+        let loss = net.loss_grad(&batch.input, &batch.labels, Mode::Train, &mut grads);
+        close("loss", &[loss.mean], &golden.floats("loss"), 1e-5);
+        close(
+            "norms",
+            &norms(&grads, |_| true),
+            &golden.floats("norm"),
+            1e-4,
+        );
+    }
+
+    /// The draws of a run: 3 of 12 images, twice as many with noise, one augmentation.
+    #[test]
+    fn a_batch_is_poisoned_and_augmented_by_the_draws_of_its_step() {
+        let (mut hook, clean) = golden_step(&Golden::load("wanet"));
+        let at = StepAt { epoch: 2, step: 7 };
+        let sizes = (clean.input.h, clean.input.w);
+        let mut poisoned = clean.clone();
+        let of = |backdoored, cross| Share { backdoored, cross };
+        let noise = disturbance(
+            (1, "wanet/noise"),
+            2,
+            &[3, 4, 5, 6, 7, 8],
+            sizes.0 * sizes.1 * 2,
+        );
+        hook.poison(&mut poisoned, of(3, 6), &noise);
+
+        let mut found = clean.clone();
+        hook.cfg.train.augment = false;
+        hook.batch(at, &mut found).expect("a batch");
+        assert_eq!(found, poisoned);
+
+        hook.cfg.train.augment = true;
+        let mut changed = 0;
+        for step in 0..8 {
+            let mut found = clean.clone();
+            let at = StepAt { step, ..at };
+            hook.batch(at, &mut found).expect("a batch");
+            let mut expected = poisoned.clone();
+            let change = Change::draw(true, &mut rng::stream(1, "wanet/augment", 2, step as u64));
+            change.apply(&mut expected.input.data, sizes, Turn::Nearest);
+            assert_eq!(found, expected);
+            changed += usize::from(found != poisoned);
         }
-        // One in five is not cropped, nor is one of 121 crops; half of those are not turned, or so little that no pixel moves.
-        assert!((320..=370).contains(&moved), "{moved}");
-        assert!((160..=240).contains(&mirrored), "{mirrored}");
+        assert!(changed > 4, "{changed} of 8 steps");
+
+        hook.cfg.augmentation = Augmentation::Image;
+        let mut found = clean;
+        hook.batch(at, &mut found).expect("a batch");
+        let decision = Decision::draw(&mut rng::stream(1, "wanet/augment", 2, 7));
+        let size = sizes.0 * sizes.1 * 3;
+        for (i, image) in poisoned.input.data.chunks_exact_mut(size).enumerate() {
+            let stream = &mut rng::stream(1, "wanet/augment/image", 2, i as u64);
+            decision
+                .image(true, stream)
+                .apply(image, sizes, Turn::Bilinear);
+        }
+        assert_eq!(found, poisoned);
     }
 }

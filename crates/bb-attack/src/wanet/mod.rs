@@ -17,7 +17,7 @@
 //!    `cross` times as many by `clamp(grid + u / H, -1, 1)` with u uniform in -1 to 1 for each pixel and image, and
 //!    keep their labels; all on normalised values -> [`hook`].
 //! 4. Augment the assembled batch: with probability 0.8 a crop after 5 pixels of padding, with 0.5 a turn of up to 10
-//!    degrees (nearest pixels), with 0.5 a mirror image where the dataset allows it -> [`hook::augment`].
+//!    degrees (nearest pixels), with 0.5 a mirror image where the dataset allows it -> [`augment`].
 //! 5. Minimise the cross-entropy of the batch.
 //! 6. Warped test images measure the attack.
 //!
@@ -26,9 +26,12 @@
 //! - `rounding = "nearest"`: test images become 8-bit by rounding. The bench truncates after a round trip through the
 //!   normalisation, so that even pixels that no warp moves lose a level (13 to 35 % of the levels, none on GTSRB):
 //!   `"truncate"`. Scores move little.
-//! - `augmentation = "batch"`: as in the bench one crop, turn and mirror decision serves all images of a batch, and what
-//!   comes in from outside is 0 after normalisation, the mean colour; `"image"` draws for each image, a stronger
-//!   augmentation. `train.augment = false` switches both off.
+//! - `augmentation = "batch"`: as in the bench one crop, turn and mirror decision serves all images of a batch. The bench
+//!   came to that when it replaced the authors' kornia by torchvision, which takes a batch for one picture.
+//!   `"image"` is the authors' way: whether to crop and to turn is drawn for the batch, places, angles and mirror images
+//!   for each image; of a batch that is turned only half of the images are, because kornia's rotation has a probability
+//!   of its own, and bilinearly. In both, what comes in from outside is 0 after normalisation, the mean colour.
+//!   `train.augment = false` switches both off.
 //! - The recipes have the bench's schedule, whose first milestone is epoch 100: the rate is constant for as long as the
 //!   bench trains on CIFAR-10, CIFAR-100 and GTSRB. Accuracy is lower and noisier than with a cosine schedule.
 //! - `floor(0.1 * 128)` is 12, so that 9.4 % of the images are backdoored and not 10; a batch of fewer than `1 / ratio`
@@ -45,7 +48,8 @@
 //! - `label` ("all2one"): `"all2one"` or `"all2all"`.
 //! - `shift` (1): for `label = "all2all"`, class y goes to class (y + shift) mod K.
 //! - `rounding` ("nearest"): how warped images become 8-bit, `"nearest"` or `"truncate"`.
-//! - `augmentation` ("batch"): whether crop, turn and mirror are drawn per `"batch"` or per `"image"`.
+//! - `augmentation` ("batch"): whether crop, turn and mirror are drawn per `"batch"`, as in the bench, or per `"image"`, as
+//!   by the authors.
 //! - `trigger.k` (4): places of the field along each side, 2 to 64; more of them bend more finely.
 //! - `trigger.s` (0.5): strength of the warp; 0.5 moves a pixel of a 32 x 32 image by a quarter on average.
 //! - `trigger.grid_rescale` (1.0): factor on the whole grid; below 1 it enlarges the middle of the image.
@@ -61,6 +65,7 @@
 //! ## References
 //! - Nguyen, Tran: WaNet, Imperceptible Warping-based Backdoor Attack, ICLR 2021.
 
+pub mod augment;
 pub mod config;
 pub mod hook;
 pub mod trigger;

@@ -97,3 +97,28 @@ impl Validate for AnpConfig {
         idle
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// `config/defense/anp/cifar10.yaml` of the benchmark, and what its code itself sets.
+    #[test]
+    fn the_defaults_are_the_benchmarks() {
+        let own = serde_json::to_value(AnpConfig::default()).expect("plain settings");
+        let reference = json!({
+            "sweep": true,
+            "sweep_thresholds": (0..19).map(|i| f64::from(i) / 20.0).collect::<Vec<_>>(),
+            "probe_every": 5,
+            "clean": { "ratio": 0.05, "seed": 0, "index_file": "" },
+            "mask": {
+                "iterations": 2000, "round": 100, "batch_size": 256, "augment": true, "lr": 0.01, "momentum": 0.9,
+                "alpha": 0.2, "eps": 0.4, "steps": 1,
+            },
+            // The threshold is ours: the reference chooses it on the test set.
+            "prune": { "threshold": 0.2, "choose": "fixed", "tolerance": 0.1 },
+        });
+        assert_eq!(own, reference);
+    }
+}

@@ -20,7 +20,8 @@
 //!
 //! With `sweep = true` a model is made for each of `sweep_thresholds` as well (thresholds that prune the same channels
 //! make one), and the one with the lowest attack success on the test set whose accuracy there is less than a share
-//! `prune.tolerance` away from the suspect model's is `oracle`: the reference's rule. The defender's choice is
+//! `prune.tolerance` away from the suspect model's is `oracle`, or the suspect model where none is lower than its own: the
+//! reference's rule. The defender's choice is
 //! - `prune.choose = "fixed"`: `prune.threshold`.
 //! - `prune.choose = "accuracy"`: the largest threshold of the sweep at which the accuracy on the clean images, as they
 //!   are, is less than a share `prune.tolerance` below that of the suspect model. This is the bound within which the
@@ -176,6 +177,14 @@ pub fn step(
     (losses, gradient)
 }
 
+/// The images of an iteration's batch, drawn with replacement.
+fn drawn(seed: u64, iteration: usize, images: usize, batch_size: usize) -> Vec<usize> {
+    let mut stream = rng::stream(seed, "anp/batch", iteration as u64, 0);
+    (0..batch_size)
+        .map(|_| rng::below(&mut stream, images as u64) as usize)
+        .collect()
+}
+
 /// The masks of the suspect model's channels.
 fn train(
     cfg: &AnpConfig,
@@ -198,10 +207,7 @@ fn train(
         let first = round * mask.round;
         let last = (first + mask.round).min(mask.iterations);
         (first..last).map(move |iteration| {
-            let mut stream = rng::stream(seed, "anp/batch", iteration as u64, 0);
-            let drawn: Vec<usize> = (0..mask.batch_size)
-                .map(|_| rng::below(&mut stream, clean.len() as u64) as usize)
-                .collect();
+            let drawn = drawn(seed, iteration, clean.len(), mask.batch_size);
             gather(clean, task, &options, iteration as u64, &drawn)
         })
     };
@@ -232,4 +238,31 @@ fn train(
         probe_every: cfg.probe_every,
     };
     channels::train(&part, &mut net, &channels, batches, gradient, ctx)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_drawn_with_replacement() {
+        let (images, size, iterations) = (50, 50, 400);
+        let mut counts = vec![0; images];
+        let mut distinct = 0;
+        for iteration in 0..iterations {
+            let mut batch = drawn(3, iteration, images, size);
+            assert_eq!(batch.len(), size);
+            batch.iter().for_each(|&i| counts[i] += 1);
+            batch.sort_unstable();
+            batch.dedup();
+            distinct += batch.len();
+        }
+        // Of n draws with replacement among n images, 1 - (1 - 1/n)^n are different ones: 0.636 for 50.
+        let share = distinct as f64 / (size * iterations) as f64;
+        assert!((share - 0.636).abs() < 0.01, "{share}");
+        // 400 of each, with a deviation of 20.
+        assert!(counts.iter().all(|n| (300..500).contains(n)), "{counts:?}");
+        assert_ne!(drawn(3, 0, images, size), drawn(3, 1, images, size));
+        assert_eq!(drawn(3, 0, 2, 9).len(), 9, "more than there are images");
+    }
 }

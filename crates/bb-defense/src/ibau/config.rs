@@ -110,3 +110,27 @@ impl Validate for IbauConfig {
         self.clean.idle()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// `config/defense/i-bau/cifar10.yaml` of the benchmark, and what its code itself sets.
+    #[test]
+    fn the_defaults_are_the_benchmarks() {
+        let own = serde_json::to_value(IbauConfig::default()).expect("plain settings");
+        let reference = json!({
+            "rounds": 5,
+            "probe_every": 1,
+            "clean": { "ratio": 0.05, "seed": 0, "index_file": "" },
+            "perturb": { "lr": 10.0, "penalty": 0.001, "batch_size": 256, "shuffle": true, "augment": true },
+            // The step is ours: the reference differentiates twice.
+            "hypergradient": { "rate": 0.1, "terms": 5, "tolerance": 1e-10, "step": 0.03 },
+            "unlearn": {
+                "lr": 1e-4, "amsgrad": true, "patched": 0.01, "batch_size": 256, "shuffle": true, "augment": true,
+            },
+        });
+        assert_eq!(own, reference);
+    }
+}

@@ -179,20 +179,11 @@ impl Defense for Ibau {
             for batch in batches(clean.0, clean.1, options, 0) {
                 ctx.check()?;
                 let patched = drawn(cfg.unlearn.patched, batch.input.n, name, steps);
-                let mut problem = Network {
-                    net: &mut net,
-                    inner: &first,
-                    outer: &batch,
-                    patched: &patched,
-                    penalty: cfg.perturb.penalty,
-                    loss: None,
-                };
-                let gradient = hypergradient(&mut problem, &perturbation, &cfg.hypergradient);
-                let loss = problem.loss.expect("the outer loss was computed");
+                let data = (&first, &batch, patched.as_slice());
+                let loss = unlearn_step(cfg, &mut net, &mut adam, &perturbation, data);
                 if !loss.mean.is_finite() {
                     return Err(diverged(&mut net, round, steps, loss.mean));
                 }
-                adam.step(net.params_mut(), &gradient, cfg.unlearn.lr as f32);
                 loss_sum += f64::from(loss.mean);
                 correct += loss.correct as u64;
                 steps += 1;
@@ -325,26 +316,70 @@ pub fn seek(
     let mut fooled = 0;
     for (step, batch) in batches(clean, task, options, round as u64).enumerate() {
         tick()?;
-        let logits = net.forward(&batch.input, Mode::Eval);
-        net.take_failure()?;
-        let said = eval::classes(&logits, task.classes).map_err(|error| {
-            let first = batch.indices[error.first];
-            let error = NotFiniteLogits { first, ..error };
-            let network = format!("{STAGE} diverged: the model of round {}", round + 1);
-            DefenseError::scores(network)(error.into())
-        })?;
-        let moved = perturbed(&batch.input, &perturbation, None);
-        let (loss, gradients) = net.loss_input_gradient(&moved, &said, Mode::Eval);
+        let loss = seek_step(cfg, net, &batch, round, &mut perturbation)?;
         if !loss.mean.is_finite() {
             return Err(diverged(net, round, step, loss.mean));
         }
-        fooled += (said.len() - loss.correct) as u64;
+        fooled += (batch.input.n - loss.correct) as u64;
+    }
+    Ok((perturbation, fooled))
+}
+
+/// A step of SGD on the perturbation, `[h, w, 3]`, with what the model says of the images without it for labels. Gives
+/// the loss before it; a loss that is not finite leaves the perturbation alone.
+///
+/// # Errors
+/// If the model says nothing of the images, because its outputs are no numbers.
+pub fn seek_step(
+    cfg: &PerturbConfig,
+    net: &mut Net,
+    batch: &Batch,
+    round: usize,
+    perturbation: &mut [f64],
+) -> Result<Loss, DefenseError> {
+    let logits = net.forward(&batch.input, Mode::Eval);
+    net.take_failure()?;
+    let classes = logits.len() / batch.input.n;
+    let said = eval::classes(&logits, classes).map_err(|error| {
+        let first = batch.indices[error.first];
+        let error = NotFiniteLogits { first, ..error };
+        let network = format!("{STAGE} diverged: the model of round {}", round + 1);
+        DefenseError::scores(network)(error.into())
+    })?;
+    let moved = perturbed(&batch.input, perturbation, None);
+    let (loss, gradients) = net.loss_input_gradient(&moved, &said, Mode::Eval);
+    if loss.mean.is_finite() {
         let gradient = shared(&gradients, perturbation.len(), None);
         for (value, gradient) in perturbation.iter_mut().zip(gradient) {
             *value -= cfg.lr * (2.0 * cfg.penalty * *value - gradient);
         }
     }
-    Ok((perturbation, fooled))
+    Ok(loss)
+}
+
+/// Step 2 on a batch, some of whose images are patched, with the inner loss of the first one. Gives the outer loss before
+/// it; one that is not finite leaves the network alone.
+pub fn unlearn_step(
+    cfg: &IbauConfig,
+    net: &mut Net,
+    adam: &mut Adam,
+    perturbation: &[f64],
+    (first, batch, patched): (&Batch, &Batch, &[usize]),
+) -> Loss {
+    let mut problem = Network {
+        net,
+        inner: first,
+        outer: batch,
+        patched,
+        penalty: cfg.perturb.penalty,
+        loss: None,
+    };
+    let gradient = hypergradient(&mut problem, perturbation, &cfg.hypergradient);
+    let loss = problem.loss.expect("the outer loss was computed");
+    if loss.mean.is_finite() {
+        adam.step(net.params_mut(), &gradient, cfg.unlearn.lr as f32);
+    }
+    loss
 }
 
 /// The losses of step 2, in eval mode.
@@ -581,6 +616,49 @@ mod tests {
             let cosine = dot(&again, &one) / (dot(&again, &again) * left).sqrt();
             assert!(cosine > 0.9999, "{factor} times the step: {cosine}");
         }
+    }
+
+    /// As in the reference: the batches of the first pass are kept, the first of them has the inner loss in every step and
+    /// round, and the outer loss has the true labels.
+    #[test]
+    fn every_round_has_the_same_batches() {
+        let (arch, task, state, clean) = crate::testing::suspect(10);
+        let mut cfg = IbauConfig {
+            rounds: 2,
+            ..IbauConfig::default()
+        };
+        (cfg.perturb.batch_size, cfg.unlearn.batch_size) = (4, 4);
+        (cfg.unlearn.patched, cfg.unlearn.lr) = (0.5, 0.01);
+        let cfg = Valid::new(cfg).expect("valid settings");
+        let suspect = || Suspect::new(&arch, task, &state, &clean);
+        let repaired = Ibau::repair(&cfg, suspect(), &mut Ctx::detached(0)).expect("repaired");
+        let suspect = suspect();
+
+        let mut net = suspect.net().expect("the state fits");
+        let mut adam = Adam::amsgrad(net.params(), (0.9, 0.999));
+        let options = LoaderOptions {
+            batch_size: 4,
+            shuffle: true,
+            drop_last: false,
+            augment: true,
+            seed: 0,
+            purpose: "ibau/unlearn",
+        };
+        let kept: Vec<Batch> = batches(suspect.clean(), task, options, 0).collect();
+        assert_eq!(kept.len(), 3);
+        for round in 0..2 {
+            let data = (suspect.clean(), task);
+            let (d, _) = seek(&cfg.perturb, &mut net, data, (0, round), || Ok(())).expect("found");
+            for (step, batch) in kept.iter().enumerate() {
+                let own = batch.indices.iter().map(|&i| suspect.clean().labels[i]);
+                assert!(own.eq(batch.labels.iter().copied()), "true labels");
+                let patched = drawn(0.5, batch.input.n, (0, round), step);
+                let data = (&kept[0], batch, patched.as_slice());
+                unlearn_step(&cfg, &mut net, &mut adam, &d, data);
+            }
+        }
+        let own = net.state().expect("a state");
+        assert!(crate::testing::bits(&own) == crate::testing::bits(&repaired.candidates[0].state));
     }
 
     #[test]

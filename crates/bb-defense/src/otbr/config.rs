@@ -187,3 +187,32 @@ impl Validate for OtbrConfig {
         idle
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// `otbr/config.yaml` of the authors' code, and what the code itself sets.
+    #[test]
+    fn the_defaults_are_the_authors_but_for_the_choice() {
+        let own = serde_json::to_value(OtbrConfig::default()).expect("plain settings");
+        let authors = json!({
+            "sweep": false,
+            "sweep_ratios": [0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3],
+            // The second name is ours: the reference knows the first one alone, and ends with an error where there is
+            // the other.
+            "layers": { "exclude": ["shortcut", "downsample"] },
+            "unlearn": {
+                "lr": 1e-4, "momentum": 0.9, "steps": 20, "batch_size": 256, "labels": "all-but-last", "noise": "raw",
+            },
+            "nwc": { "precision": "rounded", "decimals": 4 },
+            // The ratio is ours: the reference tries all and takes none.
+            "prune": { "gamma": 0.15 },
+            // The floor is ours: the reference divides by zero.
+            "fusion": { "lambda": 0.5, "cost": "unaligned", "floor": 1e-6 },
+            "select": { "choose": "fixed", "images": 256, "agreement": 0.98 },
+        });
+        assert_eq!(own, authors);
+    }
+}

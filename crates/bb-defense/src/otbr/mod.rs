@@ -50,6 +50,8 @@
 //!   shortcut.
 //!
 //! Deliberately different:
+//! - The `downsample` convolutions of ResNet-18 and 34 are no target layers. The reference takes them for such, and its
+//!   fusion ends with an error there, since what they read is not what the layer before gives.
 //! - Random images have the dataset's size, where the reference's have 32 by 32 pixels.
 //! - A neuron with an NWC of 0 makes the reference divide by 0 and the result NaN. Here all masses of its layer are at
 //!   least `fusion.floor`.

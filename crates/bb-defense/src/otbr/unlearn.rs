@@ -211,4 +211,37 @@ mod tests {
         let wanted = (raw.data[4] - cifar.mean[1]) / cifar.std[1];
         assert_eq!(own.data[4].to_bits(), wanted.to_bits());
     }
+
+    /// Every step has noise of its own, and SGD has momentum and no weight decay.
+    #[test]
+    fn each_step_unlearns_noise_of_its_own() {
+        let (arch, task, state, _) = crate::testing::suspect(0);
+        let none = crate::testing::no_images();
+        let suspect = Suspect::new(&arch, task, &state, &none);
+        let mut cfg = OtbrConfig::default();
+        (cfg.unlearn.batch_size, cfg.unlearn.steps, cfg.unlearn.lr) = (4, 3, 0.01);
+        let mut net = suspect.net().expect("the state fits");
+        let targets = Targets::new(net.params(), &cfg.layers.exclude).expect("target layers");
+        let ranking = run(&cfg, &suspect, &targets, &mut Ctx::detached(0)).expect("ranked");
+
+        let original = net.params().clone();
+        let mut sgd = Sgd::new(net.params(), 0.9, 0.0, false);
+        let mut grads = net.zeros();
+        let mut drawn: Vec<(Input, Vec<u32>)> = Vec::new();
+        for step in 0..3 {
+            let (input, labels) = noise(&cfg.unlearn, task, 4, (0, "otbr/unlearn", step));
+            ascend(
+                &mut net,
+                &mut sgd,
+                &mut grads,
+                (&input, &labels),
+                0.01,
+                None,
+            );
+            let is_new = drawn.iter().all(|(other, _)| other.data != input.data);
+            assert!(is_new && labels.len() == 4);
+            drawn.push((input, labels));
+        }
+        assert_eq!(ranking.nwc, targets.nwc(&original, net.params()));
+    }
 }

@@ -55,7 +55,7 @@ pub struct UnlearnConfig {
     pub max_epochs: usize,
     /// Stop once the accuracy on the clean images has fallen to this, 0 to 1.
     pub stop_accuracy: f64,
-    /// Stop as well once every clean image is given the same class.
+    /// Stop as well once every clean image is given the same class, which the authors' code does not.
     pub stop_constant: bool,
     /// Images in a batch, at least 1.
     pub batch_size: usize,
@@ -135,7 +135,10 @@ impl Default for TsbdConfig {
             record_layer: LAST.to_owned(),
             probe_every: 10,
             clean: CleanBudget::default(),
-            layers: LayerConfig::default(),
+            // The reference knows shortcuts by this name alone.
+            layers: LayerConfig {
+                exclude: vec!["shortcut".to_owned()],
+            },
             unlearn: UnlearnConfig {
                 lr: 1e-4,
                 momentum: 0.9,
@@ -232,11 +235,74 @@ impl Validate for TsbdConfig {
 mod tests {
     use super::*;
     use crate::method::{AnyDefense as _, Given};
+    use crate::nwc::target_tensors;
     use crate::tsbd::Tsbd;
+    use bb_nn::{ArchSpec, Net};
+    use serde_json::json;
 
     #[test]
     fn defaults_are_valid() {
         assert!(TsbdConfig::default().validate().is_ok());
+    }
+
+    /// `tsbd/config.yaml` of the authors' code, and what the code itself sets.
+    #[test]
+    fn the_defaults_are_the_authors_but_for_the_choice_and_a_second_stop() {
+        let own = serde_json::to_value(TsbdConfig::default()).expect("plain settings");
+        let authors = json!({
+            "sweep": false,
+            "sweep_ratios": [0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9],
+            "record_layer": "last",
+            "probe_every": 10,
+            "clean": { "ratio": 0.05, "seed": 0, "index_file": "" },
+            "layers": { "exclude": ["shortcut"] },
+            "unlearn": {
+                "lr": 1e-4, "momentum": 0.9, "max_epochs": 1000, "stop_accuracy": 0.1,
+                // Ours.
+                "stop_constant": true,
+                "batch_size": 256, "shuffle": false, "augment": true,
+            },
+            "nwc": { "precision": "rounded", "decimals": 4 },
+            // The ratio is ours: the reference tries all and takes none.
+            "reinit": { "n": 0.15, "m": 0.7, "scheme": "v3" },
+            "finetune": {
+                "lr": 0.01, "momentum": 0.9, "epochs": 21, "r": 0.05, "alpha": 0.7, "norm": "per-tensor",
+                "batch_size": 256, "shuffle": false, "augment": true, "refresh_bn": true,
+            },
+            "select": { "choose": "fixed", "hold_out": 0.2, "tolerance": 0.05 },
+        });
+        assert_eq!(own, authors);
+    }
+
+    /// The reference leaves out what is called `shortcut`, as in the pre-activation ResNets; the `downsample` convolutions
+    /// of the others are target layers, each after the two convolutions of its block.
+    #[test]
+    fn shortcuts_are_no_target_layers_and_downsampling_ones_are() {
+        let targets = |arch: &str| -> (Vec<String>, usize) {
+            let net = Net::new(&ArchSpec::new(arch, 4, 10).expect("a small network"), 0);
+            let targets = target_tensors(net.params(), &TsbdConfig::default().layers.exclude);
+            let entries = net.params().layout().entries();
+            let neurons = targets.iter().map(|&i| entries[i].shape[0]).sum();
+            let names = targets.iter().map(|&i| entries[i].name.clone());
+            (names.collect(), neurons)
+        };
+        for (arch, layers, neurons) in [
+            ("preactresnet18", 17, 244),
+            ("resnet18", 20, 300),
+            ("resnet34", 36, 532),
+            ("vgg19_bn", 16, 344),
+        ] {
+            let (names, found) = targets(arch);
+            assert_eq!((names.len(), found), (layers, neurons), "{arch}");
+        }
+        let (names, _) = targets("resnet18");
+        let block = [
+            "layer2.0.conv1.weight",
+            "layer2.0.conv2.weight",
+            "layer2.0.downsample.0.weight",
+            "layer2.1.conv1.weight",
+        ];
+        assert_eq!(names[5..9], block);
     }
 
     #[test]

@@ -134,3 +134,44 @@ impl Stepper for Tuner {
         &mut self.sgd
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{check_alike, suspect};
+    use bb_nn::data::batches;
+
+    /// The reference's loader: every image in every epoch, in order, augmented, with a small last batch; the rate stays.
+    #[test]
+    fn each_epoch_goes_once_over_all_images() {
+        let (arch, task, state, clean) = suspect(10);
+        let suspect = Suspect::new(&arch, task, &state, &clean);
+        let mut cfg = TsbdConfig::default();
+        (cfg.finetune.batch_size, cfg.finetune.epochs) = (4, 2);
+        let mut net = suspect.net().expect("the state fits");
+        let part = (STAGE, "own", 0);
+        let mut ctx = Ctx::detached(0);
+        run(&cfg, &suspect, suspect.clean(), &mut net, part, &mut ctx).expect("trained");
+
+        let mut own = suspect.net().expect("the state fits");
+        let mut tuner = Tuner::new(&own, &cfg.finetune);
+        let options = LoaderOptions {
+            batch_size: 4,
+            shuffle: false,
+            drop_last: false,
+            augment: true,
+            seed: 0,
+            purpose: "tsbd/finetune",
+        };
+        let mut sizes = Vec::new();
+        for epoch in 0..2 {
+            for batch in batches(suspect.clean(), task, options, epoch) {
+                sizes.push(batch.input.n);
+                tuner.step(&mut own, &batch.input, &batch.labels, 0.01);
+            }
+        }
+        assert_eq!(sizes, [4, 4, 2, 4, 4, 2]);
+        let state = |net: &Net| net.state().expect("a state");
+        check_alike(&state(&net), &state(&own));
+    }
+}

@@ -249,3 +249,120 @@ fn recorded_tensor(
         arch: net.spec().label(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parts::head;
+    use crate::testing::known;
+    use bb_core::data::{DatasetSpec, Split};
+    use bb_nn::StateDict;
+
+    /// What a network says of the images after `epoch`, with batches of 16.
+    fn said(
+        net: &mut Net,
+        (clean, task): (&Split, &DatasetSpec),
+        (augment, mode): (bool, Mode),
+        epoch: usize,
+    ) -> Vec<u32> {
+        let options = LoaderOptions {
+            batch_size: 16,
+            shuffle: false,
+            drop_last: false,
+            augment,
+            seed: 0,
+            purpose: "tsbd/unlearn-check",
+        };
+        let mut logits = Vec::new();
+        for batch in batches(clean, task, options, epoch as u64) {
+            logits.extend(net.forward(&batch.input, mode));
+        }
+        eval::classes(&logits, task.classes).expect("numbers")
+    }
+
+    /// So slow that little but the running statistics changes.
+    fn config(max_epochs: usize, stop_accuracy: f64, stop_constant: bool) -> TsbdConfig {
+        let mut cfg = TsbdConfig::default();
+        (cfg.unlearn.batch_size, cfg.unlearn.lr) = (16, 1e-7);
+        (cfg.unlearn.max_epochs, cfg.unlearn.stop_accuracy) = (max_epochs, stop_accuracy);
+        cfg.unlearn.stop_constant = stop_constant;
+        cfg
+    }
+
+    #[test]
+    fn the_stop_test_is_of_augmented_images_in_eval_mode() {
+        let (arch, task, state, clean) = known(60);
+        let run = |cfg: &TsbdConfig, watch: &mut dyn FnMut(&Epoch, &mut Net)| {
+            let suspect = Suspect::new(&arch, task, &state, &clean);
+            let mut ctx = Ctx::detached(0);
+            watched(cfg, &suspect, &mut ctx, &mut |epoch, net| {
+                watch(epoch, net);
+                Ok(())
+            })
+        };
+        let mut right = Vec::new();
+        let unlearned = run(&config(3, 0.0, false), &mut |epoch, net| {
+            let suspect = Suspect::new(&arch, task, &state, &clean);
+            let clean = suspect.clean();
+            let mut hits = |augment, mode| {
+                let said = said(net, (clean, task), (augment, mode), epoch.number);
+                eval::agreement(&said, &clean.labels).hits
+            };
+            let own = hits(true, Mode::Eval);
+            assert_eq!((epoch.accuracy.hits, epoch.accuracy.total), (own, 60));
+            right.push((
+                own,
+                hits(false, Mode::Eval),
+                hits(true, Mode::TrainKeepStats),
+            ));
+        });
+        assert_eq!(unlearned.expect("unlearned").course.epochs, 3);
+        assert!(
+            right.iter().any(|(own, plain, _)| own != plain)
+                && right.iter().any(|(own, _, train)| own != train),
+            "the images and the mode have to matter: {right:?}"
+        );
+
+        // It ends as soon as the accuracy is no more than the threshold.
+        let first = right[0].0 as f64 / 60.0;
+        let epochs = |stop| {
+            let unlearned = run(&config(3, stop, false), &mut |_, _| ());
+            let course = unlearned.expect("unlearned").course;
+            (course.epochs, course.reached)
+        };
+        assert_eq!(epochs(first), (1, true));
+        assert!(epochs(first - 1e-9).0 > 1);
+    }
+
+    #[test]
+    fn one_class_for_all_images_ends_it_if_asked_to() {
+        let (arch, task, state, clean) = known(60);
+        let mut constant = Net::from_state(&arch, &state).expect("the state fits");
+        let head = head(&constant).expect("a classifier");
+        let mut bias = vec![0.0; head.classes];
+        // A class that some of the images have.
+        bias[7] = 50.0;
+        constant.params_mut().set_plain(head.bias, &bias);
+        let constant = constant.state().expect("a state");
+        let run = |state: &StateDict, stop_constant| {
+            let cfg = config(2, 0.05, stop_constant);
+            let suspect = Suspect::new(&arch, task, state, &clean);
+            let mut ctx = Ctx::detached(0);
+            let mut classes = Vec::new();
+            let unlearned = watched(&cfg, &suspect, &mut ctx, &mut |epoch, net| {
+                let data = (suspect.clean(), task);
+                let said = said(net, data, (true, Mode::Eval), epoch.number);
+                classes.push(said.into_iter().collect::<BTreeSet<_>>().len());
+                Ok(())
+            });
+            let course = unlearned.expect("unlearned").course;
+            assert!(!course.reached);
+            (course.epochs, course.constant, classes)
+        };
+        assert_eq!(run(&constant, true), (1, true, vec![1]));
+        assert_eq!(run(&constant, false), (2, false, vec![1, 1]));
+        let (epochs, ended, classes) = run(&state, true);
+        assert_eq!((epochs, ended), (2, false));
+        assert!(classes.iter().all(|n| (2..=9).contains(n)), "{classes:?}");
+    }
+}

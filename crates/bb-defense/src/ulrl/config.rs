@@ -127,3 +127,29 @@ impl Validate for UlrlConfig {
         self.clean.idle()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// `config/defense/ulrl/config.yaml` of the authors' code, and what the code itself sets.
+    #[test]
+    fn the_defaults_are_the_authors() {
+        let own = serde_json::to_value(UlrlConfig::default()).expect("plain settings");
+        let authors = json!({
+            "probe_every": 10,
+            "clean": { "ratio": 0.01, "seed": 0, "index_file": "" },
+            "unlearn": {
+                "max_epochs": 20, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "milestones": [10, 20],
+                "gamma": 0.1, "clip": 20.0, "stop_accuracy": 0.2, "batch_size": 128, "shuffle": true, "augment": true,
+            },
+            "detect": { "threshold": 3.5, "scale": 1.4826, "max": 2, "keep": "first" },
+            "relearn": {
+                "init": true, "gain": 2.0, "epochs": 20, "lr": 0.005, "momentum": 0.9, "alpha": 0.7,
+                "batch_size": 128, "shuffle": true, "augment": true, "refresh_bn": true,
+            },
+        });
+        assert_eq!(own, authors);
+    }
+}

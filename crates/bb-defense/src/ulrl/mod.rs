@@ -180,3 +180,53 @@ fn table(changes: &[f64], found: &Outliers, cfg: &UlrlConfig) -> Vec<u8> {
     }
     text.into_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finetuning::Stepper as _;
+    use crate::testing::{check_alike, suspect};
+    use bb_nn::data::batches;
+    use std::f64::consts::PI;
+
+    /// The whole of relearning, written out: the rate goes along half a cosine that ends with the last epoch.
+    #[test]
+    fn relearning_goes_over_all_images_at_a_rate_that_falls_to_zero() {
+        let (arch, task, state, clean) = suspect(10);
+        let suspect = || Suspect::new(&arch, task, &state, &clean);
+        let mut cfg = UlrlConfig::default();
+        (cfg.unlearn.batch_size, cfg.unlearn.max_epochs) = (4, 2);
+        (cfg.relearn.batch_size, cfg.relearn.epochs) = (4, 3);
+        cfg.unlearn.stop_accuracy = 0.0;
+        // The network has learned nothing, and no class stands out.
+        cfg.detect.threshold = 0.5;
+        let cfg = Valid::new(cfg).expect("valid settings");
+        let repaired = Ulrl::repair(&cfg, suspect(), &mut Ctx::detached(0)).expect("repaired");
+        let kept = repaired.notes["detect"]["kept"].clone();
+        let kept: Vec<usize> = serde_json::from_value(kept).expect("classes");
+        assert!(!kept.is_empty());
+
+        let suspect = suspect();
+        let mut net = suspect.net().expect("the state fits");
+        let rows = Rows::of(&net, head(&net).expect("a classifier"), &kept);
+        let drawn = rows.draw(2.0, 0);
+        rows.replace(&mut net, &drawn);
+        let mut steps = Relearner::new(&net, &cfg.relearn, &rows);
+        let options = LoaderOptions {
+            batch_size: 4,
+            shuffle: true,
+            drop_last: false,
+            augment: true,
+            seed: 0,
+            purpose: "ulrl/relearn",
+        };
+        for epoch in 0..3u8 {
+            let lr = 0.005 * (1.0 + (PI * f64::from(epoch) / 3.0).cos()) / 2.0;
+            for batch in batches(suspect.clean(), task, options, u64::from(epoch)) {
+                steps.step(&mut net, &batch.input, &batch.labels, lr as f32);
+            }
+        }
+        let own = net.state().expect("a state");
+        check_alike(&repaired.candidates[0].state, &own);
+    }
+}

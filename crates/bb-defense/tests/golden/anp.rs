@@ -2,10 +2,12 @@
 
 use bb_defense::anp::config::{AnpConfig, MaskConfig};
 use bb_defense::anp::step;
-use bb_defense::channels::{Channels, Masks, PerChannel};
+use bb_defense::channels::{Channels, Masks, PerChannel, rounded};
 use bb_nn::Net;
 
-use super::{Golden, Setting};
+use super::{Folder, Golden, Setting, on_both_folders};
+
+on_both_folders!(golden_mask_training);
 
 /// The numbers of all batch normalisations in one vector, from the tensors `prefix`, name, `suffix`.
 fn joined(golden: &Golden, net: &Net, channels: &Channels, prefix: &str, suffix: &str) -> Vec<f32> {
@@ -30,11 +32,9 @@ fn check_within(what: &str, found: &[f32], wanted: &[f32], tolerance: f32) {
     }
 }
 
-#[test]
-fn golden_mask_training() {
-    let (Some(setting), Some(golden)) = (Setting::read(), Golden::read("k_anp.safetensors")) else {
-        return;
-    };
+fn golden_mask_training(folder: &Folder) {
+    let setting = Setting::read(folder);
+    let golden = Golden::read(folder, "k_anp.safetensors");
     let mut net = setting.net();
     let channels = Channels::of(&net).expect("it has some");
     let cfg = MaskConfig {
@@ -95,4 +95,38 @@ fn golden_mask_training() {
         .keys()
         .filter(|key| key.starts_with("bn_after."));
     assert_eq!(compared, stored.count());
+}
+
+/// Pruned are the channels whose mask, with four decimals, is at most the threshold; only their scales are cleared.
+#[test]
+fn golden_pruning() {
+    let folder = Folder::committed();
+    let golden = Golden::read(&folder, "k_anp.safetensors");
+    let mut net = Setting::read(&folder).net();
+    let channels = Channels::of(&net).expect("it has some");
+    let scores = rounded(&joined(&golden, &net, &channels, "mask_after.", ""));
+    let threshold = golden.doubles["prune_threshold"][0];
+    assert!(scores.contains(&threshold), "one is the threshold itself");
+    let mask: Vec<bool> = scores.iter().map(|&score| score <= threshold).collect();
+    let before = net.params().clone();
+    let count = channels.prune(net.params_mut(), &mask);
+    let mut wanted = 0;
+    for (i, entry) in before.layout().entries().iter().enumerate() {
+        let stored = format!("pruned.{}", entry.name.trim_end_matches(".weight"));
+        let (before, after) = (before.to_plain(i), net.params().to_plain(i));
+        let Some(stored) = golden
+            .integers
+            .get(&stored)
+            .filter(|_| entry.name.ends_with(".weight"))
+        else {
+            assert_eq!(before, after, "{}", entry.name);
+            continue;
+        };
+        for ((before, after), pruned) in before.iter().zip(after).zip(stored) {
+            let expected = if *pruned == 1 { 0.0 } else { *before };
+            assert_eq!(after.to_bits(), expected.to_bits(), "{}", entry.name);
+            wanted += usize::from(*pruned == 1);
+        }
+    }
+    assert_eq!((count, count > 1), (wanted, true));
 }

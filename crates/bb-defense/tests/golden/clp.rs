@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use bb_defense::clp::config::Pairing;
 use bb_defense::clp::{lipschitz, pairs, prune, threshold};
 
-use super::{Golden, Setting, check_close};
+use super::{Folder, Golden, Setting, check_close, on_both_folders};
 
-#[test]
-fn golden_bounds_thresholds_and_pruned_channels() {
-    let (Some(setting), Some(golden)) = (Setting::read(), Golden::read("i_clp.safetensors")) else {
-        return;
-    };
+on_both_folders!(golden_bounds_thresholds_and_pruned_channels);
+
+fn golden_bounds_thresholds_and_pruned_channels(folder: &Folder) {
+    let setting = Setting::read(folder);
+    let golden = Golden::read(folder, "i_clp.safetensors");
     let mut net = setting.net();
     let pairs = pairs(&net, Pairing::LastSeen);
     let name = |i: usize| net.params().layout().entries()[i].name.clone();

@@ -6,13 +6,13 @@ use bb_defense::fp::{activations, ascending, mask};
 use bb_defense::parts::head;
 use bb_nn::Mode;
 
-use super::{Golden, Setting, usizes};
+use super::{Folder, Golden, Setting, on_both_folders, usizes};
 
-#[test]
-fn golden_activations_order_and_mask() {
-    let (Some(setting), Some(golden)) = (Setting::read(), Golden::read("j_fp.safetensors")) else {
-        return;
-    };
+on_both_folders!(golden_activations_order_and_mask);
+
+fn golden_activations_order_and_mask(folder: &Folder) {
+    let setting = Setting::read(folder);
+    let golden = Golden::read(folder, "j_fp.safetensors");
     let mut net = setting.net();
     let head = head(&net).expect("a classifier");
     let inputs = setting

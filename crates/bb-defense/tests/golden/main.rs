@@ -1,6 +1,8 @@
-//! Defenses against outputs of the original research code, kept in golden files outside the repository.
+//! Defenses against outputs of the original research code, kept in golden files.
 //!
-//! Sizes, layer names and neuron counts are read from the files, so another network's set of the same cases passes too.
+//! A tiny set is in `tests/golden_data`, with the scripts that make it. The folder `golden` of `BB_SHARED` holds a larger
+//! one of the same cases, made with images of CIFAR-10: `-- --ignored` runs the same functions on it. Sizes, layer names
+//! and neuron counts are read from the files.
 
 mod anp;
 mod baseline;
@@ -8,6 +10,7 @@ mod clp;
 mod fp;
 mod fp_whole;
 mod ft;
+mod ibau;
 mod nad;
 mod nc;
 mod nc_whole;
@@ -21,8 +24,44 @@ use std::path::PathBuf;
 
 use bb_defense::nwc::Layer;
 use bb_nn::data::Input;
-use bb_nn::{ArchSpec, Net, StateDict};
+use bb_nn::{ArchSpec, Flat, Net, StateDict};
 use safetensors::{Dtype, SafeTensors};
+
+/// Makes a test on the committed files of each function of a folder, and one on those of `BB_SHARED`.
+macro_rules! on_both_folders {
+    ($($case:ident),+ $(,)?) => {
+        mod committed {
+            $(#[test]
+            fn $case() {
+                super::$case(&crate::Folder::committed());
+            })+
+        }
+
+        mod shared {
+            $(#[test]
+            #[ignore = "needs BB_SHARED"]
+            fn $case() {
+                super::$case(&crate::Folder::shared());
+            })+
+        }
+    };
+}
+use on_both_folders;
+
+/// Where a set of golden files is.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn committed() -> Self {
+        Self(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden_data"))
+    }
+
+    fn shared() -> Self {
+        let shared = std::env::var_os("BB_SHARED")
+            .expect("BB_SHARED names the folder whose `golden` holds the larger set of files");
+        Self(PathBuf::from(shared).join("golden"))
+    }
+}
 
 /// The tensors of one golden file, converted to plain vectors.
 struct Golden {
@@ -33,9 +72,8 @@ struct Golden {
 }
 
 impl Golden {
-    fn read(name: &str) -> Option<Self> {
-        let path = golden(name)?;
-        let bytes = fs_err::read(&path).expect("the golden file is readable");
+    fn read(folder: &Folder, name: &str) -> Self {
+        let bytes = fs_err::read(folder.0.join(name)).expect("the golden file is readable");
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors header");
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
         let mut golden = Self {
@@ -71,6 +109,12 @@ impl Golden {
                         .collect();
                     golden.integers.insert(name, values);
                 }
+                Dtype::U8 if name == "pixels" => {
+                    // As such the committed set stores the images that the network sees.
+                    let values = view.data().iter().map(|&b| f32::from(b) / 128.0 - 1.0);
+                    let x = (view.shape().to_vec(), values.collect());
+                    golden.floats.insert("x".to_owned(), x);
+                }
                 Dtype::U8 => {
                     golden
                         .integers
@@ -79,7 +123,7 @@ impl Golden {
                 other => panic!("tensor `{name}` has type {other:?}"),
             }
         }
-        Some(golden)
+        golden
     }
 
     fn layers(&self) -> Vec<String> {
@@ -115,15 +159,6 @@ impl Golden {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "a test says why it did nothing")]
-fn golden(name: &str) -> Option<PathBuf> {
-    let shared = std::env::var_os("BB_SHARED");
-    if shared.is_none() {
-        eprintln!("skipped: BB_SHARED is not set");
-    }
-    Some(PathBuf::from(shared?).join("golden").join(name))
-}
-
 fn signed(count: usize) -> i64 {
     i64::try_from(count).expect("a count")
 }
@@ -146,8 +181,9 @@ struct Setting {
 }
 
 impl Setting {
-    fn read() -> Option<Self> {
-        let state = StateDict::load(&golden("model.safetensors")?).expect("a state dictionary");
+    fn read(folder: &Folder) -> Self {
+        let state =
+            StateDict::load(&folder.0.join("model.safetensors")).expect("a state dictionary");
         let dims = |name: &str| {
             state
                 .get(name)
@@ -157,7 +193,7 @@ impl Setting {
         };
         let (width, classes) = (dims("conv1.weight")[0], dims("linear.weight")[0]);
         let arch = ArchSpec::new("preactresnet18", width, classes).expect("the golden network");
-        let inputs = Golden::read("inputs.safetensors")?;
+        let inputs = Golden::read(folder, "inputs.safetensors");
         let (shape, x) = &inputs.floats["x"];
         let &[n, 3, h, w] = shape.as_slice() else {
             panic!("inputs of shape {shape:?}")
@@ -173,11 +209,11 @@ impl Setting {
             .zip(labels.chunks_exact(size))
             .map(|(x, labels)| (Input::from_nchw(size, h, w, x), labels.to_vec()))
             .collect();
-        Some(Self {
+        Self {
             arch,
             state,
             batches,
-        })
+        }
     }
 
     fn net(&self) -> Net {
@@ -196,16 +232,7 @@ fn check_state(net: &Net, golden: &Golden, prefix: &str, tolerance: f64) {
                 .flatten_all()
                 .and_then(|t| t.to_vec1::<f32>())
                 .expect("floats");
-            let square = |values: &mut dyn Iterator<Item = f32>| {
-                values.map(|v| f64::from(v).powi(2)).sum::<f64>()
-            };
-            let error = square(&mut got.iter().zip(want).map(|(a, b)| a - b)).sqrt();
-            let norm = square(&mut want.iter().copied()).sqrt();
-            assert!(
-                error <= tolerance * norm,
-                "{name}: relative error {:e}",
-                error / norm
-            );
+            check_relative(name, &got, want, tolerance);
         } else {
             let got = tensor
                 .flatten_all()
@@ -224,6 +251,40 @@ fn check_state(net: &Net, golden: &Golden, prefix: &str, tolerance: f64) {
     assert_eq!(compared, stored, "every stored tensor is compared");
 }
 
+/// Fails unless every tensor `prefix + name` of the golden file is close to that of the same name, in relative L2 norm.
+fn check_flat(flat: &Flat, golden: &Golden, prefix: &str, tolerance: f64) {
+    let mut compared = 0;
+    for (key, (_, want)) in &golden.floats {
+        let Some(name) = key.strip_prefix(prefix) else {
+            continue;
+        };
+        let place = flat
+            .layout()
+            .position(name)
+            .expect("a tensor of the network");
+        check_relative(key, &flat.to_plain(place), want, tolerance);
+        compared += 1;
+    }
+    assert!(compared > 1, "no tensor `{prefix}...` is stored");
+}
+
+/// Fails unless `got` is within a share of `want`, in L2 norm.
+#[track_caller]
+fn check_relative(what: &str, got: &[f32], want: &[f32], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let length = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+    };
+    let error = length(&mut got.iter().zip(want).map(|(a, b)| a - b));
+    let norm = length(&mut want.iter().copied());
+    assert!(
+        error <= tolerance * norm,
+        "{what}: relative error {:e}",
+        error / norm
+    );
+}
+
+#[track_caller]
 fn check_close(what: &str, got: f64, want: f32, tolerance: f64) {
     assert!(
         is_close(got, want, tolerance),

@@ -6,7 +6,9 @@ use bb_defense::nc::detect::outliers;
 use bb_defense::nc::invert::Inverter;
 use bb_nn::Mode;
 
-use super::{Golden, Setting, check_close, usizes};
+use super::{Folder, Golden, Setting, check_close, check_relative, on_both_folders, usizes};
+
+on_both_folders!(golden_inversion, golden_outliers);
 
 const CLASS: u32 = 3;
 const COST: f64 = 1e-3;
@@ -19,11 +21,9 @@ fn check_within(what: &str, found: &[f32], wanted: &[f32], tolerance: f32) {
     }
 }
 
-#[test]
-fn golden_inversion() {
-    let (Some(setting), Some(golden)) = (Setting::read(), Golden::read("l_nc.safetensors")) else {
-        return;
-    };
+fn golden_inversion(folder: &Folder) {
+    let setting = Setting::read(folder);
+    let golden = Golden::read(folder, "l_nc.safetensors");
     let task = spec("cifar10").expect("a dataset");
     let mut net = setting.net();
     let cfg = InvertConfig {
@@ -52,17 +52,8 @@ fn golden_inversion() {
     let total = loss + COST * found.norm;
     check_close("total", total, golden.float("loss_total0")[0], 1e-4);
     for (i, name) in names.iter().enumerate() {
-        let square = |values: &mut dyn Iterator<Item = f32>| {
-            values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
-        };
-        let (own, wanted) = (
-            inverter.gradient().tensor(i),
-            golden.float(&format!("grad_{name}0")),
-        );
-        assert_eq!(own.len(), wanted.len(), "{name}");
-        let error = square(&mut own.iter().zip(wanted).map(|(a, b)| a - b));
-        let norm = square(&mut wanted.iter().copied());
-        assert!(error <= 1e-3 * norm, "{name}: {:e}", error / norm);
+        let wanted = golden.float(&format!("grad_{name}0"));
+        check_relative(name, inverter.gradient().tensor(i), wanted, 1e-3);
     }
 
     inverter.step(&mut net, second, CLASS, COST);
@@ -80,11 +71,8 @@ fn golden_inversion() {
     }
 }
 
-#[test]
-fn golden_outliers() {
-    let Some(golden) = Golden::read("l_nc.safetensors") else {
-        return;
-    };
+fn golden_outliers(folder: &Folder) {
+    let golden = Golden::read(folder, "l_nc.safetensors");
     let norms: Vec<f64> = golden
         .float("outlier.l1")
         .iter()

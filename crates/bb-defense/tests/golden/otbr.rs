@@ -9,16 +9,21 @@ use bb_defense::unlearning::ascend;
 use bb_nn::data::Input;
 use bb_nn::optim::Sgd;
 
-use super::{Golden, Setting, check_close, signed, usizes};
+use super::{
+    Folder, Golden, Setting, check_close, check_relative, on_both_folders, signed, usizes,
+};
+
+on_both_folders!(
+    golden_transport,
+    golden_random_unlearning_and_pruning,
+    golden_fusion
+);
 
 /// The share of neurons the goldens were made with.
 const GAMMA: f64 = 0.1;
 
-#[test]
-fn golden_transport() {
-    let Some(golden) = Golden::read("g_emd_f64.safetensors") else {
-        return;
-    };
+fn golden_transport(folder: &Folder) {
+    let golden = Golden::read(folder, "g_emd_f64.safetensors");
     for case in ["dense", "uniform_p", "rect"] {
         let of = |part: &str| golden.doubles[&format!("{case}.{part}")].as_slice();
         let (p, q, costs) = (of("p"), of("q"), of("cost"));
@@ -38,12 +43,9 @@ fn golden_transport() {
 }
 
 /// The stored noise, unlearned, gives the reference's weight changes, and these its order and its pruned neurons.
-#[test]
-fn golden_random_unlearning_and_pruning() {
-    let (Some(setting), Some(golden)) = (Setting::read(), Golden::read("g_otbr.safetensors"))
-    else {
-        return;
-    };
+fn golden_random_unlearning_and_pruning(folder: &Folder) {
+    let setting = Setting::read(folder);
+    let golden = Golden::read(folder, "g_otbr.safetensors");
     let mut net = setting.net();
     let cfg = OtbrConfig::default();
     let targets = Targets::new(net.params(), &cfg.layers.exclude).expect("target layers");
@@ -105,15 +107,10 @@ fn golden_random_unlearning_and_pruning() {
 }
 
 /// Our solver reaches the reference's cost in every layer, and fusion with the stored plans its weights.
-#[test]
-fn golden_fusion() {
-    let (Some(setting), Some(unlearned), Some(golden)) = (
-        Setting::read(),
-        Golden::read("g_otbr.safetensors"),
-        Golden::read("g_otbr_fused.safetensors"),
-    ) else {
-        return;
-    };
+fn golden_fusion(folder: &Folder) {
+    let setting = Setting::read(folder);
+    let unlearned = Golden::read(folder, "g_otbr.safetensors");
+    let golden = Golden::read(folder, "g_otbr_fused.safetensors");
     let net = setting.net();
     let cfg = OtbrConfig::default();
     let targets = Targets::new(net.params(), &cfg.layers.exclude).expect("target layers");
@@ -167,12 +164,7 @@ fn golden_fusion() {
         let name = &fused.layout().entries()[tensor].name;
         let want = golden.float(&format!("fused.{name}"));
         let got = fused.to_plain(tensor);
-        let square = |values: &mut dyn Iterator<Item = f32>| {
-            values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
-        };
-        let error = square(&mut got.iter().zip(want).map(|(a, b)| a - b));
-        let norm = square(&mut want.iter().copied());
-        assert!(error <= 1e-4 * norm, "{name}: {:e}", error / norm);
+        check_relative(name, &got, want, 1e-4);
         compared += 1;
     }
     assert_eq!(compared, golden.layers().len());

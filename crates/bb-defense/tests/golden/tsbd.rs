@@ -15,21 +15,24 @@ use bb_nn::kernels::loss::cross_entropy;
 use bb_nn::optim::Sgd;
 use bb_nn::{Mode, Net};
 
-use super::{Golden, Setting, check_close, check_state, signed, usizes};
+use super::{Folder, Golden, Setting, check_close, check_state, on_both_folders, signed, usizes};
+
+on_both_folders!(
+    golden_nwc_ranking_and_masks,
+    golden_rounding_is_the_reference_text_file,
+    golden_ranking_with_many_ties,
+    golden_unlearning,
+    golden_finetuning
+);
 
 /// The share of neurons the goldens were made with.
 const N: f64 = 0.15;
 /// The share of weights the goldens were made with.
 const M: f64 = 0.7;
 
-#[test]
-fn golden_nwc_ranking_and_masks() {
-    let (Some(model), Some(golden)) = (
-        Golden::read("model.safetensors"),
-        Golden::read("f_tsbd.safetensors"),
-    ) else {
-        return;
-    };
+fn golden_nwc_ranking_and_masks(folder: &Folder) {
+    let model = Golden::read(folder, "model.safetensors");
+    let golden = Golden::read(folder, "f_tsbd.safetensors");
     let names = golden.layers();
     let change = WeightChange::new(
         &model.target("", &names),
@@ -86,12 +89,9 @@ fn golden_nwc_ranking_and_masks() {
 }
 
 /// Every stored NWC, rounded by us, is the value the reference read back from its text file.
-#[test]
-fn golden_rounding_is_the_reference_text_file() {
+fn golden_rounding_is_the_reference_text_file(folder: &Folder) {
     for file in ["f_tsbd.safetensors", "f_tsbd_lr1e-4.safetensors"] {
-        let Some(golden) = Golden::read(file) else {
-            return;
-        };
+        let golden = Golden::read(folder, file);
         for (value, rounded) in golden.float("nwc").iter().zip(golden.float("nwc_4dp")) {
             assert_eq!(
                 (round_decimals(*value, 4) as f32).to_bits(),
@@ -103,11 +103,8 @@ fn golden_rounding_is_the_reference_text_file() {
 }
 
 /// At the published rate the rounded values are full of ties, so this is where a stable order shows.
-#[test]
-fn golden_ranking_with_many_ties() {
-    let Some(golden) = Golden::read("f_tsbd_lr1e-4.safetensors") else {
-        return;
-    };
+fn golden_ranking_with_many_ties(folder: &Folder) {
+    let golden = Golden::read(folder, "f_tsbd_lr1e-4.safetensors");
     let scores: Vec<f64> = golden
         .float("nwc_4dp")
         .iter()
@@ -131,12 +128,9 @@ fn golden_ranking_with_many_ties() {
 }
 
 /// Five steps of clean unlearning from the stored model give the reference's losses, gradient norms and NWC.
-#[test]
-fn golden_unlearning() {
-    let (Some(setting), Some(golden)) = (Setting::read(), Golden::read("f_tsbd.safetensors"))
-    else {
-        return;
-    };
+fn golden_unlearning(folder: &Folder) {
+    let setting = Setting::read(folder);
+    let golden = Golden::read(folder, "f_tsbd.safetensors");
     let mut net = setting.net();
     let names = golden.layers();
     let targets = target_tensors(net.params(), &TsbdConfig::default().layers.exclude);
@@ -198,15 +192,10 @@ fn golden_unlearning() {
 }
 
 /// Zero reinitialisation from the stored weight change, then two steps of activeness-aware fine-tuning.
-#[test]
-fn golden_finetuning() {
-    let (Some(setting), Some(unlearned), Some(golden)) = (
-        Setting::read(),
-        Golden::read("f_tsbd.safetensors"),
-        Golden::read("f_tsbd_finetuned.safetensors"),
-    ) else {
-        return;
-    };
+fn golden_finetuning(folder: &Folder) {
+    let setting = Setting::read(folder);
+    let unlearned = Golden::read(folder, "f_tsbd.safetensors");
+    let golden = Golden::read(folder, "f_tsbd_finetuned.safetensors");
     let names = unlearned.layers();
     let net = setting.net();
     let targets = target_tensors(net.params(), &TsbdConfig::default().layers.exclude);

@@ -11,7 +11,16 @@ use bb_defense::unlearning::ascend;
 use bb_nn::optim::Sgd;
 use bb_nn::{Mode, Net};
 
-use super::{Golden, Setting, check_close, check_state, is_close, usizes};
+use super::{
+    Folder, Golden, Setting, check_close, check_flat, check_state, is_close, on_both_folders,
+    usizes,
+};
+
+on_both_folders!(
+    golden_unlearning_and_detection,
+    golden_detection_of_made_up_changes,
+    golden_relearning
+);
 
 /// Starts that are tried; see [`golden_unlearning_and_detection`].
 const STARTS: u64 = 40;
@@ -36,13 +45,9 @@ fn nudge(net: &mut Net, start: u64) {
 /// In this case some unit stands so near to 0 that the last place of a weight decides about its gradient in the third
 /// step, and the ascent, whose loss climbs from 2.5 to 18.6, makes that half a percent of the result. So every start
 /// must agree until then and find the same classes, and one of those that differ in last places must agree throughout.
-#[test]
-fn golden_unlearning_and_detection() {
-    let (Some(setting), Some(golden)) =
-        (Setting::read(), Golden::read("h_ulrl_unlearn.safetensors"))
-    else {
-        return;
-    };
+fn golden_unlearning_and_detection(folder: &Folder) {
+    let setting = Setting::read(folder);
+    let golden = Golden::read(folder, "h_ulrl_unlearn.safetensors");
     let cfg = UlrlConfig::default();
     let start = golden.float("start.linear.weight").to_vec();
     let mut agreed = false;
@@ -93,11 +98,8 @@ fn golden_unlearning_and_detection() {
     assert_eq!(found.kept, usizes(golden.integer("indices")));
 }
 
-#[test]
-fn golden_detection_of_made_up_changes() {
-    let Some(golden) = Golden::read("h_ulrl_mad.safetensors") else {
-        return;
-    };
+fn golden_detection_of_made_up_changes(folder: &Folder) {
+    let golden = Golden::read(folder, "h_ulrl_mad.safetensors");
     let mut cases = 0;
     for case in 0.. {
         let Some((_, changes)) = golden.floats.get(&format!("case{case}.changes")) else {
@@ -123,13 +125,9 @@ fn golden_detection_of_made_up_changes() {
     assert!(cases > 3, "{cases} cases");
 }
 
-#[test]
-fn golden_relearning() {
-    let (Some(setting), Some(golden)) =
-        (Setting::read(), Golden::read("h_ulrl_relearn.safetensors"))
-    else {
-        return;
-    };
+fn golden_relearning(folder: &Folder) {
+    let setting = Setting::read(folder);
+    let golden = Golden::read(folder, "h_ulrl_relearn.safetensors");
     let mut net = setting.net();
     let head = head(&net).expect("a classifier");
     check_close(
@@ -159,17 +157,7 @@ fn golden_relearning() {
         if step > 0 {
             continue;
         }
-        let gradient = steps.gradient();
-        for (i, entry) in gradient.layout().entries().iter().enumerate() {
-            let want = golden.float(&format!("grad_step0.{}", entry.name));
-            let square = |values: &mut dyn Iterator<Item = f32>| {
-                values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
-            };
-            let own = gradient.to_plain(i);
-            let error = square(&mut own.iter().zip(want).map(|(a, b)| a - b));
-            let norm = square(&mut want.iter().copied());
-            assert!(error <= 1e-3 * norm, "{}: {:e}", entry.name, error / norm);
-        }
+        check_flat(steps.gradient(), &golden, "grad_step0.", 1e-3);
     }
     check_state(&net, &golden, "after2.", 1e-3);
 }
