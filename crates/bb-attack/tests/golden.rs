@@ -134,7 +134,7 @@ fn sig(bytes: &[u8]) {
     }
     for row in [&row, &stored] {
         check(&file, "sig.out_u8", |image| {
-            attack::sig::trigger::apply(image, row)
+            attack::sig::trigger::apply(image, row);
         });
     }
 }
