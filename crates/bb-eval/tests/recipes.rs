@@ -159,20 +159,15 @@ const TSBD_UNLEARN: [Row; 8] = [
     same("unlearn.momentum", "0.9", "the optimiser"),
     same("unlearn.max_epochs", "1000", "epochs"),
     same("unlearn.stop_accuracy", "0.1", "the loop"),
-    same("unlearn.stop_constant", "false", "the loop").here(
-        "true",
-        "a model that answers one class whatever it sees has nothing left to unlearn",
-    ),
+    same("unlearn.stop_constant", "false", "the loop"),
     same("unlearn.batch_size", "256", "batch_size"),
     same("unlearn.shuffle", "false", "the loader"),
     same("unlearn.augment", "true", "transform of the training"),
 ];
 
-const NWC: [Row; 3] = [
-    same("layers.exclude", "[\"shortcut\"]", "names of target layers").here(
-        "[\"shortcut\", \"downsample\"]",
-        "the shortcuts of ResNet, which PreActResNet does not have, are called so",
-    ),
+const LAYERS: Row = same("layers.exclude", "[\"shortcut\"]", "names of target layers");
+
+const NWC: [Row; 2] = [
     same("nwc.precision", "\"rounded\"", "the text file"),
     same("nwc.decimals", "4", "the text file"),
 ];
@@ -405,6 +400,7 @@ const TSBD: &[&[Row]] = &[
     &TSBD_UNLEARN,
     &NWC,
     &[
+        LAYERS,
         PROBE,
         NO_SWEEP,
         same(
@@ -448,6 +444,10 @@ const TSBD: &[&[Row]] = &[
 const OTBR: &[&[Row]] = &[
     &NWC,
     &[
+        LAYERS.here(
+            "[\"shortcut\", \"downsample\"]",
+            "fusion knows what a layer in the main path reads, and the reference's ends with an error at the others",
+        ),
         NO_SWEEP,
         same(
             "sweep_ratios",
