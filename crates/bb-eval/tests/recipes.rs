@@ -68,8 +68,12 @@ fn equal(a: &str, b: &str) -> bool {
     }
 }
 
-/// Fails unless the table has each setting with its value, and nothing else.
-fn check(method: &str, groups: &[&[Row]], settings: impl Fn(&str) -> BTreeMap<String, String>) {
+/// Where the settings of a method are others than its table has, and which ones the table lacks.
+fn check(
+    method: &str,
+    groups: &[&[Row]],
+    settings: impl Fn(&str) -> BTreeMap<String, String>,
+) -> Vec<String> {
     let rows: Vec<&Row> = groups.iter().copied().flatten().collect();
     let mut wrong = Vec::new();
     for row in &rows {
@@ -91,19 +95,16 @@ fn check(method: &str, groups: &[&[Row]], settings: impl Fn(&str) -> BTreeMap<St
     for dataset in DATASETS {
         let found = settings(dataset);
         for row in &rows {
-            let wanted = on(
-                if row.ours.is_empty() {
-                    row.theirs
-                } else {
-                    row.ours
-                },
-                dataset,
-            );
+            let (values, reason) = match row.ours {
+                "" => (row.theirs, row.place),
+                ours => (ours, row.why),
+            };
+            let wanted = on(values, dataset);
             match found.get(row.key) {
                 Some(value) if equal(value, wanted) => {}
                 Some(value) => wrong.push(format!(
-                    "{method} on {dataset}: {} = {value}, expected {wanted} ({}{})",
-                    row.key, row.place, row.why
+                    "{method} on {dataset}: {} = {value}, expected {wanted} ({reason})",
+                    row.key
                 )),
                 None => wrong.push(format!("{method}: there is no setting {}", row.key)),
             }
@@ -115,7 +116,7 @@ fn check(method: &str, groups: &[&[Row]], settings: impl Fn(&str) -> BTreeMap<St
             }
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    wrong
 }
 
 const RECORD: &str = "only what is recorded depends on it";
@@ -152,26 +153,23 @@ const LONG: [Row; 2] = [
     same("finetune.batch_size", "256", "batch_size"),
 ];
 
-/// TSBD's unlearning.
-const TSBD_UNLEARN: [Row; 8] = [
+/// Whether TSBD's unlearning also ends at a model that answers one class whatever it sees.
+const STOP_CONSTANT: Row = same("unlearn.stop_constant", "false", "the loop");
+
+/// TSBD's unlearning otherwise.
+const TSBD_UNLEARN: [Row; 7] = [
     same("unlearn.lr", "1e-4", "lr_un"),
     same("unlearn.momentum", "0.9", "the optimiser"),
     same("unlearn.max_epochs", "1000", "epochs"),
     same("unlearn.stop_accuracy", "0.1", "the loop"),
-    same("unlearn.stop_constant", "false", "the loop").here(
-        "true",
-        "a model that answers one class whatever it sees has nothing left to unlearn",
-    ),
     same("unlearn.batch_size", "256", "batch_size"),
     same("unlearn.shuffle", "false", "the loader"),
     same("unlearn.augment", "true", "transform of the training"),
 ];
 
-const NWC: [Row; 3] = [
-    same("layers.exclude", "[\"shortcut\"]", "names of target layers").here(
-        "[\"shortcut\", \"downsample\"]",
-        "the shortcuts of ResNet, which PreActResNet does not have, are called so",
-    ),
+const LAYERS: Row = same("layers.exclude", "[\"shortcut\"]", "names of target layers");
+
+const NWC: [Row; 2] = [
     same("nwc.precision", "\"rounded\"", "the text file"),
     same("nwc.decimals", "4", "the text file"),
 ];
@@ -216,6 +214,10 @@ const FP: &[&[Row]] = &[
             "sweep_ratios",
             "[0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95]",
             "a sweep of ours",
+        ),
+        STOP_CONSTANT.here(
+            "true",
+            "TSBD's order of pruning, for narrow networks as well",
         ),
         same("prune.order", "\"activation\"", "argsort(activation)"),
         same("prune.step", "0.01", "once_prune_ratio"),
@@ -404,6 +406,8 @@ const TSBD: &[&[Row]] = &[
     &TSBD_UNLEARN,
     &NWC,
     &[
+        STOP_CONSTANT,
+        LAYERS,
         PROBE,
         NO_SWEEP,
         same(
@@ -447,6 +451,10 @@ const TSBD: &[&[Row]] = &[
 const OTBR: &[&[Row]] = &[
     &NWC,
     &[
+        LAYERS.here(
+            "[\"shortcut\", \"downsample\"]",
+            "fusion knows what a layer in the main path reads, and the reference's ends with an error at the others",
+        ),
         NO_SWEEP,
         same(
             "sweep_ratios",
@@ -528,9 +536,10 @@ fn defenses_have_the_published_settings() {
         ("ulrl", ULRL),
     ];
     assert_eq!(tables.len(), bb_defense::registry::DEFENSES.len());
+    let mut wrong = Vec::new();
     for (id, groups) in tables {
         let defense = bb_defense::registry::find(id, &[]).expect("a defense");
-        check(id, groups, |dataset| {
+        let found = check(id, groups, |dataset| {
             let given = bb_defense::method::Given::default();
             let ready = defense.resolve(dataset, &given).expect("valid settings");
             let settings = ready.origins().iter();
@@ -538,7 +547,9 @@ fn defenses_have_the_published_settings() {
                 .map(|(key, value, _)| (key.clone(), value.clone()))
                 .collect()
         });
+        wrong.extend(found);
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 // Attacks.
@@ -617,24 +628,12 @@ const BADNETS: &[&[Row]] = &[
         TARGET,
         RATIO,
         own("trigger.file", "\"\"", "a patch of ours for their picture"),
-        own("trigger.pattern", "\"solid\"", "their picture has it"),
-        own(
-            "trigger.position",
-            "\"lower-right\"",
-            "their picture has it",
-        ),
-        own(
-            "trigger.size",
-            "3; tiny 6",
-            "their picture of 32 pixels has 3",
-        ),
-        own("trigger.margin", "0", "their picture has it"),
-        own("trigger.value", "255", "their picture has it"),
-        own(
-            "trigger.scaling",
-            "\"resize\"",
-            "of pictures of another size",
-        ),
+        same("trigger.pattern", "\"solid\"", "trigger_image.png"),
+        same("trigger.position", "\"lower-right\"", "trigger_image.png"),
+        same("trigger.size", "3", "trigger_image.png"),
+        same("trigger.margin", "0", "trigger_image.png"),
+        same("trigger.value", "255", "trigger_image.png"),
+        same("trigger.scaling", "\"resize\"", "Resize of the picture"),
     ],
 ];
 
@@ -837,9 +836,11 @@ fn attacks_have_the_published_settings() {
         ("wanet", WANET),
         ("inputaware", INPUTAWARE),
     ];
+    let mut wrong = Vec::new();
+    assert_eq!(tables.len(), bb_attack::registry::ATTACKS.len());
     for (id, groups) in tables {
         let attack = bb_attack::registry::find(id).expect("an attack");
-        check(id, groups, |dataset| {
+        let found = check(id, groups, |dataset| {
             let given = bb_attack::method::Given::default();
             let ready = attack.resolve(dataset, &given).expect("valid settings");
             let settings = ready.origins().iter();
@@ -847,5 +848,7 @@ fn attacks_have_the_published_settings() {
                 .map(|(key, value, _)| (key.clone(), value.clone()))
                 .collect()
         });
+        wrong.extend(found);
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
