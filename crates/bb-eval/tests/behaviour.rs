@@ -41,21 +41,29 @@ fn scores(cell: &Cell, of: &str) -> Scores {
 fn defenses_lower_the_attack_success_rate() {
     let out = tempfile::tempdir().expect("a temporary folder");
     let attack = attacked(out.path());
-    // Method, settings, highest ASR and lowest ACC in percent. The models of the seeds 0, 1 and 2 had the figures beside;
+    // Method, settings, highest ASR and lowest ACC in percent. Above each are ASR and ACC of the models of seeds 0, 1 and 2;
     // processors that round otherwise train other models, so the bounds are wide. CLP is not among them: at this width no
     // channel alone carries the backdoor, and it leaves the model as it is.
     for (id, set, asr, acc) in [
-        // ASR 86, 32, ..; ACC 97, 95, ..
-        ("ft", "", 95.0, 85.0),
-        ("fp", "", 90.0, 80.0),
-        ("nad", "", 90.0, 85.0),
-        // The classes of this set are so easy that the target's mask, the smallest one, is no outlier by 2.
+        // ASR 86, 32, 78; ACC 97, 95, 89.
+        ("ft", "", 96.0, 80.0),
+        // 67, 46, 78; 99, 93, 99.
+        ("fp", "", 92.0, 80.0),
+        // 73, 6, 53; 98, 93, 87.
+        ("nad", "", 90.0, 75.0),
+        // 0, 1, 0; 99, 96, 99. The set's classes are so easy that the target's mask, the smallest one, is no outlier by 2.
         ("nc", "detect.threshold=0.8", 30.0, 85.0),
+        // 31, 14, 16; 73, 57, 83.
         ("anp", "", 60.0, 40.0),
-        ("ibau", "", 92.0, 80.0),
+        // 69, 66, 81; 98, 94, 93.
+        ("ibau", "", 93.0, 80.0),
+        // 6, 24, 30; 81, 88, 42.
         ("rnp", "", 60.0, 25.0),
+        // 11, 6, 4; 99, 95, 100.
         ("tsbd", "", 40.0, 85.0),
-        ("otbr", "", 95.0, 60.0),
+        // 53, 52, 85; 93, 87, 73.
+        ("otbr", "", 95.0, 55.0),
+        // 0, 63, 0; 91, 98, 100.
         ("ulrl", "", 85.0, 75.0),
     ] {
         let defense = bb_defense::registry::find(id, &[]).expect("a defense");

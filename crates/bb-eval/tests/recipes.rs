@@ -153,26 +153,23 @@ const LONG: [Row; 2] = [
     same("finetune.batch_size", "256", "batch_size"),
 ];
 
-/// TSBD's unlearning.
-const TSBD_UNLEARN: [Row; 8] = [
+/// Whether TSBD's unlearning also ends at a model that answers one class whatever it sees.
+const STOP_CONSTANT: Row = same("unlearn.stop_constant", "false", "the loop");
+
+/// TSBD's unlearning otherwise.
+const TSBD_UNLEARN: [Row; 7] = [
     same("unlearn.lr", "1e-4", "lr_un"),
     same("unlearn.momentum", "0.9", "the optimiser"),
     same("unlearn.max_epochs", "1000", "epochs"),
     same("unlearn.stop_accuracy", "0.1", "the loop"),
-    same("unlearn.stop_constant", "false", "the loop").here(
-        "true",
-        "a model that answers one class whatever it sees has nothing left to unlearn",
-    ),
     same("unlearn.batch_size", "256", "batch_size"),
     same("unlearn.shuffle", "false", "the loader"),
     same("unlearn.augment", "true", "transform of the training"),
 ];
 
-const NWC: [Row; 3] = [
-    same("layers.exclude", "[\"shortcut\"]", "names of target layers").here(
-        "[\"shortcut\", \"downsample\"]",
-        "the shortcuts of ResNet, which PreActResNet does not have, are called so",
-    ),
+const LAYERS: Row = same("layers.exclude", "[\"shortcut\"]", "names of target layers");
+
+const NWC: [Row; 2] = [
     same("nwc.precision", "\"rounded\"", "the text file"),
     same("nwc.decimals", "4", "the text file"),
 ];
@@ -217,6 +214,10 @@ const FP: &[&[Row]] = &[
             "sweep_ratios",
             "[0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95]",
             "a sweep of ours",
+        ),
+        STOP_CONSTANT.here(
+            "true",
+            "TSBD's order of pruning, for narrow networks as well",
         ),
         same("prune.order", "\"activation\"", "argsort(activation)"),
         same("prune.step", "0.01", "once_prune_ratio"),
@@ -405,6 +406,8 @@ const TSBD: &[&[Row]] = &[
     &TSBD_UNLEARN,
     &NWC,
     &[
+        STOP_CONSTANT,
+        LAYERS,
         PROBE,
         NO_SWEEP,
         same(
@@ -448,6 +451,10 @@ const TSBD: &[&[Row]] = &[
 const OTBR: &[&[Row]] = &[
     &NWC,
     &[
+        LAYERS.here(
+            "[\"shortcut\", \"downsample\"]",
+            "fusion knows what a layer in the main path reads, and the reference's ends with an error at the others",
+        ),
         NO_SWEEP,
         same(
             "sweep_ratios",
