@@ -153,26 +153,20 @@ const LONG: [Row; 2] = [
     same("finetune.batch_size", "256", "batch_size"),
 ];
 
-/// TSBD's unlearning.
-const TSBD_UNLEARN: [Row; 8] = [
+/// TSBD's unlearning, without its second way to stop.
+const TSBD_UNLEARN: [Row; 7] = [
     same("unlearn.lr", "1e-4", "lr_un"),
     same("unlearn.momentum", "0.9", "the optimiser"),
     same("unlearn.max_epochs", "1000", "epochs"),
     same("unlearn.stop_accuracy", "0.1", "the loop"),
-    same("unlearn.stop_constant", "false", "the loop").here(
-        "true",
-        "a model that answers one class whatever it sees has nothing left to unlearn",
-    ),
     same("unlearn.batch_size", "256", "batch_size"),
     same("unlearn.shuffle", "false", "the loader"),
     same("unlearn.augment", "true", "transform of the training"),
 ];
 
-const NWC: [Row; 3] = [
-    same("layers.exclude", "[\"shortcut\"]", "names of target layers").here(
-        "[\"shortcut\", \"downsample\"]",
-        "the shortcuts of ResNet, which PreActResNet does not have, are called so",
-    ),
+const SHORTCUTS: Row = same("layers.exclude", "[\"shortcut\"]", "names of target layers");
+
+const NWC: [Row; 2] = [
     same("nwc.precision", "\"rounded\"", "the text file"),
     same("nwc.decimals", "4", "the text file"),
 ];
@@ -213,6 +207,11 @@ const FP: &[&[Row]] = &[
     &[
         PROBE,
         NO_SWEEP,
+        own(
+            "unlearn.stop_constant",
+            "true",
+            "only for the order by weight changes, which is ours",
+        ),
         own(
             "sweep_ratios",
             "[0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95]",
@@ -407,6 +406,8 @@ const TSBD: &[&[Row]] = &[
     &[
         PROBE,
         NO_SWEEP,
+        SHORTCUTS,
+        same("unlearn.stop_constant", "false", "the loop"),
         same(
             "sweep_ratios",
             "[0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9]",
@@ -449,6 +450,10 @@ const OTBR: &[&[Row]] = &[
     &NWC,
     &[
         NO_SWEEP,
+        SHORTCUTS.here(
+            "[\"shortcut\", \"downsample\"]",
+            "layers that follow each other are fused, which the shortcuts of ResNet do not",
+        ),
         same(
             "sweep_ratios",
             "[0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]",
