@@ -338,6 +338,7 @@ def main():
         options = theirs.parse_args([])
         vars(options).update(settings)
         defense = kind(options)
+        defense.args.result_file = args.record.name
         mod.args = defense.args  # which some functions read as a global
         defense.defense(args.record.name)
     cpu = time.process_time() - began

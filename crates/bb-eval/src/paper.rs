@@ -72,8 +72,7 @@ impl Paper {
                 dataset: "cifar10".into(),
                 arch: "preactresnet18".into(),
                 width: 64,
-                // Not said, so it is PyTorch's own.
-                precision: "f32".into(),
+                precision: PYTORCHS_OWN.into(),
                 ratio: Some(0.1),
                 label: Some("all2one".into()),
                 epochs: Some(100),
@@ -82,7 +81,7 @@ impl Paper {
                 unlike_recipe: Some(Vec::new()),
             },
             repair: RepairFacts {
-                precision: "f32".into(),
+                precision: PYTORCHS_OWN.into(),
                 clean_ratio: Some(0.05),
                 unlike_recipe: Some(Vec::new()),
             },
@@ -104,7 +103,9 @@ impl Paper {
         differ("dataset", &ours.dataset, &theirs.dataset);
         differ("network", &ours.arch, &theirs.arch);
         differ("width", &ours.width.to_string(), &theirs.width.to_string());
-        differ("precision", &ours.precision, &theirs.precision);
+        found.extend(unlike_precision(&ours.precision, &theirs.precision));
+        let mut differ =
+            |what: &str, ours: &str, theirs: &str| found.extend(unequal(what, ours, theirs));
         differ("poisoning ratio", &known(ours.ratio), &known(theirs.ratio));
         // An attack without this setting leaves no choice of labels, neither to us nor to the paper.
         if ours.label.is_some() {
@@ -134,7 +135,7 @@ impl Paper {
     pub fn repair_differences(&self, ours: &RepairFacts) -> Vec<String> {
         let theirs = &self.repair;
         let mut found = Vec::new();
-        found.extend(unequal("precision", &ours.precision, &theirs.precision));
+        found.extend(unlike_precision(&ours.precision, &theirs.precision));
         // A method without data has no share of them, neither ours nor the paper's.
         if ours.clean_ratio.is_some() {
             let (ours, theirs) = (known(ours.clean_ratio), known(theirs.clean_ratio));
@@ -175,6 +176,15 @@ impl Paper {
 /// `width 16 instead of 64`, if they differ.
 fn unequal(what: &str, ours: &str, theirs: &str) -> Option<String> {
     (ours != theirs).then(|| format!("{what} {ours} instead of {theirs}"))
+}
+
+/// What a paper that names no precision ran: PyTorch multiplies convolutions in TF32 where its GPU can, unless told not to.
+const PYTORCHS_OWN: &str = "f32 or tf32";
+
+/// [`unequal`], where the paper leaves several open.
+fn unlike_precision(ours: &str, theirs: &str) -> Option<String> {
+    let fits = theirs.split(" or ").any(|one| one == ours);
+    unequal("precision", ours, if fits { ours } else { theirs })
 }
 
 /// Settings that a note names; of more it gives the number.
@@ -366,11 +376,24 @@ mod tests {
         }
     }
 
+    /// A cell with the facts of a paper's.
+    fn as_printed(paper: &Paper) -> Facts {
+        Facts {
+            precision: "f32".into(),
+            ..paper.facts.clone()
+        }
+    }
+
     #[test]
     fn differences_are_named() {
         let paper = Paper::tsbd_table1();
-        let mut ours = paper.facts.clone();
+        let mut ours = as_printed(&paper);
         assert!(paper.differences(&ours).is_empty());
+        ours.precision = "tf32".into();
+        assert!(
+            paper.differences(&ours).is_empty(),
+            "PyTorch may have used it"
+        );
         ours.width = 16;
         ours.precision = "bf16".into();
         ours.epochs = Some(20);
@@ -379,13 +402,13 @@ mod tests {
             paper.differences(&ours),
             [
                 "width 16 instead of 64",
-                "precision bf16 instead of f32",
+                "precision bf16 instead of f32 or tf32",
                 "training epochs 20 instead of 100",
                 "training images 1000 instead of all"
             ]
         );
         assert!(paper.same_task(&ours));
-        ours = paper.facts.clone();
+        ours = as_printed(&paper);
         ours.label = None;
         assert!(paper.differences(&ours).is_empty(), "a clean-label attack");
         ours.dataset = "gtsrb".into();
@@ -399,7 +422,7 @@ mod tests {
             let keys = keys.map(|keys| keys.iter().map(|&key| key.to_owned()).collect());
             let facts = Facts {
                 unlike_recipe: keys,
-                ..paper.facts.clone()
+                ..as_printed(&paper)
             };
             paper.differences(&facts)
         };
@@ -422,7 +445,10 @@ mod tests {
     #[test]
     fn differences_of_a_defense_are_named() {
         let paper = Paper::tsbd_table1();
-        let mut ours = paper.repair.clone();
+        let mut ours = RepairFacts {
+            precision: "tf32".into(),
+            ..paper.repair.clone()
+        };
         assert_eq!(paper.repair_differences(&ours), [""; 0]);
         ours.precision = "bf16".into();
         ours.clean_ratio = Some(0.01);
@@ -430,19 +456,23 @@ mod tests {
         assert_eq!(
             paper.repair_differences(&ours),
             [
-                "precision bf16 instead of f32",
+                "precision bf16 instead of f32 or tf32",
                 "share of clean images 0.01 instead of 0.05",
                 "not as in the recipe: finetune.epochs"
             ]
         );
+        let ours = RepairFacts {
+            precision: "f32".into(),
+            ..paper.repair.clone()
+        };
         let data_free = RepairFacts {
             clean_ratio: None,
-            ..paper.repair.clone()
+            ..ours.clone()
         };
         assert_eq!(paper.repair_differences(&data_free), [""; 0]);
         let unknown = RepairFacts {
             unlike_recipe: None,
-            ..paper.repair.clone()
+            ..ours
         };
         assert_eq!(paper.repair_differences(&unknown), ["settings unknown"]);
     }

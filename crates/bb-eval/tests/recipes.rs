@@ -153,7 +153,10 @@ const LONG: [Row; 2] = [
     same("finetune.batch_size", "256", "batch_size"),
 ];
 
-/// TSBD's unlearning, without its second way to stop.
+/// Whether TSBD's unlearning also ends at a model that answers one class whatever it sees.
+const STOP_CONSTANT: Row = same("unlearn.stop_constant", "false", "the loop");
+
+/// TSBD's unlearning otherwise.
 const TSBD_UNLEARN: [Row; 7] = [
     same("unlearn.lr", "1e-4", "lr_un"),
     same("unlearn.momentum", "0.9", "the optimiser"),
@@ -164,7 +167,7 @@ const TSBD_UNLEARN: [Row; 7] = [
     same("unlearn.augment", "true", "transform of the training"),
 ];
 
-const SHORTCUTS: Row = same("layers.exclude", "[\"shortcut\"]", "names of target layers");
+const LAYERS: Row = same("layers.exclude", "[\"shortcut\"]", "names of target layers");
 
 const NWC: [Row; 2] = [
     same("nwc.precision", "\"rounded\"", "the text file"),
@@ -208,14 +211,13 @@ const FP: &[&[Row]] = &[
         PROBE,
         NO_SWEEP,
         own(
-            "unlearn.stop_constant",
-            "true",
-            "only for the order by weight changes, which is ours",
-        ),
-        own(
             "sweep_ratios",
             "[0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95]",
             "a sweep of ours",
+        ),
+        STOP_CONSTANT.here(
+            "true",
+            "TSBD's order of pruning, for narrow networks as well",
         ),
         same("prune.order", "\"activation\"", "argsort(activation)"),
         same("prune.step", "0.01", "once_prune_ratio"),
@@ -404,10 +406,10 @@ const TSBD: &[&[Row]] = &[
     &TSBD_UNLEARN,
     &NWC,
     &[
+        STOP_CONSTANT,
+        LAYERS,
         PROBE,
         NO_SWEEP,
-        SHORTCUTS,
-        same("unlearn.stop_constant", "false", "the loop"),
         same(
             "sweep_ratios",
             "[0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9]",
@@ -449,11 +451,11 @@ const TSBD: &[&[Row]] = &[
 const OTBR: &[&[Row]] = &[
     &NWC,
     &[
-        NO_SWEEP,
-        SHORTCUTS.here(
+        LAYERS.here(
             "[\"shortcut\", \"downsample\"]",
-            "layers that follow each other are fused, which the shortcuts of ResNet do not",
+            "fusion knows what a layer in the main path reads, and the reference's ends with an error at the others",
         ),
+        NO_SWEEP,
         same(
             "sweep_ratios",
             "[0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]",

@@ -1,4 +1,4 @@
-//! Against Pillow's resizing and the published facts of CIFAR-10; needs `BB_SHARED`.
+//! Against Pillow's resizing and the published facts of CIFAR-10.
 
 use std::path::PathBuf;
 
@@ -11,28 +11,42 @@ fn shared() -> PathBuf {
         .into()
 }
 
+/// Fails unless `to` is Pillow's picture of the size that it has.
+fn check_resize(file: &SafeTensors<'_>, from: &str, to: &str) {
+    let source = file.tensor(from).expect("there");
+    let expect = file.tensor(to).expect("there");
+    let (&[h, w, 3], &[oh, ow, 3]) = (source.shape(), expect.shape()) else {
+        panic!("RGB images")
+    };
+    let found = resize::pil_bilinear(source.data(), h, w, oh, ow);
+    let off = found
+        .iter()
+        .zip(expect.data())
+        .filter(|(a, b)| a != b)
+        .count();
+    assert_eq!((off, found.len()), (0, expect.data().len()), "{to}");
+}
+
+#[test]
+fn golden_data_resize_gives_the_bits_of_pillow() {
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it");
+    let path = PathBuf::from(folder).join("tests/golden_data/resize.safetensors");
+    let file = fs_err::read(path).expect("reads");
+    let tensors = SafeTensors::deserialize(&file).expect("safetensors");
+    let cases = tensors.len() / 2;
+    assert_eq!(cases, 7);
+    for case in 0..cases {
+        check_resize(&tensors, &format!("{case}.in"), &format!("{case}.out"));
+    }
+}
+
 #[test]
 #[ignore = "needs BB_SHARED"]
-fn golden_data_resize_gives_the_bits_of_pillow() {
-    let shared = shared();
-    let file = fs_err::read(shared.join("golden/d_transform.safetensors")).expect("reads");
+fn golden_data_resize_of_a_photograph_gives_the_bits_of_pillow() {
+    let file = fs_err::read(shared().join("golden/d_transform.safetensors")).expect("reads");
     let tensors = SafeTensors::deserialize(&file).expect("safetensors");
-    let source = tensors.tensor("odd.in_u8").expect("there");
-    let [h, w, 3] = *source.shape() else {
-        panic!("an RGB image")
-    };
     for name in ["odd.resize32_u8", "odd.resize64_u8"] {
-        let expect = tensors.tensor(name).expect("there");
-        let [oh, ow, 3] = *expect.shape() else {
-            panic!("an RGB image")
-        };
-        let found = resize::pil_bilinear(source.data(), h, w, oh, ow);
-        let off = found
-            .iter()
-            .zip(expect.data())
-            .filter(|(a, b)| a != b)
-            .count();
-        assert_eq!(off, 0, "{name}: values that differ");
+        check_resize(&tensors, "odd.in_u8", name);
     }
 }
 

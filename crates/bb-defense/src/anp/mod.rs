@@ -252,7 +252,9 @@ mod tests {
         for iteration in 0..iterations {
             let mut batch = drawn(3, iteration, images, size);
             assert_eq!(batch.len(), size);
-            batch.iter().for_each(|&i| counts[i] += 1);
+            for &i in &batch {
+                counts[i] += 1;
+            }
             batch.sort_unstable();
             batch.dedup();
             distinct += batch.len();

@@ -274,8 +274,8 @@ mod tests {
         assert_eq!(own, authors);
     }
 
-    /// The reference leaves out what is called `shortcut`, as in the pre-activation ResNets; the `downsample` convolutions
-    /// of the others are target layers, each after the two convolutions of its block.
+    /// The reference leaves out what is called `shortcut`, as in `preactresnet18`; the `downsample` convolutions of
+    /// `resnet18` and `resnet34` are target layers, each after the two convolutions of its block.
     #[test]
     fn shortcuts_are_no_target_layers_and_downsampling_ones_are() {
         let targets = |arch: &str| -> (Vec<String>, usize) {

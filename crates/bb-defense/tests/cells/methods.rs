@@ -1,8 +1,10 @@
 //! What holds for every defense of the registry: it runs, to the same bits twice, resumes, and names what is wrong.
 
+use super::promises::tensors;
 use super::*;
 use bb_defense::fp::Fp;
 use bb_defense::registry::DEFENSES;
+use bb_defense::results::SUSPECT;
 
 /// Settings under which a method takes a second or so, and ones with which it makes several models.
 pub(super) struct Quick {
@@ -643,15 +645,47 @@ fn a_sweep_of_thresholds_has_a_choice_and_an_oracle() {
             let set: Vec<&str> = quick.set.iter().chain(more).copied().collect();
             run(&request(defense, &attack.dir, out.path(), &set)).expect("repaired")
         };
+        let suspect = StateDict::load(&attack.file("model.safetensors")).expect("a model");
         let single = repair(&[]);
         let one = results(&single);
-        assert_eq!((one.chosen.as_str(), one.oracle), ("threshold=0.7", None));
+        assert_eq!((one.chosen.as_str(), &one.oracle), ("threshold=0.7", &None));
         let sweep = "sweep_thresholds=[0, 0.2, 0.5, 0.9, 1]";
         let swept = repair(&["sweep=true", sweep]);
         let found = results(&swept);
         assert_eq!(found.chosen, "threshold=0.7", "{id}");
         assert_eq!(found.after, one.after, "{id}");
-        assert!(found.oracle.expect("several candidates").der >= found.der);
+        let oracle = found.oracle.clone().expect("several candidates");
+        if id == "anp" {
+            // No attack on this network succeeds, so nothing lowers the ASR and the suspect model is the best.
+            assert_eq!(
+                (oracle.name.as_str(), oracle.scores),
+                (SUSPECT, found.before)
+            );
+            let kept = StateDict::load(&swept.file("oracle.safetensors")).expect("a model");
+            assert_eq!(tensors(&kept), tensors(&suspect));
+        } else {
+            assert!(oracle.der >= found.der);
+        }
+        // The model is the suspect one with some scales cleared, and neither the masked nor an unlearned network.
+        let model = StateDict::load(&single.file("model.safetensors")).expect("a model");
+        let mut cleared = 0;
+        for (name, before) in suspect.iter() {
+            let floats = |state: &StateDict| {
+                let values = state.floats(name).expect("the same names");
+                values.expect("floats")
+            };
+            if before.rank() == 0 {
+                continue;
+            }
+            for (before, after) in floats(&suspect).iter().zip(floats(&model)) {
+                if before.to_bits() != after.to_bits() {
+                    assert!(name.contains("bn") && name.ends_with(".weight"), "{name}");
+                    assert_eq!(after.to_bits(), 0, "{id}: {name}");
+                    cleared += 1;
+                }
+            }
+        }
+        assert_eq!(one.candidates[0].notes["pruned"], json!(cleared), "{id}");
         let pruned: Vec<u64> = found
             .candidates
             .iter()

@@ -291,7 +291,7 @@ fn other_test() -> Draft {
     draft
 }
 
-fn tensors(state: &StateDict) -> Vec<u8> {
+pub(super) fn tensors(state: &StateDict) -> Vec<u8> {
     state.to_bytes(&BTreeMap::new()).expect("finite")
 }
 

@@ -33,18 +33,32 @@ fn check_within(what: &str, found: &[f32], wanted: &[f32], tolerance: f32) {
 }
 
 fn golden_mask_training(folder: &Folder) {
+    let count = check_mask_training(folder, "k_anp.safetensors", 1);
+    assert!(count > 1, "{count} batches");
+}
+
+/// With three steps of the noise, of a third of its length each.
+#[test]
+fn golden_steps_of_the_noise() {
+    check_mask_training(&Folder::committed(), "k_anp_steps.safetensors", 3);
+}
+
+/// Trains masks on the batches of a file, and gives their number.
+fn check_mask_training(folder: &Folder, file: &str, steps: usize) -> usize {
     let setting = Setting::read(folder);
-    let golden = Golden::read(folder, "k_anp.safetensors");
+    let golden = Golden::read(folder, file);
     let mut net = setting.net();
     let channels = Channels::of(&net).expect("it has some");
     let cfg = MaskConfig {
         lr: 0.2,
+        steps,
         ..AnpConfig::default().mask
     };
     let mut masks = Masks::ones(channels.count());
     let mut grads = net.zeros();
     let stored = golden.float("losses_in_call_order");
-    let count = stored.len() / 3;
+    let passes = steps + 2;
+    let count = stored.len() / passes;
     let mut sum = 0.0;
     for (number, (input, labels)) in setting.batches[..count].iter().enumerate() {
         let start = format!("noise_init.{number}.");
@@ -56,12 +70,9 @@ fn golden_mask_training(folder: &Folder) {
         let masked = (&channels, masks.values());
         let (losses, gradient) = step(&cfg, &mut net, masked, &mut noise, data, &mut grads);
         masks.step(&gradient, cfg.lr as f32, cfg.momentum as f32);
-        let found = [
-            losses.noise[0].mean,
-            losses.robust.mean,
-            losses.natural.mean,
-        ];
-        check_within("loss", &found, &stored[3 * number..][..3], 1e-4);
+        let mut found: Vec<f32> = losses.noise.iter().map(|loss| loss.mean).collect();
+        found.extend([losses.robust.mean, losses.natural.mean]);
+        check_within("loss", &found, &stored[passes * number..][..passes], 1e-4);
         let alpha = cfg.alpha as f32;
         sum += alpha * losses.natural.mean + (1.0 - alpha) * losses.robust.mean;
         if number + 1 == count {
@@ -71,7 +82,6 @@ fn golden_mask_training(folder: &Folder) {
             check_within("noise of shifts", &noise.shift, &shift, 1e-6);
         }
     }
-    assert!(count > 1, "{count} batches");
     check_within(
         "mean loss",
         &[sum / count as f32],
@@ -95,6 +105,7 @@ fn golden_mask_training(folder: &Folder) {
         .keys()
         .filter(|key| key.starts_with("bn_after."));
     assert_eq!(compared, stored.count());
+    count
 }
 
 /// Pruned are the channels whose mask, with four decimals, is at most the threshold; only their scales are cleared.

@@ -19,15 +19,16 @@ its ReLU that rounding decides about its gradient.
 `nwc_4dp` as read back from the text file), their order, and what zero reinitialisation with n = 0.15 and m = 0.7
 clears. `f_tsbd_lr1e-4`: weight changes and order at the published rate. `f_tsbd_finetuned`: two steps of
 activeness-aware fine-tuning after the zeroing. `g_otbr`: five steps of unlearning of noise, and the 0.1 of the neurons
-that is pruned. `g_otbr_fused`: the fused layers, and what went to and came from the transport solver for each. `g_emd_f64`:
-three problems of that solver alone. `h_ulrl_unlearn`: five steps with clipped gradients from a scaled head, and the
-rows that are found. `h_ulrl_mad`: the choice of rows for made-up changes. `h_ulrl_relearn`: two steps with two new
-rows, and the first gradient but for the last stage's. `i_clp`: channel bounds, thresholds and pruned channels, some
-scales being multiplied by 9 first. `j_fp`: mean activations, order, mask and outputs. `k_anp`: two batches of mask
-training, and the channels whose mask is at most a threshold. `l_nc`: two steps of trigger inversion, and the outlier test. `m_ibau`: one round of i-BAU on a network that
-is smooth where it is looked at (see `smooth`): the perturbation after two batches, the direct and the indirect part of
-the second batch's hypergradient, whose second derivatives are exact, and the parameters after the two steps of Adam;
-only some tensors of each.
+that is pruned. `g_otbr_fused`: the fused layers, and what went to and came from the transport solver for each.
+`g_emd_f64`: three problems of that solver alone. `h_ulrl_unlearn`: five steps with clipped gradients from a scaled
+head, and the rows that are found. `h_ulrl_mad`: the choice of rows for made-up changes. `h_ulrl_relearn`: two steps
+with two new rows, and the first gradient but for the last stage's. `i_clp`: channel bounds, thresholds and pruned
+channels, some scales being multiplied by 9 first. `j_fp`: mean activations, order, mask and outputs. `k_anp`: two
+batches of mask training, and the channels whose mask is at most a threshold; `k_anp_steps`: one with three steps of the
+noise. `l_nc`: two steps of trigger inversion, and the outlier test. `m_ibau`: one round of i-BAU on a network that is
+smooth where it is looked at (see `smooth`): the perturbation after two batches, the direct and the indirect part of the
+second batch's hypergradient, whose second derivatives are exact, and the parameters after the two steps of Adam; only
+some tensors of each.
 """
 import argparse
 import contextlib
@@ -466,7 +467,8 @@ class Cases:
 
     # ANP
 
-    def k_anp(self):
+    def masks_trained(self, steps, batches):
+        """Mask training on batches with as many steps of the noise: the network, what is stored, and the functions."""
         folder = "utils/defense_utils/anp/anp_model"
         given = self.given | {"Tensor": torch.Tensor, "Parameter": nn.Parameter, "init": nn.init}
         norm = self.bench.load(f"{folder}/anp_batchnorm.py", ["NoisyBatchNorm2d"], given)["NoisyBatchNorm2d"]
@@ -482,9 +484,9 @@ class Cases:
         space = self.bench.load("defense/anp.py", names, given)
         net = narrow(parts["PreActResNet"], parts["PreActBlock"], norm)()
         space["load_state_dict"](net, self.start)
-        args = SimpleNamespace(device="cpu", anp_eps=0.4, anp_steps=1, anp_alpha=0.2)
+        args = SimpleNamespace(device="cpu", anp_eps=0.4, anp_steps=steps, anp_alpha=0.2)
         space["args"] = args
-        out, batch = {}, iter(range(2))
+        out, batch = {}, iter(range(batches))
 
         def reset(model, rand_init):
             assert rand_init
@@ -507,7 +509,7 @@ class Cases:
         # The rate of the masks is 20 times the published one, so that two steps show.
         masks = torch.optim.SGD(of("neuron_mask"), lr=0.2, momentum=0.9)
         noises = torch.optim.SGD(of("neuron_noise"), lr=args.anp_eps / args.anp_steps)
-        mean, _ = space["mask_train"](args, net, recorded, masks, noises, self.loader(0, 2))
+        mean, _ = space["mask_train"](args, net, recorded, masks, noises, self.loader(0, batches))
         out |= {"loss_mean": torch.tensor(mean, dtype=self.dtype), "losses_in_call_order": torch.stack(losses).detach()}
         for name, tensor in net.state_dict().items():
             if name.endswith("neuron_mask"):
@@ -516,7 +518,13 @@ class Cases:
                 out["noise_after." + name] = tensor.clone()
             elif name.endswith(("running_mean", "running_var")):
                 out["bn_after." + name] = tensor.clone()
+        return net, out, space
 
+    def k_anp_steps(self):
+        return self.masks_trained(3, 1)[1], {}
+
+    def k_anp(self):
+        net, out, space = self.masks_trained(1, 2)
         with tempfile.TemporaryDirectory() as folder:
             space["save_mask_scores"](net.state_dict(), folder + "/masks.txt")
             scores = space["read_data"](folder + "/masks.txt")
@@ -688,7 +696,7 @@ class Cases:
 
 CASES = [
     "model", "inputs", "f_tsbd", "f_tsbd_finetuned", "f_tsbd_lr1e-4", "g_otbr", "g_otbr_fused", "g_emd_f64",
-    "h_ulrl_unlearn", "h_ulrl_mad", "h_ulrl_relearn", "i_clp", "j_fp", "k_anp", "l_nc", "m_ibau",
+    "h_ulrl_unlearn", "h_ulrl_mad", "h_ulrl_relearn", "i_clp", "j_fp", "k_anp", "k_anp_steps", "l_nc", "m_ibau",
 ]
 
 
