@@ -7,7 +7,7 @@ use bb_defense::method::Given;
 
 /// What the settings files of the bench's defenses have in common.
 const COMMON: &str = "device: cuda\namp: True\nmodel: preactresnet18\nclient_optimizer: sgd\nrandom_seed: 0\nindex:\n\
-                      ratio: 0.05\nepochs: 70\nbatch_size: 32\nlr: 0.02\nlr_scheduler: CosineAnnealingLR\n\
+                      ratio: 0.05\nepochs: 70\nbatch_size: 32\nlr: 0.02\nlr_scheduler: CosineAnnealingLR\ncos_t_max: 30\n\
                       sgd_momentum: 0.8\nwd: 0.001\n";
 
 /// The settings that a converted file gives on GTSRB, without origins, and what the script says.
@@ -55,7 +55,7 @@ const FINETUNE: [&str; 7] = [
     "finetune.lr = 0.02",
     "finetune.momentum = 0.8",
     "finetune.weight_decay = 0.001",
-    "finetune.schedule.t_max = 100",
+    "finetune.schedule.t_max = 30",
 ];
 
 #[test]
@@ -69,7 +69,7 @@ fn training_is_that_of_the_file() {
         );
     }
     assert!(stderr.contains("not converted: index = None (it has no value)"));
-    check("ft", "cos_t_max: 30\n", &["finetune.schedule.t_max = 30"]);
+    check("ft", "cos_t_max:\n", &["finetune.schedule.t_max = 100"]);
     check(
         "ft",
         "lr_scheduler: ReduceLROnPlateau\n",
@@ -94,6 +94,7 @@ fn training_is_that_of_the_file() {
             "distill.beta2 = 100.0",
             "distill.beta3 = 200.0",
             "distill.power = 1.5",
+            "finetune.schedule.t_max = 30",
         ],
     );
     // The rate that is written by hand there is said, since no setting here has it.

@@ -862,6 +862,11 @@ fn every_method_repairs_every_architecture() {
                 .unwrap_or_else(|error| panic!("{id} on {name}: {error}"));
             let chosen = &repaired.candidates[repaired.chosen].state;
             assert_ne!(bytes(chosen), bytes(&state), "{id} on {name}");
+            if id == "fp" {
+                // What the first linear layer reads, in VGG 7 x 7 places of each channel.
+                let places = if name.starts_with("vgg") { 49 } else { 1 };
+                assert_eq!(repaired.notes["features"], places * 8 * WIDTH, "{name}");
+            }
             if id == "nad" {
                 // A map of one pixel says nothing.
                 let attention = repaired.notes["attention"].as_bool();

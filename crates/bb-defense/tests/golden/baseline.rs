@@ -14,7 +14,7 @@ use bb_nn::{ArchSpec, Net, StateDict};
 use safetensors::{Dtype, SafeTensors};
 
 /// Values that a stored state has of each tensor, at most.
-const KEPT: usize = 160;
+const KEPT: usize = 96;
 
 /// The tensors of a file, all as `f64`, by name.
 pub(crate) struct Stored(BTreeMap<String, Vec<f64>>);
