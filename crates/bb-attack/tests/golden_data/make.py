@@ -12,10 +12,11 @@ widths of the networks are changed. Every case runs in float32 and, with the sam
 difference of each tensor is printed and is what the tolerances of the tests come from. Weights are rounded to bfloat16 and
 images are bytes, so that the files are small.
 
-Names: `x` images in bytes `[n, h, w, 3]`; `draw.*` what was random; `state.*` a network before, `after.*` after the steps;
+Files: `classifier` the attacked network; `triggers` the triggers that need none; `wanet`, `input_aware_mask`, `input_aware`
+and `ssba` training steps; `wanet_authors` the authors' augmentation; `trojan` and `lf` the searches for a trigger.
+Names in them: `x` images in bytes `[n, h, w, 3]`; `draw.*` what was random; `state.*` a network before, `after.*` after the steps;
 `norm.*` L2 norms of gradients. Images and patterns as floats are `[n, 3, h, w]`.
 """
-import ast
 import contextlib
 import importlib
 import inspect
