@@ -12,13 +12,15 @@ widths of the networks are changed. Every case runs in float32 and, with the sam
 difference of each tensor is printed and is what the tolerances of the tests come from. Weights are rounded to bfloat16 and
 images are bytes, so that the files are small.
 
-Names: `x` images in bytes `[n, h, w, 3]`; `draw.*` what was random; `state.*` a network before, `after.*` after the steps;
+Files: `classifier` the attacked network; `triggers` the triggers that need none; `wanet`, `input_aware_mask`, `input_aware`
+and `ssba` training steps; `wanet_authors` the authors' augmentation; `trojan` and `lf` the searches for a trigger.
+Names in them: `x` images in bytes `[n, h, w, 3]`; `draw.*` what was random; `state.*` a network before, `after.*` after the steps;
 `norm.*` L2 norms of gradients. Images and patterns as floats are `[n, 3, h, w]`.
 """
-import ast
 import contextlib
 import importlib
 import inspect
+import json
 import pathlib
 import random
 import re
@@ -616,8 +618,9 @@ def main():
         print(name)
         out = CASES[name](bench, authors)
         target = pathlib.Path(__file__).with_name(f"{name}.safetensors")
-        about = {"torch": torch.__version__, "numpy": np.__version__, **{k: v for k, v in COMMITS.items()}}
-        save_file({k: v.detach().clone().contiguous() for k, v in out.items()}, target, about)
+        # One value only: the library keeps the metadata in a hash map, whose order would leak into the file.
+        about = json.dumps({"torch": torch.__version__, "numpy": np.__version__} | COMMITS)
+        save_file({k: v.detach().clone().contiguous() for k, v in out.items()}, target, {"made with": about})
         print("  ", target.stat().st_size, "bytes")
 
 
