@@ -2,6 +2,9 @@
 //! `golden_data/make_baselines.py`, whose head says what is in them.
 //!
 //! Whole defenses are compared. Batches are neither shuffled nor augmented on either side, so nothing is drawn.
+//!
+//! Tolerances are about ten times what `f32` and `f64` differ by on the other side, which is in the files' metadata, or
+//! more where a step may amplify the rounding of another processor.
 
 use std::collections::BTreeMap;
 
