@@ -91,18 +91,18 @@ def network(module, like, **norm):
     return Net()
 
 
-def count(net, result):
-    """Hits and percentages on the clean and on the poisoned test images."""
+def count(net, clean, poisoned):
+    """Hits and percentages on batches of the clean and of the poisoned test images."""
     net.eval()
     acc = asr = ra = 0
     with torch.no_grad():
-        for x, label, *_ in DataLoader(result["clean_test"], batch_size=500):
+        for x, label, *_ in clean:
             acc += int((net(x).argmax(1) == label).sum())
-        for x, label, _, _, true in DataLoader(result["bd_test"], batch_size=500):
+        for x, label, _, _, true in poisoned:
             given = net(x).argmax(1)
             asr += int((given == label).sum())
             ra += int((given == true).sum())
-    clean, poisoned = len(result["clean_test"]), len(result["bd_test"])
+    clean, poisoned = (sum(len(batch[1]) for batch in batches) for batches in (clean, poisoned))
     percent = {"ACC": 100 * acc / clean, "ASR": 100 * asr / poisoned, "RA": 100 * ra / poisoned}
     return {"hits": [acc, asr, ra], **{k: round(v, 2) for k, v in percent.items()}}
 
@@ -344,13 +344,14 @@ def main():
     cpu = time.process_time() - began
 
     result = save_load_attack.load_attack_result(str(record / "attack_result.pt"))
+    tests = [list(DataLoader(result[name], batch_size=500)) for name in ("clean_test", "bd_test")]
     before = builder.generate_cls_model()
     before.load_state_dict(state)
     out = {"method": args.method, "seed": args.seed, "set": args.set, "variant": args.variant, "ratio": args.ratio}
-    out |= {"before": count(before, result), "cpu": round(cpu, 1), **notes}
+    out |= {"before": count(before, *tests), "cpu": round(cpu, 1), **notes}
     if args.method in TRAINED and trained:
         net = trained[-1][0]
-        out["after"] = count(net, result)
+        out["after"] = count(net, *tests)
         if args.method == "fp":
             out["masked"] = int((net.linear.weight_mask[0] == 0).sum())
     elif args.method in TRAINED:
@@ -358,7 +359,7 @@ def main():
     else:
         after = builder.generate_cls_model()
         after.load_state_dict(torch.load(next(record.glob("defense/*/defense_result.pt")))["model"])
-        out["after"] = count(after, result)
+        out["after"] = count(after, *tests)
     full = {"training": [course for _, course in trained]}
     for file in record.glob("defense/*/**/mask_values.txt"):
         rows = [line.split() for line in file.read_text().splitlines()[1:]]
@@ -371,7 +372,7 @@ def main():
             with torch.no_grad():
                 for _, norm, channel, _ in low:
                     scales[f"{norm}.weight"][int(channel)] = 0.0
-            found = {"pruned": len(low), **count(net, result)}
+            found = {"pruned": len(low), **count(net, *tests)}
             with torch.no_grad():
                 found["own"] = float((net(clean[0]).argmax(1) == clean[1]).float().mean())
             out.setdefault("at", {})[str(threshold)] = found

@@ -66,6 +66,9 @@
 //! At most 40 forward and backward passes over 1 % of the training images. The models of a sweep are in memory
 //! together, and each is measured on the whole test set; `sweep = false` spares both.
 //!
+//! At the benchmark's rate the loss of a narrow network runs away before unlearning stops, in the reference as here, and
+//! recovery then turns down channels that clean images need; `configs/defense/rnp/short.toml` unlearns more slowly.
+//!
 //! ## References
 //! - Li, Lyu, Ma, Koren, Lyu, Li, Jiang: Reconstructive Neuron Pruning for Backdoor Defense, ICML 2023,
 //!   arXiv 2305.14876.
