@@ -299,7 +299,7 @@ pub fn cell_spec(
     }
     settings["model"] =
         json!({ "arch": arch.name(), "width": arch.width(), "classes": arch.classes() });
-    settings["compute"] = json!({ "precision": precision });
+    settings["compute"] = cell::compute(precision, ready.revision());
     Ok(CellSpec {
         kind: Kind::Attack,
         method: attack.info().id.to_owned(),

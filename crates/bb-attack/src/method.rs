@@ -44,6 +44,13 @@ pub trait Attack: 'static {
         &[]
     }
 
+    /// How often what these settings compute has become something else since the first cells. It is a part of a cell's
+    /// identity where it is not 0, so that no older cell is taken for one of now.
+    fn revision(cfg: &Self::Config) -> u32 {
+        let _ = cfg;
+        0
+    }
+
     /// Settings that stand for a class, and so take its name as well as its number.
     fn classes() -> &'static [&'static str] {
         &["target"]
@@ -216,6 +223,9 @@ pub trait Ready {
     /// The settings that identify a cell: all but those of [`Attack::later`] that have their default.
     fn tree(&self) -> &serde_json::Value;
 
+    /// See [`Attack::revision`].
+    fn revision(&self) -> u32;
+
     /// See [`Attack::needs_network`].
     fn needs_network(&self) -> bool;
 
@@ -331,6 +341,10 @@ impl<A: Attack> Ready for Checked<A> {
 
     fn tree(&self) -> &serde_json::Value {
         &self.tree
+    }
+
+    fn revision(&self) -> u32 {
+        A::revision(&self.settings.value)
     }
 
     fn needs_network(&self) -> bool {

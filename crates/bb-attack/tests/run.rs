@@ -442,6 +442,24 @@ fn another_setting_seed_or_input_is_another_cell() {
     assert_eq!(unique.len(), 8);
 }
 
+/// What is computed otherwise than by the first versions has a cell of its own, and what is not keeps its name.
+#[test]
+fn a_revision_of_what_settings_compute_is_a_part_of_the_cells_name() {
+    let out = folder();
+    let compute = |method: &str, set: &[&str]| {
+        let spec = bb_attack::harness::plan(&request(method, out.path(), set)).expect("a plan");
+        spec.settings["compute"].clone()
+    };
+    let (first, second) = (
+        serde_json::json!({ "precision": "f32" }),
+        serde_json::json!({ "precision": "f32", "revision": 1 }),
+    );
+    assert_eq!(compute("wanet", &[]), first);
+    assert_eq!(compute("wanet", &["augmentation=image"]), second);
+    assert_eq!(compute("lf", &[]), first);
+    assert_eq!(compute("lf", &["trigger.source=deepfool"]), second);
+}
+
 #[test]
 #[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
 fn bf16_is_a_cell_of_its_own_with_the_same_bits_twice() {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bb_core::cell::{
-    CONFIG, Cell, CellSpec, ENV, Kind, LOG, MODEL, Opened, POISON_TEST, Work, open,
+    self, CONFIG, Cell, CellSpec, ENV, Kind, LOG, MODEL, Opened, POISON_TEST, Work, open,
 };
 use bb_core::cli::catch_interrupts;
 use bb_core::data::{self, Dataset, OpenOptions};
@@ -410,7 +410,7 @@ pub fn open_data(
 
 /// What the cell of a defense follows from; `clean_indices` is the digest of the clean images' indices, if it has any.
 ///
-/// Beside the defense's own settings it has the table `compute`, which says in which precision it trained.
+/// Beside the defense's own settings it has the table [`cell::compute`].
 pub fn cell_spec(
     defense: &dyn AnyDefense,
     ready: &dyn Ready,
@@ -428,7 +428,9 @@ pub fn cell_spec(
         inputs.insert("clean_indices".to_owned(), digest.to_owned());
     }
     let mut settings = ready.tree().clone();
-    settings["compute"] = json!({ "precision": precision });
+    let arch = attack.manifest.settings["model"]["arch"].as_str();
+    let revision = ready.revision(arch.unwrap_or_default());
+    settings["compute"] = cell::compute(precision, revision);
     CellSpec {
         kind: Kind::Defense,
         method: defense.info().id.to_owned(),

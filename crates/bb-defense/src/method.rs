@@ -84,6 +84,13 @@ pub trait Defense: Sync + 'static {
         Oracle::Rating
     }
 
+    /// How often what these settings compute on the architecture `arch` has become something else since the first cells. It
+    /// is a part of a cell's identity where it is not 0, so that no older cell is taken for one of now.
+    fn revision(cfg: &Self::Config, arch: &str) -> u32 {
+        let _ = (cfg, arch);
+        0
+    }
+
     /// Repairs the suspect model.
     ///
     /// The same arguments give the same bits, with or without interruption, on any number of threads.
@@ -286,6 +293,9 @@ pub trait Ready {
     /// The settings with their origins, as `--show-config` prints them.
     fn render(&self) -> String;
 
+    /// See [`Defense::revision`].
+    fn revision(&self, arch: &str) -> u32;
+
     /// Takes what the method may see out of the dataset.
     fn grant(&self, dataset: &Dataset) -> Result<Box<dyn Armed + '_>, DefenseError>;
 }
@@ -370,6 +380,10 @@ impl<D: Defense> Ready for Checked<D> {
 
     fn render(&self) -> String {
         render(&self.0)
+    }
+
+    fn revision(&self, arch: &str) -> u32 {
+        D::revision(&self.0.value, arch)
     }
 
     fn grant(&self, dataset: &Dataset) -> Result<Box<dyn Armed + '_>, DefenseError> {

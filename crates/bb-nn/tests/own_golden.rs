@@ -45,14 +45,16 @@ fn the_full_network_has_as_many_parameters_as_the_benchmarks() {
     }
 }
 
+/// Name, number of elements, mean, standard deviation and largest magnitude of a tensor.
+type Drawn = (String, usize, f64, f64, f64);
+
 /// A new network's tensors have the mean, the spread and the largest value of those that PyTorch draws.
 #[test]
 fn initial_weights_are_drawn_as_pytorch_draws_them() {
     let folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it");
     let path = std::path::Path::new(&folder).join("tests/golden_data/initial_weights.json");
-    let text = std::fs::read_to_string(path).expect("it is there");
-    let all: BTreeMap<String, Vec<(String, usize, f64, f64, f64)>> =
-        serde_json::from_str(&text).expect("rows of five");
+    let text = fs_err::read_to_string(path).expect("it is there");
+    let all: BTreeMap<String, Vec<Drawn>> = serde_json::from_str(&text).expect("rows of five");
     for (name, rows) in &all {
         // VGG's 140 million parameters are drawn at a quarter of the width: its convolutions then have a quarter of the
         // outputs, and so twice the spread; that of its linear layers is a constant.

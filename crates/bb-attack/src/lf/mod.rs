@@ -129,6 +129,11 @@ impl Attack for Lf {
         }
     }
 
+    fn revision(cfg: &LfConfig) -> u32 {
+        // The search judged and ended otherwise.
+        u32::from(cfg.trigger.file.is_empty() && cfg.trigger.source == Source::DeepFool)
+    }
+
     fn files(cfg: &LfConfig) -> Vec<(&'static str, PathBuf)> {
         let mut files = crate::settings::optional_file("trigger.file", &cfg.trigger.file);
         files.extend(clean_net::file(&cfg.trigger.model));

@@ -84,7 +84,7 @@ use crate::labels::LabelMap;
 use crate::method::{Attack, Ctx, Poisoned};
 use crate::picture::Picture;
 use crate::{npy, poison_index};
-use config::WanetConfig;
+use config::{Augmentation, WanetConfig};
 use hook::WanetHook;
 use trigger::Field;
 
@@ -109,6 +109,11 @@ impl Attack for Wanet {
 
     fn eval_every(cfg: &WanetConfig) -> usize {
         cfg.eval_every
+    }
+
+    fn revision(cfg: &WanetConfig) -> u32 {
+        // The images of a batch decided one by one.
+        u32::from(cfg.augmentation == Augmentation::Image)
     }
 
     fn files(_: &WanetConfig) -> Vec<(&'static str, PathBuf)> {

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::artifact;
+use crate::precision::Precision;
 
 pub use error::CellError;
 pub use failed::Failed;
@@ -107,6 +108,16 @@ pub struct CellSpec {
     pub inputs: BTreeMap<String, String>,
     /// The seed of all random streams.
     pub seed: u64,
+}
+
+/// The table `compute` of a cell's settings: how networks were trained, and how often what the method computes has become
+/// something else since its first cells; 0, which those have, is left out.
+pub fn compute(precision: Precision, revision: u32) -> Value {
+    let mut table = json!({ "precision": precision });
+    if revision > 0 {
+        table["revision"] = json!(revision);
+    }
+    table
 }
 
 impl CellSpec {

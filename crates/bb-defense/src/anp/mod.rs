@@ -117,6 +117,11 @@ impl Defense for Anp {
         }
     }
 
+    fn revision(cfg: &AnpConfig, _: &str) -> u32 {
+        // A model that was no better than the suspect could be its oracle.
+        u32::from(cfg.sweep)
+    }
+
     fn repair(
         cfg: &Valid<AnpConfig>,
         suspect: Suspect<'_, CleanImages>,

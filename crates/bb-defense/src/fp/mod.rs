@@ -114,6 +114,11 @@ impl Defense for Fp {
         cfg.clean.clone()
     }
 
+    fn revision(_: &FpConfig, arch: &str) -> u32 {
+        // It acted on the last of three linear layers.
+        u32::from(arch == "vgg19_bn")
+    }
+
     fn repair(
         cfg: &Valid<FpConfig>,
         suspect: Suspect<'_, CleanImages>,
