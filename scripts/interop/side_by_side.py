@@ -316,7 +316,7 @@ def main():
     settings = {
         "device": "cpu", "amp": False, "pin_memory": False, "non_blocking": False, "num_workers": 0,
         "random_seed": args.seed, "index": "index.txt", "ratio": args.ratio, "dataset": "cifar10",
-        "dataset_path": "data", "model": "preactresnet18",
+        "dataset_path": "data", "model": "preactresnet18", "result_file": args.record.name,
         "yaml_path": str(args.yaml or next(f for f in (folder / "cifar10.yaml", folder / "config.yaml") if f.exists())),
     }  # fmt: skip
     settings |= {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in args.set)}
@@ -327,18 +327,17 @@ def main():
     began = time.process_time()
     if args.method in BY_HAND:
         defense = getattr(mod, BY_HAND[args.method])()
-        options = argparse.Namespace(**settings, result_file=args.record.name)
+        options = argparse.Namespace(**settings)
         defense.add_yaml_to_args(options)
         defense.prepare(defense.process_args(options))
         defense.defense()
     else:
-        kind = getattr(mod, args.method)
+        kind = getattr(mod, "i_bau" if args.method == "ibau" else args.method)
         theirs = argparse.ArgumentParser()
         kind.add_arguments(theirs)
         options = theirs.parse_args([])
         vars(options).update(settings)
         defense = kind(options)
-        defense.args.result_file = args.record.name
         mod.args = defense.args  # which some functions read as a global
         defense.defense(args.record.name)
     cpu = time.process_time() - began
