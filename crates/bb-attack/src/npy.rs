@@ -443,6 +443,18 @@ mod tests {
     }
 
     #[test]
+    fn only_a_file_above_the_largest_size_is_too_large() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("p.npy");
+        let file = fs_err::File::create(&path).expect("a writable folder");
+        for (size, expect) in [(MAX_BYTES, false), (MAX_BYTES + 1, true)] {
+            file.set_len(size).expect("a file of zeros");
+            let is = matches!(super::read(&path), Err(NpyError::TooLarge { .. }));
+            assert_eq!(is, expect, "{size} bytes");
+        }
+    }
+
+    #[test]
     fn every_format_and_type_is_read() {
         let check = |version, descr: &str, data: &[u8], kind| {
             let head =
