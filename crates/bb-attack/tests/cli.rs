@@ -788,3 +788,40 @@ fn options_that_do_nothing_are_errors() {
         assert!(stderr.contains(expect), "{stderr}\nlacks {expect}");
     }
 }
+
+/// A preview shows the images of the split that it is told to take.
+#[test]
+fn a_preview_takes_the_split_that_is_named() {
+    let out = folder();
+    for (split, level) in [("train", 40), ("test", 80), ("val", 120)] {
+        for class in ["0", "1"] {
+            let class = out.path().join(format!("data/{split}/{class}"));
+            fs_err::create_dir_all(&class).expect("a folder");
+            let picture = bb_attack::picture::Picture::new(32, 32, vec![level; 32 * 32 * 3]);
+            fs_err::write(class.join("a.png"), picture.to_png()).expect("a picture");
+        }
+    }
+    let (data, sheet) = (out.path().join("data"), out.path().join("sheet.png"));
+    let shown = |more: &[&str]| {
+        let words = [
+            "preview",
+            "badnets",
+            "--dataset",
+            "folder",
+            "--data",
+            path(&data),
+            "--images",
+            "1",
+            "--set",
+            "ratio=0.5",
+            "--out",
+            path(&sheet),
+        ];
+        let (done, _, stderr) = output(&[&words[..], more].concat());
+        assert!(done.status.success(), "{stderr}");
+        fs_err::read(&sheet).expect("a sheet")
+    };
+    let usual = shown(&[]);
+    assert_eq!(usual, shown(&["--test-split", "test"]));
+    assert_ne!(usual, shown(&["--test-split", "val"]));
+}

@@ -256,4 +256,21 @@ mod tests {
         assert_eq!(still.pixels, mask.pixels());
         assert!((still.before - still.after).abs() < f32::EPSILON);
     }
+
+    /// As PyTorch draws the weights of a linear layer.
+    #[test]
+    fn a_random_head_is_even_about_zero() {
+        let rows = head(Head::Random, &crate::golden::classifier(), 0).expect("a head");
+        assert_eq!(rows.len(), RANDOM_CLASSES);
+        let bound = 1.0 / (rows[0].len() as f32).sqrt();
+        let all = rows.concat();
+        let mean = all.iter().sum::<f32>() / all.len() as f32;
+        assert!(mean.abs() < 0.02 * bound, "{mean}");
+        let (low, high) = all.iter().fold((0.0_f32, 0.0_f32), |(low, high), &v| {
+            (low.min(v), high.max(v))
+        });
+        for side in [-low, high] {
+            assert!((0.99 * bound..=bound).contains(&side), "{low} to {high}");
+        }
+    }
 }
