@@ -535,6 +535,24 @@ fn every_wrong_setting_is_named() {
 }
 
 #[test]
+fn a_share_of_the_images_beside_a_list_of_them_is_refused() {
+    let mut checked = 0;
+    for defense in DEFENSES {
+        let given = Given {
+            set: vec!["clean.index_file=x".into(), "clean.ratio=0.1".into()],
+            ..Given::default()
+        };
+        if defense.info().needs == bb_core::method::Needs::CleanFraction {
+            let said = defense.resolve("cifar10", &given).err().expect("refused");
+            let said = said.to_string();
+            assert!(said.contains("`clean.ratio` does nothing"), "{said}");
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, 9);
+}
+
+#[test]
 fn every_setting_that_should_changes_the_result() {
     for defense in DEFENSES {
         let quick = quick_of(*defense);
