@@ -1,7 +1,7 @@
 //! Whether attacks attack: small trainings on the synthetic set with a floor for the success of each attack, and for the
 //! attacks inside the training loop one for the accuracy on images with a disturbed trigger or that of another image.
 //!
-//! The floors are well below what three seeds gave, which stands beside each test, and well above what trainings with a
+//! The floors are well below what three seeds gave, noted at each test, and well above what trainings with a
 //! fault gave (seed 0): without the attacked labels the ASR is 2 % for BadNets, 1 % for LF and Input-aware and 8 % for
 //! WaNet; with them on the crossed images too, the accuracy on these is 8 % for WaNet and Input-aware. All images of the
 //! synthetic set are drawn by the program.

@@ -1,7 +1,7 @@
 //! What defenses are for: on models whose backdoor works, their repair lowers the attack success rate.
 //!
 //! Each repairs BadNets on the synthetic set by its committed recipe. That is minutes of training, so the test is
-//! ignored unless it is asked for.
+//! ignored unless it is requested.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The original PyTorch network's numbers, from the folder that `BB_SHARED` names; ignored unless asked for.
+//! The original PyTorch network's numbers, from the folder that `BB_SHARED` names; ignored unless requested.
 //!
 //! Computed on the CPU, or on the device that `BB_DEVICE` names (`cuda:0`).
 //! Sizes are read from the files, so another set of the same cases with another width passes as well.

@@ -476,7 +476,7 @@ mod tests {
         }
     }
 
-    /// More than the accuracy that is asked for starts the ramp, and as much does not.
+    /// Only an accuracy above the requested one starts the ramp.
     #[test]
     fn the_image_counts_once_more_bits_are_right_than_asked_for() {
         let golden = Golden::load("ssba");

@@ -2,7 +2,7 @@
 //!
 //! ## What it does
 //! Backdoor neurons sleep while the inputs are clean. FP cuts the features that clean images activate least off from
-//! the linear layers, as many as clean accuracy bears, and then fine-tunes with these kept cut.
+//! the linear layers, as many as clean accuracy allows, and then fine-tunes with these kept cut.
 //!
 //! ## Threat model
 //! The defender has the suspect model and 5 % of the clean training images with their labels. Triggers, poison
