@@ -64,6 +64,10 @@ def attempt(mutant, timeout):
     try:
         path.write_text(mutated(text, mutant))
         if run([*test, "--no-run"], timeout) != 0:
+            said = (PLACE / "last.log").read_text(errors="replace")
+            # A killed compiler or a linker's error says nothing of the mutant, and must not take it out of the count.
+            if "(signal:" in said or "linking with" in said:
+                sys.exit(f"the build itself broke, see {PLACE / 'last.log'}; remove {PLACE / 'build'} and run again")
             return "unviable"
         return "missed" if run(test, timeout) == 0 else "caught"
     finally:
