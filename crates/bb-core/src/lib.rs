@@ -7,6 +7,8 @@ pub mod cell;
 pub mod cli;
 pub mod data;
 pub mod events;
+pub mod files;
+pub mod json;
 pub mod method;
 pub mod metrics;
 pub mod pickle;
