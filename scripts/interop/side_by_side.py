@@ -92,19 +92,25 @@ def network(module, like, **norm):
 
 
 def count(net, clean, poisoned):
-    """Hits and percentages on batches of the clean and of the poisoned test images."""
+    """Hits and percentages on batches of the clean and of the poisoned test images, and of each class's clean ones."""
     net.eval()
     acc = asr = ra = 0
+    right, of = {}, {}
     with torch.no_grad():
         for x, label, *_ in clean:
-            acc += int((net(x).argmax(1) == label).sum())
+            hit = net(x).argmax(1) == label
+            acc += int(hit.sum())
+            for true, found in zip(label.tolist(), hit.tolist()):
+                right[true] = right.get(true, 0) + found
+                of[true] = of.get(true, 0) + 1
         for x, label, _, _, true in poisoned:
             given = net(x).argmax(1)
             asr += int((given == label).sum())
             ra += int((given == true).sum())
     clean, poisoned = (sum(len(batch[1]) for batch in batches) for batches in (clean, poisoned))
     percent = {"ACC": 100 * acc / clean, "ASR": 100 * asr / poisoned, "RA": 100 * ra / poisoned}
-    return {"hits": [acc, asr, ra], **{k: round(v, 2) for k, v in percent.items()}}
+    recall = [round(100 * right[true] / of[true], 1) for true in sorted(of)]
+    return {"hits": [acc, asr, ra], **{k: round(v, 2) for k, v in percent.items()}, "recall": recall}
 
 
 def without_tests(cls, trained):

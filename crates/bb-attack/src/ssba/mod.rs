@@ -84,11 +84,13 @@ use crate::labels::LabelMap;
 use crate::method::{Attack, Ctx, Poisoned};
 use crate::picture::Picture;
 use crate::static_attack;
-use coder::Coder;
+use coder::{Coder, Quality};
 use config::{Source, SsbaConfig};
 
 /// Share of the bits that must be read from the encoded images for the encoder to count as trained.
 const GOOD: f64 = 0.95;
+/// Mean PSNR in dB below which what the encoder adds is plain to see in an image of 32 x 32 pixels.
+const INVISIBLE: f64 = 28.0;
 
 /// The attack, for the registry.
 pub struct Ssba;
@@ -205,15 +207,29 @@ fn encoded(cfg: &SsbaConfig, ctx: &Ctx<'_>, map: &LabelMap) -> Result<Poisoned, 
             format!("encoded test images: {bits:.2} % of the bits are read, PSNR {psnr:.2} dB");
         let data = json!({ "bit_accuracy": found.bit_accuracy, "psnr": psnr });
         ctx.prep.tell("encoded", &say, &data)?;
-        if found.bit_accuracy < GOOD {
-            poisoned.warnings.push(format!(
-                "only {bits:.2} % of the bits can be read from the encoded test images, expected {} %; \
-                 a longer training of the encoder (`trigger.steps`) makes a better trigger",
-                100.0 * GOOD
-            ));
-        }
+        poisoned.warnings.extend(shortcomings(&found));
     }
     Ok(poisoned)
+}
+
+/// What is wrong with a trigger that is said to be read by a network and not seen by people.
+fn shortcomings(found: &Quality) -> Vec<String> {
+    let (bits, psnr) = (100.0 * found.bit_accuracy, found.psnr);
+    let mut said = Vec::new();
+    if found.bit_accuracy < GOOD {
+        said.push(format!(
+            "only {bits:.2} % of the bits can be read from the encoded test images, expected {} %; \
+             a longer training of the encoder (`trigger.steps`) makes a better trigger",
+            100.0 * GOOD
+        ));
+    }
+    if psnr < INVISIBLE {
+        said.push(format!(
+            "the trigger can be seen: the encoded test images have a PSNR of {psnr:.2} dB, expected {INVISIBLE} dB; \
+             it is easier to learn than the published one, until the encoder is trained for longer (`trigger.steps`)"
+        ));
+    }
+    said
 }
 
 /// What the attack changed in the first image, times 10 on grey; grey alone if there is none.
@@ -229,4 +245,27 @@ fn change(originals: &Images, poison: &PoisonSet) -> Picture {
             .collect()
     };
     Picture::new(height, width, pixels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trigger_that_cannot_be_read_or_can_be_seen_is_said() {
+        let said = |bit_accuracy, psnr| shortcomings(&Quality { bit_accuracy, psnr });
+        assert!(said(0.95, 28.0).is_empty());
+        let [unread] = &said(0.949, 28.0)[..] else {
+            panic!("one thing is wrong")
+        };
+        assert!(unread.contains("only 94.90 % of the bits"), "{unread}");
+        let [seen] = &said(0.95, 27.99)[..] else {
+            panic!("one thing is wrong")
+        };
+        assert!(
+            seen.contains("a PSNR of 27.99 dB, expected 28 dB"),
+            "{seen}"
+        );
+        assert_eq!(said(0.5, 10.0).len(), 2);
+    }
 }
