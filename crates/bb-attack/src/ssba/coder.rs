@@ -498,17 +498,25 @@ mod tests {
     #[test]
     fn the_weight_of_the_image_waits_and_rises() {
         let mut coder = Coder::new(&small(), 32, 0).expect("small networks");
-        let cfg = SsbaConfig::default().trigger;
-        let mut check = |step: usize, started, expect: f64| {
-            (coder.step, coder.started) = (step, started);
-            assert!((coder.image_weight(&cfg) - expect).abs() < 1e-12, "{step}");
+        let ramp = SsbaConfig::default().trigger;
+        let at_once = TriggerConfig {
+            ramp: 0,
+            ..ramp.clone()
         };
-        check(5000, None, 0.0);
-        check(1000, Some(1000), 0.0);
-        check(2000, Some(1000), 0.0);
-        check(3500, Some(1000), 5.0);
-        check(5000, Some(1000), 10.0);
-        check(50_000, Some(1000), 10.0);
+        let mut check = |cfg: &TriggerConfig, step: usize, started, expect: f64| {
+            (coder.step, coder.started) = (step, started);
+            assert!((coder.image_weight(cfg) - expect).abs() < 1e-12, "{step}");
+        };
+        check(&ramp, 5000, None, 0.0);
+        check(&ramp, 1000, Some(1000), 0.0);
+        check(&ramp, 2000, Some(1000), 0.0);
+        check(&ramp, 3500, Some(1000), 5.0);
+        check(&ramp, 5000, Some(1000), 10.0);
+        check(&ramp, 50_000, Some(1000), 10.0);
+        let starts = 1000 + at_once.delay;
+        check(&at_once, starts - 1, Some(1000), 0.0);
+        check(&at_once, starts, Some(1000), 10.0);
+        check(&at_once, starts + 1, Some(1000), 10.0);
     }
 
     #[test]
