@@ -294,6 +294,20 @@ mod tests {
     }
 
     #[test]
+    fn epsilon_is_added_to_the_variance() {
+        let arch = ArchSpec::new("preactresnet18", 4, 10).expect("a small network");
+        let mut net = Net::new(&arch, 0);
+        let pair = &pairs(&net, Pairing::LastSeen)[0];
+        net.buffers_mut().tensor_mut(pair.variance).fill(0.5);
+        let [plain, damped] = [0.0, 7.5].map(|eps| lipschitz(&net, pair, eps));
+        assert_eq!(plain.len(), 4);
+        for (plain, damped) in plain.iter().zip(&damped) {
+            // The root of (0.5 + 7.5) / 0.5.
+            assert!((plain / damped - 4.0).abs() < 1e-12, "{plain} {damped}");
+        }
+    }
+
+    #[test]
     fn channels_without_variance_prune_nothing() {
         let arch = ArchSpec::new("preactresnet18", 4, 10).expect("a small network");
         let mut net = Net::new(&arch, 0);
