@@ -376,3 +376,53 @@ impl Coded for DefenseError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_user_can_mend_has_a_hint() {
+        let word = || "word".to_owned();
+        let diverged = DefenseError::Diverged {
+            stage: word(),
+            epoch: 0,
+            step: 0,
+            loss: f32::NAN,
+        };
+        let not_finite = DefenseError::NotFinite {
+            stage: word(),
+            tensor: word(),
+        };
+        let chain = DefenseError::Chain {
+            layer: word(),
+            found: 1,
+            expected: 2,
+        };
+        let model = DefenseError::OtherModel {
+            option: "width",
+            found: word(),
+            expected: word(),
+        };
+        let dataset = DefenseError::OtherDataset {
+            id: word(),
+            expected: word(),
+            found: word(),
+        };
+        let checkpoint = DefenseError::Checkpoint {
+            path: PathBuf::new(),
+            reason: word(),
+        };
+        for (error, word) in [
+            (diverged, "learning rate"),
+            (not_finite, "learning rate"),
+            (chain, "`layers.exclude`"),
+            (model, "leave `--width` out"),
+            (dataset, "`--data`"),
+            (checkpoint, "`ckpt`"),
+        ] {
+            let hint = error.hint().unwrap_or_default();
+            assert!(hint.contains(word), "{error}: {hint}");
+        }
+    }
+}

@@ -513,6 +513,37 @@ fn every_method_gives_the_same_bits_twice_and_resumes_to_them() {
     );
 }
 
+#[test]
+fn without_probes_a_model_is_measured_before_and_at_the_end() {
+    let probed = |quick: &&Quick| quick.set.contains(&"probe_every=1");
+    let root = folder();
+    let attack = Draft::new().write(root.path());
+    let mut tried = 0;
+    for quick in METHODS.iter().filter(probed) {
+        let stages = |probe: &str| {
+            let mut command = command(quick, &attack.dir, &root.path().join(probe));
+            let cell = place(&command.args(["--set", probe]).output().expect("it runs"));
+            let measured = rows(&cell)
+                .into_iter()
+                .filter(|row| row.get("asr").is_some());
+            let stage = |row: Value| row["stage"].as_str().map(str::to_owned);
+            measured.filter_map(stage).collect::<Vec<_>>()
+        };
+        let [often, never] = ["probe_every=1", "probe_every=0"].map(stages);
+        let ends = |stage: &&String| ["suspect", "final"].contains(&stage.as_str());
+        assert!(!often.iter().all(|stage| ends(&stage)), "{}", quick.id);
+        assert!(
+            never.iter().all(|stage| ends(&stage)),
+            "{}: {never:?}",
+            quick.id
+        );
+        let both = [&often, &never].map(|stages| stages.iter().filter(ends).count());
+        assert_eq!(both[0], both[1], "{}", quick.id);
+        tried += 1;
+    }
+    assert!(tried > 6, "{tried}");
+}
+
 fn rows_so_far(cell: &Path) -> usize {
     fs_err::read_to_string(cell.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
