@@ -8,6 +8,8 @@ mod data_files;
 mod data_folder;
 #[path = "data/golden.rs"]
 mod data_golden;
+#[path = "data/hostile.rs"]
+mod data_hostile;
 #[path = "data/layouts.rs"]
 mod data_layouts;
 #[path = "data/names.rs"]

@@ -10,6 +10,7 @@ use flate2::read::GzDecoder;
 
 use super::images::{CHANNELS, Images, Split};
 use super::{DataError, DatasetSpec, Decoded, Facts, classes, pickled};
+use crate::files::{self, Links};
 
 const PLANE: usize = 32 * 32;
 const PIXELS: usize = PLANE * CHANNELS;
@@ -276,7 +277,7 @@ impl Batches {
             path: archive.to_path_buf(),
             source,
         };
-        let file = fs_err::File::open(archive).map_err(DataError::io(archive))?;
+        let file = files::open(archive, Links::Follow).map_err(DataError::io(archive))?;
         let unpacked = GzDecoder::new(file).take(MOST_UNPACKED);
         let mut files: Vec<Option<Vec<u8>>> = self.names.iter().map(|_| None).collect();
         let mut names = None;
@@ -419,7 +420,7 @@ impl Rows<'_> {
 /// The bytes of a file that has at most `most`.
 pub(super) fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::new();
-    let file = fs_err::File::open(path).map_err(DataError::io(path))?;
+    let file = files::open(path, Links::Follow).map_err(DataError::io(path))?;
     let found = file.metadata().map_err(DataError::io(path))?.len();
     if found > most {
         return Err(DataError::FileSize {

@@ -7,6 +7,7 @@
 //! The limits are checked from the header, before memory for the pixels is taken, so that a file of a few hundred
 //! bytes that announces a huge picture costs nothing.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::io::Cursor;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +18,7 @@ use image::codecs::png::PngDecoder;
 use image::codecs::pnm::PnmDecoder;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageError, Limits};
 
+use super::budget::Budget;
 use super::images::CHANNELS;
 use super::resize;
 
@@ -24,6 +26,9 @@ use super::resize;
 const MAX_SIDE: u32 = 4096;
 /// Most bytes that a decoder may fill or use beside its output.
 const MAX_BYTES: u64 = 64_000_000;
+/// Scans of a JPEG file that cost little more than one: most that come in several have ten.
+const USUAL_SCANS: u64 = 12;
+const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
 
 /// Why the bytes of an image cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +56,14 @@ pub enum ImageFault {
     Memory {
         /// Bytes after decoding.
         bytes: u64,
+    },
+    /// Together with the images before it is too much for their files.
+    #[error(
+        "the images so far decode to more than {most} bytes, the limit for files of their size"
+    )]
+    Together {
+        /// The most bytes that may come of the files.
+        most: u64,
     },
     /// A JPEG file that stops early; decoders would fill the rest with grey.
     #[error("the JPEG data ends before its end marker")]
@@ -81,9 +94,16 @@ pub(super) struct Rgb {
 pub(super) struct Tally {
     resized: AtomicUsize,
     clipped: AtomicUsize,
+    /// Bytes that were decoded, of any size.
+    decoded: Budget,
 }
 
 impl Tally {
+    /// Takes the bytes of a file into account that images are in.
+    pub(super) fn files(&self, bytes: u64) {
+        self.decoded.add(bytes);
+    }
+
     /// Images that had another size.
     pub(super) fn resized(&self) -> usize {
         self.resized.load(Ordering::Relaxed)
@@ -122,10 +142,26 @@ fn format(bytes: &[u8]) -> Result<Format, ImageFault> {
     }
 }
 
-/// Decodes an image file of any format that is read.
-pub(super) fn rgb(bytes: &[u8]) -> Result<Rgb, ImageFault> {
+/// Decodes an image file of any format that is read; what it costs is counted in `budget` before.
+pub(super) fn rgb(bytes: &[u8], budget: &Budget) -> Result<Rgb, ImageFault> {
+    let format = format(bytes)?;
+    let bytes = &*without_profile(format, bytes);
     let reader = Cursor::new(bytes);
-    match format(bytes)? {
+    let pixels = |decoder: Box<dyn ImageDecoder + '_>, narrow| -> Result<Rgb, ImageFault> {
+        let (width, height) = checked_size(&decoder)?;
+        let rgb = u64::from(width) * u64::from(height) * CHANNELS as u64;
+        let passes = match format {
+            Format::Jpeg => 1 + scans(bytes) / USUAL_SCANS,
+            _ => 1,
+        };
+        let cost = decoder.total_bytes().max(rgb).saturating_mul(passes);
+        let cost = cost.saturating_add(bytes.len() as u64);
+        budget
+            .spend(cost)
+            .map_err(|most| ImageFault::Together { most })?;
+        decoded(decoder, narrow)
+    };
+    match format {
         Format::Png => {
             /// Place of the colour type in the header, which is always the first chunk.
             const COLOUR_TYPE: usize = 25;
@@ -135,23 +171,23 @@ pub(super) fn rgb(bytes: &[u8]) -> Result<Rgb, ImageFault> {
                 Some(0) => Narrow::Clip,
                 _ => Narrow::HighByte,
             };
-            pixels(decoder, narrow)
+            pixels(Box::new(decoder), narrow)
         }
         Format::Jpeg => {
             let decoder = JpegDecoder::new(reader)?;
             if !is_complete_jpeg(bytes) {
                 return Err(ImageFault::Truncated);
             }
-            pixels(decoder, Narrow::HighByte)
+            pixels(Box::new(decoder), Narrow::HighByte)
         }
-        Format::Bmp => pixels(BmpDecoder::new(reader)?, Narrow::HighByte),
+        Format::Bmp => pixels(Box::new(BmpDecoder::new(reader)?), Narrow::HighByte),
         Format::Pnm => {
             let decoder = PnmDecoder::new(reader)?;
             let narrow = match decoder.color_type() {
                 ColorType::L16 => Narrow::Clip,
                 _ => Narrow::Round,
             };
-            pixels(decoder, narrow)
+            pixels(Box::new(decoder), narrow)
         }
     }
 }
@@ -164,7 +200,7 @@ pub(super) fn rgb_into(
     out: &mut [u8],
     tally: &Tally,
 ) -> Result<(), ImageFault> {
-    let image = rgb(bytes)?;
+    let image = rgb(bytes, &tally.decoded)?;
     if image.clipped {
         tally.clipped.fetch_add(1, Ordering::Relaxed);
     }
@@ -179,14 +215,49 @@ pub(super) fn rgb_into(
 
 /// Height and width from the header alone.
 pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), ImageFault> {
-    let reader = Cursor::new(bytes);
-    let (width, height) = match format(bytes)? {
+    let format = format(bytes)?;
+    let bytes = without_profile(format, bytes);
+    let reader = Cursor::new(&*bytes);
+    let (width, height) = match format {
         Format::Png => checked_size(&PngDecoder::with_limits(reader, limits())?)?,
         Format::Jpeg => checked_size(&JpegDecoder::new(reader)?)?,
         Format::Bmp => checked_size(&BmpDecoder::new(reader)?)?,
         Format::Pnm => checked_size(&PnmDecoder::new(reader)?)?,
     };
     Ok((height as usize, width as usize))
+}
+
+/// A PNG file without its colour profile, which is not applied, and which the decoder would unpack before anything else.
+fn without_profile(format: Format, bytes: &[u8]) -> Cow<'_, [u8]> {
+    /// Length and kind of a chunk, and length, kind and checksum.
+    const HEAD: usize = 8;
+    const FRAME: usize = 12;
+    let (mut at, mut kept, mut out) = (HEAD, 0, Vec::new());
+    while let (Format::Png, Some(chunk)) = (format, bytes.get(at..at.saturating_add(HEAD))) {
+        let length = u32::from_be_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]) as usize;
+        let end = at.saturating_add(length).saturating_add(FRAME);
+        if &chunk[4..] == b"IDAT" || end > bytes.len() {
+            break;
+        }
+        if &chunk[4..] == b"iCCP" {
+            out.extend_from_slice(&bytes[kept..at]);
+            kept = end;
+        }
+        at = end;
+    }
+    if kept == 0 {
+        return Cow::Borrowed(bytes);
+    }
+    out.extend_from_slice(&bytes[kept..]);
+    Cow::Owned(out)
+}
+
+/// How often a JPEG file goes over its pixels; no other marker looks like that of a scan.
+fn scans(bytes: &[u8]) -> u64 {
+    bytes
+        .windows(2)
+        .filter(|pair| *pair == START_OF_SCAN)
+        .count() as u64
 }
 
 fn limits() -> Limits {
@@ -223,7 +294,7 @@ enum Narrow {
     Round,
 }
 
-fn pixels(decoder: impl ImageDecoder, narrow: Narrow) -> Result<Rgb, ImageFault> {
+fn decoded(decoder: impl ImageDecoder, narrow: Narrow) -> Result<Rgb, ImageFault> {
     let (width, height) = checked_size(&decoder)?;
     let image = DynamicImage::from_decoder(decoder)?;
     let (pixels, clipped) = match image.as_flat_samples_u16() {
@@ -265,7 +336,6 @@ fn pixels(decoder: impl ImageDecoder, narrow: Narrow) -> Result<Rgb, ImageFault>
 /// The decoder is lenient and would invent the missing rows; a thumbnail in the metadata has an end marker of its
 /// own, so the search begins behind the metadata.
 fn is_complete_jpeg(bytes: &[u8]) -> bool {
-    const START_OF_SCAN: u8 = 0xda;
     const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
     let mut at = 2; // behind the start marker
     while let Some(&[marker, kind, high, low]) = bytes.get(at..at + 4) {
@@ -277,7 +347,7 @@ fn is_complete_jpeg(bytes: &[u8]) -> bool {
             continue;
         }
         at += 2 + usize::from(u16::from_be_bytes([high, low]));
-        if kind == START_OF_SCAN {
+        if [marker, kind] == START_OF_SCAN {
             return bytes
                 .get(at..)
                 .is_some_and(|scan| scan.windows(2).any(|pair| pair == END_OF_IMAGE));
@@ -290,6 +360,10 @@ fn is_complete_jpeg(bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
     use image::{ExtendedColorType, ImageEncoder};
+
+    fn rgb(bytes: &[u8]) -> Result<Rgb, ImageFault> {
+        super::rgb(bytes, &Budget::default())
+    }
 
     fn png(w: u32, h: u32, color: ExtendedColorType, pixels: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
@@ -489,6 +563,24 @@ mod tests {
         ));
         assert!(size(&announcing(4097, 1, 8)).is_err());
         assert_eq!(size(&announcing(40, 30, 8)).expect("a header"), (30, 40));
+    }
+
+    #[test]
+    fn images_of_one_budget_share_it() {
+        let (small, budget) = (png(2, 1, ExtendedColorType::L8, &[7, 9]), Budget::default());
+        let large = jpeg(3000, 3000, ExtendedColorType::L8, &vec![90; 9_000_000]);
+        let all = super::rgb(&large, &budget).and_then(|_| super::rgb(&large, &budget));
+        all.expect("54 MB");
+        super::rgb(&small, &budget).expect("a few bytes more");
+        let fault = super::rgb(&large, &budget).expect_err("81 MB");
+        assert_eq!(
+            fault.to_string(),
+            "the images so far decode to more than 67108864 bytes, the limit for files of their size"
+        );
+        // Each dozen of scans counts as much as the first.
+        let scans = [large, START_OF_SCAN.repeat(23), vec![0xff, 0xd9]].concat();
+        let fault = super::rgb(&scans, &Budget::default()).expect_err("81 MB");
+        assert!(matches!(fault, ImageFault::Together { .. }), "{fault}");
     }
 
     #[test]

@@ -142,6 +142,20 @@ pub enum DataError {
         /// Width.
         w: usize,
     },
+    /// The images are out of proportion to the files that they come of.
+    #[error("`{}` has {found} images that become {h}x{w}, expected at most {most} in files of its size", path.display())]
+    Proportion {
+        /// The file, or the folder of the first image.
+        path: PathBuf,
+        /// Images.
+        found: u64,
+        /// The most images of this size.
+        most: u64,
+        /// Height.
+        h: usize,
+        /// Width.
+        w: usize,
+    },
     /// A shard of a numbered set is absent.
     #[error("`{}` is missing, the set has {total} files and {found} are there", path.display())]
     MissingShard {
@@ -183,7 +197,7 @@ pub enum DataError {
         message: String,
     },
     /// A column is absent.
-    #[error("`{}` has no column {expected}, found {}", path.display(), literals(found))]
+    #[error("`{}` has no column {expected}, {}", path.display(), found_there(found))]
     MissingColumn {
         /// The file.
         path: PathBuf,
@@ -486,7 +500,7 @@ fn literals<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String 
     quoted.join(", ")
 }
 
-/// What lies in a folder, of much only the beginning.
+/// What lies in a folder or a file, of much only the beginning.
 fn found_there(names: &[String]) -> String {
     const SHOWN: usize = 8;
     match names.len() {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::batches::read_at_most;
 use super::decode::{self, Tally};
 use super::images::{CHANNELS, Images, Split, byte_count};
-use super::{DataError, Decoded, Facts, Note};
+use super::{DataError, Decoded, Facts, Note, budget};
 
 /// Formats that are read, by the ending of the name.
 const READ: [&str; 10] = [
@@ -74,13 +74,16 @@ impl Listing {
     ) -> Result<Decoded, DataError> {
         let n = self.files.len().min(limit.unwrap_or(usize::MAX));
         let image_bytes = h * w * CHANNELS;
+        self.check_proportion(n, h, w)?;
         let mut pixels = zeros(n, h, w)?;
         let tally = Tally::default();
         let fault = pixels
             .par_chunks_exact_mut(image_bytes)
             .zip(&self.files)
             .map(|(out, path)| {
-                decode::rgb_into(&read(path)?, h, w, out, &tally).map_err(unusable(path))
+                let bytes = read(path)?;
+                tally.files(bytes.len() as u64);
+                decode::rgb_into(&bytes, h, w, out, &tally).map_err(unusable(path))
             })
             .find_map_first(Result::err);
         if let Some(fault) = fault {
@@ -104,6 +107,29 @@ pub(super) fn zeros(n: usize, h: usize, w: usize) -> Result<Vec<u8>, DataError> 
     pixels.try_reserve_exact(bytes).map_err(|_| too_large())?;
     pixels.resize(bytes, 0);
     Ok(pixels)
+}
+
+impl Listing {
+    /// Refuses the first `n` images where a large one in front makes more of small ones than their files are worth.
+    fn check_proportion(&self, n: usize, h: usize, w: usize) -> Result<(), DataError> {
+        let image = (h * w * CHANNELS) as u64;
+        let needed = (n as u64).saturating_mul(image);
+        if needed <= budget::most(0) {
+            return Ok(());
+        }
+        let length = |path: &PathBuf| fs_err::metadata(path).map_or(0, |facts| facts.len());
+        let most = budget::most(self.files[..n].par_iter().map(length).sum());
+        if needed <= most {
+            return Ok(());
+        }
+        Err(DataError::Proportion {
+            path: self.files[0].parent().unwrap_or(Path::new("")).to_owned(),
+            found: n as u64,
+            most: most / image,
+            h,
+            w,
+        })
+    }
 }
 
 impl LeftOut {

@@ -23,6 +23,7 @@
 use std::path::{Path, PathBuf};
 
 mod batches;
+mod budget;
 mod cache;
 mod classes;
 mod decode;
@@ -34,6 +35,7 @@ mod images;
 mod listing;
 mod locate;
 mod named;
+mod pages;
 mod pickled;
 pub mod resize;
 mod shards;
@@ -41,6 +43,7 @@ mod signs;
 mod spec;
 mod synthetic;
 mod table;
+mod thrift;
 mod tiny;
 
 pub use classes::known as known_classes;

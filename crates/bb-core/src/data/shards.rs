@@ -3,10 +3,11 @@
 //! The column readers are used directly: going through records or Arrow would copy every image once more.
 //! Rows are read in batches, and each batch is decoded on all threads.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use parquet::basic::{ConvertedType, Type};
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::basic::{ConvertedType, Encoding, Type};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
@@ -14,9 +15,13 @@ use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 use rayon::prelude::*;
 
+use super::budget::{self, Budget};
 use super::decode::Tally;
 use super::images::{CHANNELS, Images, Split};
+use super::pages::{self, Checked};
 use super::{DataError, DatasetSpec, Decoded, Facts, classes, decode};
+use crate::files::{self, Links};
+use crate::json;
 
 /// Rows decoded at a time: enough for all threads, little memory.
 const BATCH: usize = 2048;
@@ -33,6 +38,10 @@ const LABEL: [&str; 6] = [
 ];
 /// Most classes of a dataset whose labels alone tell how many there are.
 const MOST_CLASSES: usize = 100_000;
+/// Bytes that a row counts at least, whatever is in it.
+const LEAST_ROW: u64 = 1 << 10;
+/// Most values in the description that the hub's tools leave in a file, of which each class is one.
+const MOST_FACTS: usize = 200_000;
 
 /// Reads all rows of `files`, one after the other, or the first `limit`.
 pub(super) fn read(
@@ -46,6 +55,7 @@ pub(super) fn read(
         pixels: Vec::new(),
         labels: Vec::new(),
         tally: Tally::default(),
+        room: Budget::default(),
     };
     let mut named: Option<(&Path, Vec<String>)> = None;
     for path in files {
@@ -83,11 +93,13 @@ struct Sink<'a> {
     pixels: Vec<u8>,
     labels: Vec<u32>,
     tally: Tally,
+    /// Bytes of `pixels`.
+    room: Budget,
 }
 
 impl Sink<'_> {
-    fn wanted(&self) -> usize {
-        BATCH.min(self.limit - self.labels.len())
+    fn wanted(&self, batch: usize) -> usize {
+        batch.min(self.limit - self.labels.len())
     }
 
     /// Checks and decodes one batch whose first row is `row` of the file.
@@ -141,7 +153,12 @@ impl Sink<'_> {
 /// One open file whose schema has been checked.
 struct Shard<'a> {
     path: &'a Path,
+    /// What `reader` reads.
+    file: std::fs::File,
+    length: u64,
     reader: SerializedFileReader<std::fs::File>,
+    /// Bytes that came of pages.
+    unpacked: Budget,
     image: Column,
     label: Column,
     /// Names of the classes, where the file has them.
@@ -158,12 +175,13 @@ struct Column {
 
 impl<'a> Shard<'a> {
     fn open(path: &'a Path) -> Result<Self, DataError> {
-        refuse_pointer(path)?;
-        let (file, _) = fs_err::File::open(path)
-            .map_err(DataError::io(path))?
-            .into_parts();
-        let reader = SerializedFileReader::new(file).map_err(unreadable(path))?;
-        let length = fs_err::metadata(path).map_err(DataError::io(path))?.len();
+        let opened = files::open(path, Links::Follow).map_err(DataError::io(path))?;
+        let (file, _) = opened.into_parts();
+        refuse_pointer(path, &file)?;
+        let length = file.metadata().map_err(DataError::io(path))?.len();
+        pages::check_contents(&file, length).map_err(unreadable(path))?;
+        let copy = file.try_clone().map_err(DataError::io(path))?;
+        let reader = SerializedFileReader::new(copy).map_err(unreadable(path))?;
         check_places(reader.metadata(), length).map_err(unreadable(path))?;
         let facts = reader.metadata().file_metadata();
         let names = class_names(facts.key_value_metadata());
@@ -199,16 +217,18 @@ impl<'a> Shard<'a> {
             label: typed(path, columns, label, "a column of integers", is_label)?,
             names,
             path,
+            file,
+            length,
             reader,
+            unpacked: Budget::default(),
         })
     }
 
     fn read_into(&self, sink: &mut Sink<'_>) -> Result<(), DataError> {
-        let rows = self.reader.metadata().file_metadata().num_rows();
-        self.reserve(sink, usize::try_from(rows).unwrap_or(0));
+        self.make_room(sink)?;
         let mut row = 0;
         for i in 0..self.reader.num_row_groups() {
-            if sink.wanted() == 0 {
+            if sink.wanted(BATCH) == 0 {
                 return Ok(());
             }
             let group = self
@@ -220,21 +240,29 @@ impl<'a> Shard<'a> {
         Ok(())
     }
 
-    /// Takes memory for the announced rows, unless the announcement is out of proportion to the file.
-    fn reserve(&self, sink: &mut Sink<'_>, rows: usize) {
-        let rows = rows.min(sink.limit - sink.labels.len());
-        let compressed: i64 = self
-            .reader
-            .metadata()
-            .row_groups()
-            .iter()
-            .map(parquet::file::metadata::RowGroupMetaData::compressed_size)
-            .fold(0, i64::saturating_add);
-        let bytes = rows.saturating_mul(sink.spec.height * sink.spec.width * CHANNELS);
-        if bytes / 64 <= usize::try_from(compressed).unwrap_or(0) {
-            // If there is no memory for them, the reading will say so.
-            let _ = sink.pixels.try_reserve(bytes);
-        }
+    /// Takes memory for the announced rows, unless their images are out of proportion to the files.
+    fn make_room(&self, sink: &mut Sink<'_>) -> Result<(), DataError> {
+        let groups = self.reader.metadata().row_groups().iter();
+        let rows = groups.fold(0, |rows: u64, group| {
+            rows.saturating_add(group.num_rows().unsigned_abs())
+        });
+        let rows = rows.min((sink.limit - sink.labels.len()) as u64);
+        sink.tally.files(self.length);
+        sink.room.add(self.length);
+        let image = (sink.spec.height * sink.spec.width * CHANNELS) as u64;
+        let bytes = rows.saturating_mul(image);
+        sink.room
+            .spend(bytes)
+            .map_err(|most| DataError::Proportion {
+                path: self.path.to_path_buf(),
+                found: rows,
+                most: most / image.max(1),
+                h: sink.spec.height,
+                w: sink.spec.width,
+            })?;
+        // If there is no memory for them, the reading will say so.
+        let _ = sink.pixels.try_reserve(bytes as usize);
+        Ok(())
     }
 
     fn read_group(
@@ -248,8 +276,9 @@ impl<'a> Shard<'a> {
         let end = *row + announced;
         let (mut images, mut labels) = (self.images(group)?, self.labels(group)?);
         let (mut bytes, mut numbers, mut levels) = (Vec::new(), Vec::new(), Vec::new());
-        while sink.wanted() > 0 {
-            let wanted = sink.wanted();
+        let batch = if self.is_single(group) { 1 } else { BATCH };
+        while sink.wanted(batch) > 0 {
+            let wanted = sink.wanted(batch);
             let found = next(&mut images, wanted, &mut bytes, &mut levels).map_err(unreadable())?;
             self.refuse_null(&self.image, *row, &levels)?;
             let labelled = labels
@@ -270,7 +299,7 @@ impl<'a> Shard<'a> {
             sink.push(self.path, *row, &bytes, &numbers)?;
             *row += found;
         }
-        if sink.wanted() > 0 && *row != end {
+        if sink.wanted(batch) > 0 && *row != end {
             return Err(self.ends(&self.image, *row, end));
         }
         Ok(())
@@ -280,20 +309,44 @@ impl<'a> Shard<'a> {
         &self,
         group: &dyn RowGroupReader,
     ) -> Result<ColumnReaderImpl<ByteArrayType>, DataError> {
-        let reader = group.get_column_reader(self.image.index);
-        match reader.map_err(unreadable(self.path))? {
+        match self.column(group, &self.image, self.is_single(group))? {
             ColumnReader::ByteArrayColumnReader(images) => Ok(images),
             _ => unreachable!("the schema says that the image column has the type BYTE_ARRAY"),
         }
     }
 
     fn labels(&self, group: &dyn RowGroupReader) -> Result<Labels, DataError> {
-        let reader = group.get_column_reader(self.label.index);
-        match reader.map_err(unreadable(self.path))? {
+        match self.column(group, &self.label, false)? {
             ColumnReader::Int32ColumnReader(reader) => Ok(Labels::Int32(reader, Vec::new())),
             ColumnReader::Int64ColumnReader(reader) => Ok(Labels::Int64(reader)),
             _ => unreachable!("the schema says that the label column has an integer type"),
         }
+    }
+
+    /// Whether images are read one by one, since each may be made of the one before and be as long as all together.
+    fn is_single(&self, group: &dyn RowGroupReader) -> bool {
+        let mut encodings = group.metadata().column(self.image.index).encodings();
+        encodings.any(|encoding| encoding == Encoding::DELTA_BYTE_ARRAY)
+    }
+
+    /// A column whose pages are checked before they are read.
+    fn column(
+        &self,
+        group: &dyn RowGroupReader,
+        column: &Column,
+        is_single: bool,
+    ) -> Result<ColumnReader, DataError> {
+        let facts = group.metadata().column(column.index);
+        let rows = group.metadata().num_rows();
+        pages::check_pages(&self.file, facts, rows, &self.unpacked)
+            .map_err(unreadable(self.path))?;
+        let inner = group.get_column_page_reader(column.index);
+        let pages = Checked {
+            inner: inner.map_err(unreadable(self.path))?,
+            has_levels: column.full > 0,
+            is_single,
+        };
+        Ok(get_column_reader(facts.column_descr_ptr(), Box::new(pages)))
     }
 
     /// Checks the definition levels of a batch, of which a column that cannot hold nulls has none.
@@ -483,7 +536,7 @@ fn class_names(metadata: Option<&Vec<parquet::file::metadata::KeyValue>>) -> Opt
         .find(|entry| entry.key == "huggingface")
         .and_then(|entry| entry.value.as_deref())?;
     // The description is optional and its form is not ours: what is not understood is not used.
-    let description: serde_json::Value = serde_json::from_str(text).ok()?;
+    let description: serde_json::Value = json::from_slice(text.as_bytes(), MOST_FACTS).ok()?;
     let features = &description["info"]["features"];
     let names = LABEL
         .iter()
@@ -512,9 +565,15 @@ fn check_places(contents: &ParquetMetaData, length: u64) -> Result<(), ParquetEr
     let implausible = |what: &str, found: i64| {
         ParquetError::General(format!("the table of contents has a {what} of {found}"))
     };
+    let mut rows = 0_u64;
     for group in contents.row_groups() {
-        if group.num_rows() < 0 {
-            return Err(implausible("number of rows", group.num_rows()));
+        rows = rows.saturating_add(group.num_rows().unsigned_abs());
+        let most = budget::most(length) / LEAST_ROW;
+        if group.num_rows() < 0 || rows > most {
+            return Err(ParquetError::General(format!(
+                "the table of contents has a number of rows of {}, expected at most {most} in {length} bytes",
+                group.num_rows()
+            )));
         }
         for column in group.columns() {
             let start = column
@@ -540,14 +599,11 @@ fn check_places(contents: &ParquetMetaData, length: u64) -> Result<(), ParquetEr
     Ok(())
 }
 
-fn refuse_pointer(path: &Path) -> Result<(), DataError> {
-    use std::io::Read as _;
-    let mut head = Vec::new();
-    let file = fs_err::File::open(path).map_err(DataError::io(path))?;
-    file.take(24)
-        .read_to_end(&mut head)
-        .map_err(DataError::io(path))?;
-    if head.starts_with(b"version https://git-lfs") {
+fn refuse_pointer(path: &Path, file: &std::fs::File) -> Result<(), DataError> {
+    const MARK: &[u8] = b"version https://git-lfs";
+    let mut head = [0; MARK.len()];
+    let read = file.read_at(&mut head, 0).map_err(DataError::io(path))?;
+    if head[..read] == *MARK {
         return Err(DataError::LfsPointer {
             path: path.to_path_buf(),
         });
