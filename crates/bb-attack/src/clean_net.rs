@@ -12,7 +12,7 @@ use bb_core::rng;
 use bb_nn::data::batch_count;
 use bb_nn::schedule::Kind;
 use bb_nn::train::{Checkpoints, EpochRow, Hooks, Recipe, TrainError, fit};
-use bb_nn::{ArchSpec, Compute, Net, NnError, StateDict};
+use bb_nn::{ArchSpec, Compute, Net, NnError};
 use rng::RngCore as _;
 use serde_json::json;
 
@@ -182,7 +182,7 @@ fn read(path: &Path, arch: &ArchSpec, dataset: &str) -> Result<Net, AttackError>
         }
         file = cell.file(MODEL);
     }
-    let net = StateDict::load(&file).and_then(|state| Net::from_state(arch, &state));
+    let net = Net::load(arch, &file).map(|(_, net)| net);
     net.map_err(|source| {
         let (arch, classes) = (arch.label(), arch.classes());
         CleanNetError::State {
@@ -204,6 +204,10 @@ struct Part<'a> {
 }
 
 impl Hooks for Part<'_> {
+    fn unusable(&mut self, why: &str) -> Result<(), TrainError> {
+        self.ctx.prep.warn(why).map_err(crate::harness::wrapped)
+    }
+
     fn started(&mut self, epochs: usize) -> Result<(), TrainError> {
         let total = self.epochs as u64 * self.per_epoch;
         let quiet = self.ctx.prep.quiet;

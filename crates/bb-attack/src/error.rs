@@ -207,16 +207,6 @@ pub enum AttackError {
         /// What the system said.
         source: io::Error,
     },
-    /// The rows of the epochs before the checkpoint are not all there.
-    #[error("`{}` has {found} rows, expected {expected} or more to go on from the checkpoint", path.display())]
-    MetricsLost {
-        /// The file.
-        path: PathBuf,
-        /// Rows found.
-        found: usize,
-        /// Epochs that the checkpoint has behind it.
-        expected: usize,
-    },
     /// The log cannot be written.
     #[error("cannot write the log in `{}`", dir.display())]
     Log {
@@ -267,8 +257,7 @@ impl Coded for AttackError {
             | Self::CleanNet(_)
             | Self::Encoded(_)
             | Self::NoPattern { .. }
-            | Self::BlackTrigger { .. }
-            | Self::MetricsLost { .. } => exit::INPUT,
+            | Self::BlackTrigger { .. } => exit::INPUT,
             // What is written is the result of the training, and not what somebody gave.
             Self::Nn(NnError::NotFinite { .. })
             | Self::EncoderDiverged { .. }
@@ -303,9 +292,7 @@ impl Coded for AttackError {
             Self::Train(TrainError::NoBatch { .. }) => {
                 Some("lower `train.batch_size`, or set `train.drop_last=false`".to_owned())
             }
-            Self::Train(TrainError::Checkpoint { .. })
-            | Self::Checkpoint { .. }
-            | Self::MetricsLost { .. } => {
+            Self::Train(TrainError::Checkpoint { .. }) | Self::Checkpoint { .. } => {
                 Some("remove the folder of the cell to begin anew".to_owned())
             }
             Self::Nn(error) => error.hint(),

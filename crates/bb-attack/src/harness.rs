@@ -17,14 +17,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bb_core::artifact::{self, atomic};
+use bb_core::artifact;
+use bb_core::artifact::checkpoint::{self, Found, Version};
 use bb_core::cell::{
     self, CKPT, CONFIG, Cell, CellSpec, ENV, Kind, LOG, METRICS, MODEL, Opened, POISON_TEST,
     POISON_TRAIN, Work,
 };
 use bb_core::cli::catch_interrupts;
 use bb_core::data::{Dataset, NamedClass, OpenOptions, Split};
-use bb_core::events::{Log, Progress, env_facts, from_one};
+use bb_core::events::{Log, Progress, env_facts};
+use bb_core::files::{self, Links};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
 use bb_core::precision::Precision;
@@ -76,11 +78,14 @@ pub struct AttackRequest {
     pub quiet: bool,
 }
 
+/// Most bytes of `metrics.jsonl` that a resumed run reads: that of 100,000 epochs has a quarter.
+const LARGEST_ROWS: u64 = 64 << 20;
+
 /// A row of `metrics.jsonl`. All shares are fractions from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsRow {
-    /// Epoch, counted from 1. Earlier versions counted from 0; such rows are renumbered when their run resumes.
+    /// Epoch, counted from 1.
     pub epoch: usize,
     /// Learning rate of the epoch's first step.
     pub lr: f64,
@@ -545,6 +550,8 @@ struct LoopPart<'a> {
     recipe: Recipe,
     /// All rows so far, as they stand in the file.
     rows: String,
+    /// The hook's state beside the checkpoint that is gone on from.
+    state: Vec<u8>,
     progress: Option<Progress>,
     last_row: Option<EpochRow>,
     /// The scores after the epoch trained last, if they were measured.
@@ -560,8 +567,9 @@ impl<'a> LoopPart<'a> {
         hook: Option<&'a mut (dyn TrainHook + 'static)>,
     ) -> Result<Self, AttackError> {
         let path = work.dir().join(METRICS);
-        let rows = match fs_err::read_to_string(&path) {
-            Ok(rows) => rows,
+        let rows = match files::read(&path, Links::Refuse, LARGEST_ROWS) {
+            // Rows that are no text are not those of a checkpoint, whose digest says so.
+            Ok(rows) => String::from_utf8_lossy(&rows).into_owned(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(source) => return Err(AttackError::Checkpoint { path, source }),
         };
@@ -574,6 +582,7 @@ impl<'a> LoopPart<'a> {
             hook,
             recipe: run.ready.recipe(),
             rows,
+            state: Vec::new(),
             progress,
             last_row,
             measured,
@@ -601,16 +610,24 @@ impl<'a> LoopPart<'a> {
         self.work.dir().join(CKPT).join(name)
     }
 
-    /// Brings the hook back to the state in a file.
-    fn load_hook(&mut self, path: &Path) -> Result<(), AttackError> {
-        if let Some(hook) = self.hook.as_deref_mut() {
-            let state = fs_err::read(path).map_err(|source| AttackError::Checkpoint {
-                path: path.to_owned(),
-                source,
-            })?;
-            hook.load(&state, path)?;
+    /// The content of one of its checkpoints; nothing if there is none that can be used, which is told.
+    fn saved(&self, path: &Path) -> Result<Option<Vec<u8>>, AttackError> {
+        match checkpoint::read(path, Version::Last)? {
+            Found::Whole(state) => Ok(Some(state)),
+            Found::Absent => Ok(None),
+            Found::Damaged(damage) => {
+                self.warn(&damage.to_string())?;
+                Ok(None)
+            }
         }
-        Ok(())
+    }
+
+    /// Brings the hook back to a state; `path` is where it lies.
+    fn load_hook(&mut self, state: &[u8], path: &Path) -> Result<(), AttackError> {
+        match self.hook.as_deref_mut() {
+            Some(hook) => hook.load(state, path),
+            None => Ok(()),
+        }
     }
 
     /// The hook's own work before the first epoch, from where it was left.
@@ -619,12 +636,16 @@ impl<'a> LoopPart<'a> {
         if total == 0 {
             return Ok(());
         }
-        let first = (0..=total)
-            .rev()
-            .find(|&k| self.before_state(k).exists())
-            .unwrap_or(0);
+        let mut first = 0;
+        for epochs in (1..=total).rev() {
+            let path = self.before_state(epochs);
+            if let Some(state) = self.saved(&path)? {
+                self.load_hook(&state, &path)?;
+                first = epochs;
+                break;
+            }
+        }
         if first > 0 {
-            self.load_hook(&self.before_state(first))?;
             let say = format!("resumed after {first} of {total} epochs before training");
             self.info("resumed", &say, &json!({ "before": first }))?;
         }
@@ -644,10 +665,10 @@ impl<'a> LoopPart<'a> {
             let told = hook.epoch_before(epoch, &mut done)?;
             let done = epoch + 1;
             let state = saved(hook, done)?;
-            atomic::write(self.before_state(done), state)?;
-            if epoch > 0 {
+            checkpoint::write(&self.before_state(done), &state)?;
+            if done > 2 {
                 // As in `end_epoch`.
-                let _ = fs_err::remove_file(self.before_state(epoch));
+                let _ = fs_err::remove_file(self.before_state(done - 2));
             }
             progress.note(&format!("epoch {done} of {total}, {told}"));
             let say = format!("before training, epoch {done} of {total}: {told}");
@@ -657,28 +678,38 @@ impl<'a> LoopPart<'a> {
         Ok(())
     }
 
+    /// The rows of the first epochs.
+    fn rows_of(&self, epochs: usize) -> &str {
+        let rows = self.rows.split_inclusive('\n').take(epochs);
+        &self.rows[..rows.map(str::len).sum()]
+    }
+
+    /// Whether the rows and the hook's state beside a checkpoint are there.
+    fn has_kept(&mut self, epochs: usize, rows: &str) -> Result<bool, AttackError> {
+        if artifact::sha256_hex(self.rows_of(epochs)) != rows {
+            let say = format!(
+                "the checkpoint after {epochs} epochs is not used: `{METRICS}` has not the rows that it had"
+            );
+            self.warn(&say)?;
+            return Ok(false);
+        }
+        if self.hook.is_none() {
+            return Ok(true);
+        }
+        let state = self.saved(&self.hook_state(epochs))?;
+        let found = state.is_some();
+        self.state = state.unwrap_or_default();
+        Ok(found)
+    }
+
     /// Goes back to the state after `epochs` epochs.
     fn resume(&mut self, epochs: usize) -> Result<(), AttackError> {
-        // A row is written before the checkpoint of its epoch, so there may be one too many but none too few.
-        let mut kept = 0;
-        for row in self.rows.split_inclusive('\n').take(epochs) {
-            kept += row.len();
-        }
-        let found = self.rows[..kept].lines().count();
-        if found != epochs {
-            let path = self.work.dir().join(METRICS);
-            return Err(AttackError::MetricsLost {
-                path,
-                found,
-                expected: epochs,
-            });
-        }
+        // A row is written before the checkpoint of its epoch, so there may be one too many.
+        let kept = self.rows_of(epochs).len();
         self.rows.truncate(kept);
-        if let Some(rows) = from_one(&self.rows) {
-            self.rows = rows;
-        }
         if epochs > 0 {
-            self.load_hook(&self.hook_state(epochs))?;
+            let state = std::mem::take(&mut self.state);
+            self.load_hook(&state, &self.hook_state(epochs))?;
             let say = format!("resumed after {epochs} epochs");
             self.info("resumed", &say, &json!({ "epochs": epochs }))?;
         } else {
@@ -704,11 +735,11 @@ impl<'a> LoopPart<'a> {
         self.write_row(row)?;
         if let Some(hook) = self.hook.as_deref_mut() {
             let state = saved(hook, done)?;
-            atomic::write(self.hook_state(done), state)?;
-            // The checkpoint of this epoch is not written yet, so the state before is still needed.
-            if done >= 2 {
+            checkpoint::write(&self.hook_state(done), &state)?;
+            // The checkpoint of this epoch is not written yet, so the states of the two before are still needed.
+            if done >= 3 {
                 // A state that stays too long does no harm, and all of them go when the cell is complete.
-                let _ = fs_err::remove_file(self.hook_state(done - 2));
+                let _ = fs_err::remove_file(self.hook_state(done - 3));
             }
         }
         self.last_row = Some(row.clone());
@@ -761,9 +792,27 @@ impl<'a> LoopPart<'a> {
             .info(event, text, data)
             .map_err(AttackError::log(self.work.dir()))
     }
+
+    fn warn(&self, text: &str) -> Result<(), AttackError> {
+        self.log
+            .warn("checkpoint", text, &Value::Null)
+            .map_err(AttackError::log(self.work.dir()))
+    }
 }
 
 impl Hooks for LoopPart<'_> {
+    fn mark(&self) -> String {
+        artifact::sha256_hex(&self.rows)
+    }
+
+    fn fits(&mut self, epochs: usize, mark: &str) -> Result<bool, TrainError> {
+        self.has_kept(epochs, mark).map_err(wrapped)
+    }
+
+    fn unusable(&mut self, why: &str) -> Result<(), TrainError> {
+        self.warn(why).map_err(wrapped)
+    }
+
     fn started(&mut self, epochs: usize) -> Result<(), TrainError> {
         self.resume(epochs).map_err(wrapped)
     }

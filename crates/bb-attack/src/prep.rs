@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use bb_core::artifact::atomic;
+use bb_core::artifact::checkpoint::{self, Found, Version};
 use bb_core::events::Log;
 use bb_nn::{Compute, Precision};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::AttackError;
 
@@ -37,9 +38,9 @@ impl Prep<'_> {
         Ok(Some(folder.join(name)))
     }
 
-    /// What `make` gives, or what it gave in an earlier run of the same settings.
+    /// What `make` gives, or what it gave in an earlier run of the same settings; a damaged file is made anew.
     ///
-    /// `fits` says whether bytes can be used, so that a damaged file is made anew.
+    /// `fits` says whether bytes can be used.
     pub fn kept(
         &self,
         name: &str,
@@ -49,14 +50,24 @@ impl Prep<'_> {
         let Some(path) = self.checkpoint(name)? else {
             return make();
         };
-        if let Ok(bytes) = fs_err::read(&path)
-            && fits(&bytes)
-        {
-            return Ok(bytes);
+        match checkpoint::read(&path, Version::Last)? {
+            Found::Whole(bytes) if fits(&bytes) => return Ok(bytes),
+            Found::Whole(_) | Found::Absent => {}
+            Found::Damaged(damage) => self.warn(&damage.to_string())?,
         }
         let bytes = make()?;
-        atomic::write(&path, &bytes)?;
+        checkpoint::write(&path, &bytes)?;
         Ok(bytes)
+    }
+
+    /// Says that a checkpoint is not used.
+    pub fn warn(&self, text: &str) -> Result<(), AttackError> {
+        let Some(log) = self.log else {
+            return Ok(());
+        };
+        let dir = self.folder.unwrap_or(Path::new("."));
+        log.warn("checkpoint", text, &Value::Null)
+            .map_err(AttackError::log(dir))
     }
 
     /// One line for people and a row of the log.
@@ -87,7 +98,12 @@ mod tests {
         };
         assert_eq!(get(&prep, 1), [1, 1]);
         assert_eq!(get(&prep, 2), [1, 1]);
-        fs_err::write(folder.join("a.bin"), [1]).expect("a writable folder");
+        let path = folder.join("a.bin");
+        let mut flipped = fs_err::read(&path).expect("it is there");
+        flipped[1] ^= 1;
+        fs_err::write(&path, flipped).expect("a writable folder");
+        assert_eq!(get(&prep, 3), [3, 3]);
+        checkpoint::write(&path, &[1]).expect("a writable folder");
         assert_eq!(get(&prep, 3), [3, 3]);
         assert_eq!(get(&Prep::default(), 4), [4, 4]);
     }

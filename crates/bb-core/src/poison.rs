@@ -4,15 +4,17 @@
 //! `poison_test.safetensors`, the triggered test images on which the attack success rate is measured.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
-use crate::artifact;
+use crate::artifact::{self, Header, HeaderError, Listed};
 use crate::cli::{Coded, exit};
 use crate::data::{Images, Split};
+use crate::files::Links;
+use crate::pickle::short;
 
 /// The value of `format` in the metadata of a file.
 const FORMAT: &str = "bb-poison-1";
@@ -65,7 +67,8 @@ pub enum PoisonFault {
     #[error("not a safetensors file")]
     Safetensors {
         /// What the reader said.
-        source: SafeTensorError,
+        #[from]
+        source: HeaderError,
     },
     /// The metadata do not say that this is a poison set of the known format.
     #[error("metadata `format` is {}, expected `{FORMAT}`", found.as_ref().map_or("absent".to_owned(), |found| format!("`{found}`")))]
@@ -325,49 +328,9 @@ impl PoisonSet {
     /// Anything that is not exactly such a file is refused: other tensors, types or shapes, negative numbers, an index
     /// that comes twice. Whether the numbers fit a dataset is for [`check`](Self::check) to say.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, PoisonFault> {
-        let safetensors = |source| PoisonFault::Safetensors { source };
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(safetensors)?;
-        let format = header
-            .metadata()
-            .as_ref()
-            .and_then(|metadata| metadata.get("format"));
-        if format.is_none_or(|format| format != FORMAT) {
-            return Err(PoisonFault::Format {
-                found: format.cloned(),
-            });
-        }
-        let file = SafeTensors::deserialize(bytes).map_err(safetensors)?;
-        let names: BTreeSet<&str> = file.names().into_iter().collect();
-        if let Some(name) = names.into_iter().find(|name| !TENSORS.contains(name)) {
-            return Err(PoisonFault::Unknown {
-                name: name.to_owned(),
-            });
-        }
-
-        let image = tensor(&file, IMAGE, Dtype::U8)?;
-        let &[n, h, w, 3] = image.shape() else {
-            return Err(shape(IMAGE, "[n, h, w, 3]", &image));
-        };
-        // Without images the other two sizes are bounded by nothing.
-        if h.checked_mul(w)
-            .is_none_or(|area| area == 0 || area > 1 << 32)
-        {
-            return Err(shape(IMAGE, "[n, h, w, 3] with pixels", &image));
-        }
-        let images = Images::new(n, h, w, image.data().to_vec())
-            .map_err(|_| shape(IMAGE, "[n, h, w, 3]", &image))?;
-
-        let mut indices = Vec::with_capacity(n);
-        for (row, found) in numbers(&file, INDEX, n)?.enumerate() {
-            indices.push(usize::try_from(found).map_err(|_| PoisonFault::Index {
-                row,
-                found,
-                samples: None,
-            })?);
-        }
-        let labels = labels(&file, LABEL, n)?;
-        let original_labels = self::labels(&file, ORIGINAL_LABEL, n)?;
-        Self::new(indices, images, labels, original_labels)
+        let header = Header::of(bytes)?;
+        let data = header.tensors().first().map_or(0, |it| it.place.start);
+        Self::read(&header, &mut &bytes[data..])
     }
 
     /// Reads a file that holds what [`to_bytes`](Self::to_bytes) has written.
@@ -376,14 +339,41 @@ impl PoisonSet {
     /// [`PoisonError::Read`], or [`PoisonError::Invalid`] for what [`from_bytes`](Self::from_bytes) refuses.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, PoisonError> {
         let path = path.as_ref();
-        let bytes = fs_err::read(path).map_err(|source| PoisonError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::from_bytes(&bytes).map_err(|source| PoisonError::Invalid {
-            path: path.to_owned(),
-            source,
+        let read = || {
+            let (header, mut file) = Header::open(path, Links::Follow)?;
+            Self::read(&header, &mut file)
+        };
+        read().map_err(|fault| {
+            let path = path.to_owned();
+            match fault {
+                PoisonFault::Safetensors {
+                    source: HeaderError::Read(source),
+                } => PoisonError::Read { path, source },
+                source => PoisonError::Invalid { path, source },
+            }
         })
+    }
+
+    /// Reads the tensors of a file that stands at the first of them, if the header lists those of a set.
+    fn read(header: &Header, reader: &mut impl Read) -> Result<Self, PoisonFault> {
+        let [n, h, w] = listed_sizes(header)?;
+        let mut content = BTreeMap::new();
+        for listed in header.tensors() {
+            content.insert(listed.name.as_str(), listed.read(reader)?);
+        }
+        let mut bytes = |name| content.remove(name).expect("it is listed");
+        let images = Images::new(n, h, w, bytes(IMAGE)).expect("as many bytes as listed");
+        let mut indices = Vec::with_capacity(n);
+        for (row, found) in numbers(&bytes(INDEX)).enumerate() {
+            indices.push(usize::try_from(found).map_err(|_| PoisonFault::Index {
+                row,
+                found,
+                samples: None,
+            })?);
+        }
+        let labels = labels(LABEL, &bytes(LABEL))?;
+        let original_labels = self::labels(ORIGINAL_LABEL, &bytes(ORIGINAL_LABEL))?;
+        Self::new(indices, images, labels, original_labels)
     }
 
     fn check_parts(&self) -> Result<(), PoisonFault> {
@@ -421,15 +411,48 @@ fn le_bytes(numbers: impl Iterator<Item = i64>) -> Vec<u8> {
     numbers.flat_map(i64::to_le_bytes).collect()
 }
 
-fn tensor<'a>(
-    file: &SafeTensors<'a>,
+/// Images, height and width of the set that a header lists: of the known format, with the tensors of a set, all of them
+/// of the right type and of one length.
+fn listed_sizes(header: &Header) -> Result<[usize; 3], PoisonFault> {
+    let format = header.metadata().get("format");
+    if format.is_none_or(|format| format != FORMAT) {
+        return Err(PoisonFault::Format {
+            found: format.map(|format| short(format)),
+        });
+    }
+    let mut names = header.tensors().iter().map(|listed| listed.name.as_str());
+    if let Some(name) = names.find(|name| !TENSORS.contains(name)) {
+        return Err(PoisonFault::Unknown { name: short(name) });
+    }
+    let image = listed(header, IMAGE, Dtype::U8)?;
+    let &[n, h, w, 3] = image.shape.as_slice() else {
+        return Err(shape(IMAGE, "[n, h, w, 3]", image));
+    };
+    // Without images the other two sizes are bounded by nothing.
+    if h.checked_mul(w)
+        .is_none_or(|area| area == 0 || area > 1 << 32)
+    {
+        return Err(shape(IMAGE, "[n, h, w, 3] with pixels", image));
+    }
+    for name in [INDEX, LABEL, ORIGINAL_LABEL] {
+        let found = listed(header, name, Dtype::I64)?;
+        if found.shape != [n] {
+            return Err(shape(name, &format!("[{n}]"), found));
+        }
+    }
+    Ok([n, h, w])
+}
+
+fn listed<'a>(
+    header: &'a Header,
     name: &'static str,
     expected: Dtype,
-) -> Result<TensorView<'a>, PoisonFault> {
-    let view = file
-        .tensor(name)
-        .map_err(|_| PoisonFault::Missing { name })?;
-    let found = view.dtype();
+) -> Result<&'a Listed, PoisonFault> {
+    let mut tensors = header.tensors().iter();
+    let listed = tensors
+        .find(|listed| listed.name == name)
+        .ok_or(PoisonFault::Missing { name })?;
+    let found = listed.dtype;
     if found != expected {
         return Err(PoisonFault::Dtype {
             name,
@@ -437,25 +460,17 @@ fn tensor<'a>(
             found,
         });
     }
-    Ok(view)
+    Ok(listed)
 }
 
-/// The `n` entries of a tensor of type `i64`.
-fn numbers<'a>(
-    file: &SafeTensors<'a>,
-    name: &'static str,
-    n: usize,
-) -> Result<impl Iterator<Item = i64> + use<'a>, PoisonFault> {
-    let view = tensor(file, name, Dtype::I64)?;
-    if view.shape() != [n] {
-        return Err(shape(name, &format!("[{n}]"), &view));
-    }
-    let (entries, _) = view.data().as_chunks();
-    Ok(entries.iter().map(|&bytes| i64::from_le_bytes(bytes)))
+/// The entries of a tensor of type `i64`.
+fn numbers(bytes: &[u8]) -> impl Iterator<Item = i64> {
+    let (entries, _) = bytes.as_chunks();
+    entries.iter().map(|&bytes| i64::from_le_bytes(bytes))
 }
 
-fn labels(file: &SafeTensors<'_>, name: &'static str, n: usize) -> Result<Vec<u32>, PoisonFault> {
-    numbers(file, name, n)?
+fn labels(name: &'static str, bytes: &[u8]) -> Result<Vec<u32>, PoisonFault> {
+    numbers(bytes)
         .enumerate()
         .map(|(row, found)| {
             u32::try_from(found).map_err(|_| PoisonFault::Label {
@@ -468,10 +483,10 @@ fn labels(file: &SafeTensors<'_>, name: &'static str, n: usize) -> Result<Vec<u3
         .collect()
 }
 
-fn shape(name: &'static str, expected: &str, found: &TensorView<'_>) -> PoisonFault {
+fn shape(name: &'static str, expected: &str, found: &Listed) -> PoisonFault {
     PoisonFault::Shape {
         name,
         expected: expected.to_owned(),
-        found: found.shape().to_vec(),
+        found: found.shape.clone(),
     }
 }

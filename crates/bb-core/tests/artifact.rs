@@ -4,7 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 
-use bb_core::artifact::{ArtifactError, atomic, sha256_file, sha256_hex, to_safetensors};
+use bb_core::artifact::{
+    ArtifactError, Header, LARGEST_FILE, atomic, sha256_file, sha256_hex, to_safetensors,
+};
+use bb_core::cli::{Coded as _, exit};
+use bb_core::files::Links;
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
@@ -180,5 +184,82 @@ proptest! {
         for (name, data) in &tensors {
             prop_assert_eq!(read.tensor(name).expect("it was written").data(), &data[..]);
         }
+    }
+}
+
+/// A safetensors file with this header and so many bytes behind it.
+fn with_header(header: &str, data: usize) -> Vec<u8> {
+    let length = (header.len() as u64).to_le_bytes();
+    [length.as_slice(), header.as_bytes(), &vec![0; data]].concat()
+}
+
+#[test]
+fn a_header_is_checked_before_anything_is_made_of_it() {
+    let one = |shape: &str, end: usize| {
+        format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{end}]}}}}"#)
+    };
+    let empty =
+        |name: &str| format!(r#""{name}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#);
+    let many = |n| (0..n).map(|i| empty(&format!("{i}"))).collect::<Vec<_>>();
+    let all = |entries: Vec<String>| format!("{{{}}}", entries.join(","));
+    let fine = Header::of(&with_header(&one("[2,3]", 24), 24)).expect("a file");
+    assert_eq!(fine.tensors()[0].shape, [2, 3]);
+    assert_eq!(fine.tensors()[0].place.len(), 24);
+    assert!(Header::of(&with_header(&all(many(20_000)), 0)).is_ok());
+    let long = "n".repeat(513);
+    for (header, data, expected) in [
+        (one("[2,3]", 24), 23, "it has 88 bytes, expected 89"),
+        (one("[2,3]", 24), 25, "it has 90 bytes, expected 89"),
+        (one("[2,3]", 20), 20, "`a` lies at 0..20 of the data, expected 0..24"),
+        (one("[1,1,1,1,1,1,1,1,1]", 4), 4, "`a` has 9 axes, expected at most 8"),
+        // No product fits, also where a size of 0 would make it 0: strides are products as well.
+        (one("[4294967296,4294967296]", 0), 0, "expected fewer elements than memory"),
+        (one("[4294967296,0,4294967296]", 0), 0, "expected fewer elements than memory"),
+        (one("[18446744073709551615]", 0), 0, "expected fewer elements than memory"),
+        (one("[-1]", 0), 0, "its header: invalid value"),
+        (all(many(20_001)), 0, "20001 tensors, expected at most 20000"),
+        (all(many(60_000)), 0, "more values than 400000"),
+        (all(vec![empty("a"), empty("a")]), 0, r#"its header: \"a\" stands twice"#),
+        (all(vec![empty(&long)]), 0, "has 513 bytes, expected at most 512"),
+        (
+            r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#.to_owned(),
+            4,
+            "`b` lies at 0..4 of the data, expected 4..8",
+        ),
+    ] {
+        let error = Header::of(&with_header(&header, data)).expect_err(expected);
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(error.to_string().len() < 300, "{error}");
+        assert_eq!(error.exit_code(), exit::INPUT);
+    }
+    let long = ((8u64 << 20) + 1).to_le_bytes();
+    let error = Header::of(&long).expect_err("a long header").to_string();
+    assert_eq!(
+        error,
+        "its header has 8388609 bytes, expected at most 8388608"
+    );
+    for cut in [&b""[..], b"1234567", &with_header("{}", 0)[..9]] {
+        let error = Header::of(cut).expect_err("no whole header").to_string();
+        assert_eq!(error, "it is cut off");
+    }
+}
+
+#[test]
+fn no_file_is_longer_than_its_tensors() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("holes.safetensors");
+    fs_err::write(&path, with_header("{}", 0)).expect("written");
+    let file = fs_err::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .expect("it is there");
+    // Nothing of the rest is read, so it takes no time.
+    for (length, expected) in [
+        (LARGEST_FILE + 1, "has more than 8589934592 bytes"),
+        (LARGEST_FILE, "it has 8589934592 bytes, expected 10"),
+    ] {
+        file.set_len(length).expect("a file of holes");
+        let error = Header::open(&path, Links::Follow).expect_err("too long");
+        assert!(error.to_string().ends_with(expected), "{error}");
     }
 }

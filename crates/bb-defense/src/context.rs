@@ -7,17 +7,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bb_core::artifact::atomic;
+use bb_core::artifact;
+use bb_core::artifact::checkpoint::{self, Found, Version};
 use bb_core::cell::{CKPT, METRICS, Work};
 use bb_core::cli::check_interrupt;
 use bb_core::data::{DatasetSpec, Split};
-use bb_core::events::{Log, Progress, from_one};
+use bb_core::events::{Log, Progress};
+use bb_core::files::{self, Links};
 use bb_core::metrics::Scores;
 use bb_core::poison::PoisonSet;
 use bb_nn::optim::Sgd;
 use bb_nn::{Flat, Net, NnError, StateDict, eval};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::error::DefenseError;
@@ -275,11 +277,57 @@ pub(crate) struct Host<'a> {
     poisoned: &'a PoisonSet,
     task: &'a DatasetSpec,
     folder: PathBuf,
-    /// Rows in the metrics file.
-    rows: usize,
+    /// The rows in the metrics file.
+    rows: Rows,
     /// Number of the next checkpoint.
     sequence: u64,
 }
+
+/// Why a run cannot go on from its checkpoints.
+struct Unusable {
+    /// The checkpoint that says so.
+    path: PathBuf,
+    /// For people.
+    why: String,
+}
+
+/// Rows of the metrics file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Rows {
+    /// Their number.
+    count: usize,
+    /// A digest of the last one and of the digest before it.
+    digest: String,
+}
+
+impl Rows {
+    /// The first `count` rows in the file of a cell, as far as they are there.
+    fn of(work: &Work, count: usize) -> Result<Self, DefenseError> {
+        let path = work.dir().join(METRICS);
+        let mut rows = Self::default();
+        let bytes = match files::read(&path, Links::Refuse, LARGEST_ROWS) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(rows),
+            Err(error) => {
+                let reason = error.to_string();
+                return Err(DefenseError::Checkpoint { path, reason });
+            }
+        };
+        for line in bytes.split_inclusive(|&byte| byte == b'\n').take(count) {
+            rows.add(line);
+        }
+        Ok(rows)
+    }
+
+    /// `line` has its end.
+    fn add(&mut self, line: &[u8]) {
+        self.count += 1;
+        self.digest = artifact::sha256_hex([self.digest.as_bytes(), line].concat());
+    }
+}
+
+/// Most bytes of `metrics.jsonl` that a resumed run reads.
+const LARGEST_ROWS: u64 = 64 << 20;
 
 const PROGRESS_KEY: &str = "progress";
 const ROWS_KEY: &str = "rows";
@@ -287,6 +335,8 @@ const SEQUENCE_KEY: &str = "sequence";
 
 impl<'a> Host<'a> {
     /// Goes on where the last checkpoint in the folder stands: rows that came after it are dropped.
+    ///
+    /// The checkpoints of a method build on one another, so one that cannot be used takes all others with it.
     pub(crate) fn resume(
         work: &'a Work,
         log: &'a Log,
@@ -294,44 +344,76 @@ impl<'a> Host<'a> {
         poisoned: &'a PoisonSet,
         task: &'a DatasetSpec,
     ) -> Result<Self, DefenseError> {
-        let folder = work.dir().join(CKPT);
-        let (mut rows, mut sequence, mut last) = (0, 0, None);
-        for path in checkpoint_files(&folder)? {
-            let bytes = read(&path)?;
-            let metadata = StateDict::metadata(&bytes, &path)?;
-            let number = |key| field::<u64>(&metadata, key, &path);
-            let own = number(SEQUENCE_KEY)? + 1;
-            if own > sequence {
-                sequence = own;
-                rows = number(ROWS_KEY)? as usize;
-                last = Some(path);
-            }
-        }
-        let found = std::cell::Cell::new(0);
-        work.truncate_lines(METRICS, |_| found.replace(found.get() + 1) < rows)?;
-        if let Some(path) = last {
-            renumber(work)?;
-            if found.get() < rows {
-                let reason = format!(
-                    "`{METRICS}` has {} rows, expected {rows} or more",
-                    found.get()
-                );
-                return Err(DefenseError::Checkpoint { path, reason });
-            }
-            let text = format!("resumed after {rows} rows of `{METRICS}`");
-            log.info("resumed", &text, &Value::Null)
-                .map_err(DefenseError::log(work.dir()))?;
-        }
-        Ok(Self {
+        let mut host = Self {
             work,
             log,
             test,
             poisoned,
             task,
-            folder,
-            rows,
-            sequence,
-        })
+            folder: work.dir().join(CKPT),
+            rows: Rows::default(),
+            sequence: 0,
+        };
+        let told = match host.last()? {
+            Ok(None) => Ok(()),
+            Ok(Some((rows, sequence))) => {
+                (host.rows, host.sequence) = (rows, sequence);
+                let text = format!("resumed after {} rows of `{METRICS}`", host.rows.count);
+                log.info("resumed", &text, &Value::Null)
+            }
+            Err(unusable) => {
+                host.forget(&unusable.path)?;
+                let text = format!("{}; the run begins anew", unusable.why);
+                log.warn("checkpoint", &text, &Value::Null)
+            }
+        };
+        told.map_err(DefenseError::log(work.dir()))?;
+        let (kept, mut seen) = (host.rows.count, 0);
+        work.truncate_lines(METRICS, |_| {
+            seen += 1;
+            seen <= kept
+        })?;
+        Ok(host)
+    }
+
+    /// The rows and the number behind the last checkpoint; or why none can be used.
+    fn last(&self) -> Result<Result<Option<(Rows, u64)>, Unusable>, DefenseError> {
+        let mut last: Option<(Rows, u64, PathBuf)> = None;
+        for path in checkpoint_files(&self.folder)? {
+            let bytes = match checkpoint::read(&path, Version::Last)? {
+                Found::Whole(bytes) => bytes,
+                Found::Absent => continue,
+                Found::Damaged(damage) => {
+                    let why = damage.to_string();
+                    return Ok(Err(Unusable { path, why }));
+                }
+            };
+            let metadata = StateDict::metadata(&bytes, &path)?;
+            let sequence = field::<u64>(&metadata, SEQUENCE_KEY, &path)? + 1;
+            if last.as_ref().is_none_or(|(_, last, _)| sequence > *last) {
+                last = Some((field(&metadata, ROWS_KEY, &path)?, sequence, path));
+            }
+        }
+        let Some((rows, sequence, path)) = last else {
+            return Ok(Ok(None));
+        };
+        if rows != Rows::of(self.work, rows.count)? {
+            let why = format!(
+                "`{METRICS}` has not the {} rows that it had at the last checkpoint",
+                rows.count
+            );
+            return Ok(Err(Unusable { path, why }));
+        }
+        Ok(Ok(Some((rows, sequence))))
+    }
+
+    /// Removes all checkpoints, `last` at the end, so that a run that is killed meanwhile does not go on from the others.
+    fn forget(&self, last: &Path) -> Result<(), DefenseError> {
+        let others = checkpoint_files(&self.folder)?.into_iter();
+        for path in others.filter(|path| path != last).chain([last.to_owned()]) {
+            fs_err::remove_file(&path).map_err(|source| write_error(&path, source))?;
+        }
+        Ok(())
     }
 
     /// ACC, ASR and RA of a model; `network` is what it is called in an error.
@@ -369,9 +451,9 @@ impl<'a> Host<'a> {
             Ok(Value::Object(fields)) => row.extend(fields),
             other => panic!("a row of measurements serialises to an object, not to {other:?}"),
         }
-        self.work
-            .append_line(METRICS, &Value::Object(row).to_string())?;
-        self.rows += 1;
+        let line = Value::Object(row).to_string();
+        self.work.append_line(METRICS, &line)?;
+        self.rows.add(format!("{line}\n").as_bytes());
         Ok(())
     }
 
@@ -390,10 +472,15 @@ impl<'a> Host<'a> {
         name: &str,
     ) -> Result<Option<Saved<P>>, DefenseError> {
         let path = self.path(name);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let bytes = read(&path)?;
+        let bytes = match checkpoint::read(&path, Version::Last)? {
+            Found::Whole(bytes) => bytes,
+            Found::Absent => return Ok(None),
+            // All of them were whole when the run began.
+            Found::Damaged(damage) => {
+                let reason = damage.to_string();
+                return Err(DefenseError::Checkpoint { path, reason });
+            }
+        };
         let progress = field(&StateDict::metadata(&bytes, &path)?, PROGRESS_KEY, &path)?;
         Ok(Some(Saved {
             state: StateDict::from_bytes(&bytes, &path)?,
@@ -415,31 +502,15 @@ impl<'a> Host<'a> {
             serde_json::to_string(progress).map_err(|source| write_error(&path, source.into()))?;
         let metadata = BTreeMap::from([
             (PROGRESS_KEY.to_owned(), text),
-            (ROWS_KEY.to_owned(), self.rows.to_string()),
+            (ROWS_KEY.to_owned(), json!(self.rows).to_string()),
             (SEQUENCE_KEY.to_owned(), self.sequence.to_string()),
         ]);
         let bytes = state
             .to_bytes(&metadata)
             .map_err(|error| not_finite(name, error))?;
-        atomic::write(&path, &bytes)?;
+        checkpoint::write(&path, &bytes)?;
         self.sequence += 1;
         Ok(())
-    }
-}
-
-/// Counts epochs from 1 in the rows of a run that an earlier version began.
-fn renumber(work: &Work) -> Result<(), DefenseError> {
-    let path = work.dir().join(METRICS);
-    match fs_err::read_to_string(&path) {
-        Ok(rows) => match from_one(&rows) {
-            Some(rows) => Ok(work.write(METRICS, rows.as_bytes())?),
-            None => Ok(()),
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(DefenseError::Checkpoint {
-            path,
-            reason: error.to_string(),
-        }),
     }
 }
 
@@ -460,14 +531,6 @@ fn write_error(path: &Path, source: std::io::Error) -> DefenseError {
         source,
     }
     .into()
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, DefenseError> {
-    let reason = |error: std::io::Error| DefenseError::Checkpoint {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    };
-    fs_err::read(path).map_err(reason)
 }
 
 fn field<P: DeserializeOwned>(

@@ -134,8 +134,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     let (dataset, poisoned) = open_data(&attack, req.data.as_deref(), req.cache.as_deref())?;
     let arch = ArchSpec::for_dataset(&arch, width, &dataset.spec)?;
     let path = attack.file(MODEL);
-    let state = StateDict::load(&path).map_err(DefenseError::in_file(&path))?;
-    let suspect = Net::from_state(&arch, &state).map_err(DefenseError::in_file(&path))?;
+    let (state, suspect) = Net::load(&arch, &path).map_err(DefenseError::in_file(&path))?;
 
     let armed = ready.grant(&dataset)?;
     let clean_indices = armed.granted().map(|g| g.indices_sha256.as_str());

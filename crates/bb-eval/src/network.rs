@@ -7,9 +7,7 @@ use bb_nn::{ArchSpec, Net, NnError, StateDict};
 
 /// Reads the network of `arch` in a file.
 pub(crate) fn load(path: &Path, arch: &ArchSpec) -> Result<(StateDict, Net), Failure> {
-    let state = StateDict::load(path).map_err(in_file(path))?;
-    let net = Net::from_state(arch, &state).map_err(in_file(path))?;
-    Ok((state, net))
+    Net::load(arch, path).map_err(in_file(path))
 }
 
 /// Names the file in an error about what it holds, which knows only the tensor.

@@ -244,3 +244,35 @@ fn bb_eval(arguments: &[&str]) -> Output {
         .output()
         .expect("the program starts")
 }
+
+/// A stranger's file says the width, in a tensor without elements: networks of 5 and 35 GB would be built of it.
+#[test]
+fn a_small_file_makes_no_large_network() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("model.safetensors");
+    for (arch, name) in [
+        ("preactresnet18", "conv1.weight"),
+        ("resnet34", "conv1.weight"),
+        ("vgg19_bn", "features.0.weight"),
+    ] {
+        let about = json!({ "arch": arch, "dataset": "synthetic", "classes": "10" });
+        let tensor = json!({ "dtype": "F32", "shape": [512, 0, 3, 3], "data_offsets": [0, 0] });
+        let header = json!({ "__metadata__": { "bb": about.to_string() }, name: tensor });
+        let header = header.to_string();
+        let length = (header.len() as u64).to_le_bytes();
+        fs_err::write(&path, [&length[..], header.as_bytes()].concat()).expect("written");
+        // Address space for the program and its data, and for no such network.
+        let output = Command::new("sh")
+            .args(["-c", "ulimit -v 2000000; exec \"$0\" \"$@\""])
+            .arg(env!("CARGO_BIN_EXE_bb-eval"))
+            .args(["zoo", "import", "--dataset", "synthetic", "--threads", "1"])
+            .arg("--out")
+            .arg(folder.path())
+            .arg(&path)
+            .output()
+            .expect("the program starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains("[512, 0, 3, 3] for [512, 3, "), "{said}");
+    }
+}

@@ -3,9 +3,10 @@
 use crate::arch::NAMES;
 use crate::eval::NotFiniteLogits;
 use crate::kernels::precision::UnsupportedPrecision;
+use bb_core::artifact::HeaderError;
 use bb_core::cli::{Coded, exit};
 use bb_core::settings::did_you_mean;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Errors of the engine; see the variants.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +148,23 @@ pub enum NnError {
     /// candle refused an operation.
     #[error("tensor operation failed")]
     Candle(#[from] candle_core::Error),
+}
+
+impl NnError {
+    /// Names the file in an error about its header.
+    pub(crate) fn header(path: &Path) -> impl Fn(HeaderError) -> Self {
+        let path = path.to_owned();
+        move |error| match error {
+            HeaderError::Read(source) => Self::Read {
+                path: path.clone(),
+                source,
+            },
+            other => Self::Format {
+                path: path.clone(),
+                reason: other.to_string(),
+            },
+        }
+    }
 }
 
 impl Coded for NnError {

@@ -38,5 +38,5 @@ pub use compute::Compute;
 pub use error::NnError;
 pub use flat::{Flat, NormScope};
 pub use net::{Mode, Net};
-pub use spec::Spec;
+pub use spec::{Slot, Spec};
 pub use state::StateDict;

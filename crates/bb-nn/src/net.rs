@@ -35,11 +35,14 @@ pub use crate::pass::{Inputs, Tape};
 use crate::profile::Profile;
 use crate::spec::Spec;
 use crate::state::StateDict;
+use bb_core::artifact::Header;
 #[cfg(feature = "cuda")]
 use bb_core::data::Split;
 use bb_core::data::{DatasetSpec, Images};
+use bb_core::files::Links;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
+use std::path::Path;
 #[cfg(feature = "cuda")]
 use std::rc::Rc;
 use std::sync::Arc;
@@ -94,6 +97,19 @@ impl Shape {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// What a counter of batches says.
+fn count(name: &str, tensor: &Tensor) -> Result<i64, NnError> {
+    if tensor.dtype() != DType::I64 {
+        return Err(NnError::DType {
+            name: name.to_owned(),
+            expected: "i64",
+            found: format!("{:?}", tensor.dtype()),
+        });
+    }
+    let values = tensor.flatten_all()?.to_vec1::<i64>()?;
+    Ok(values.first().copied().unwrap_or(0))
 }
 
 /// An activation, `[n, h, w, c]`.
@@ -194,13 +210,34 @@ impl Net {
 
     /// A network with the tensors of `state`, which must be exactly those of the architecture.
     ///
+    /// Names and shapes are compared before anything is allocated, so that it costs no more than the state does.
+    ///
     /// # Errors
     /// A tensor that is missing, unknown, of another shape or type, or not finite; [`NnError::Variance`] for a running
     /// variance below 0.
     pub fn from_state(spec: impl Into<Spec>, state: &StateDict) -> Result<Self, NnError> {
+        let spec = spec.into();
+        spec.check_tensors(state.iter().map(|(name, tensor)| (name, tensor.dims())))?;
         let mut net = Self::blank(spec);
-        net.set_state(state)?;
+        net.fill(state)?;
         Ok(net)
+    }
+
+    /// Reads the network in a safetensors file, and its state.
+    ///
+    /// Names and shapes are compared before a tensor is read.
+    ///
+    /// # Errors
+    /// As [`StateDict::load`] and [`Net::from_state`].
+    pub fn load(spec: impl Into<Spec>, path: &Path) -> Result<(StateDict, Self), NnError> {
+        let spec = spec.into();
+        let (header, mut file) =
+            Header::open(path, Links::Follow).map_err(NnError::header(path))?;
+        let listed = header.tensors().iter();
+        spec.check_tensors(listed.map(|it| (it.name.as_str(), it.shape.as_slice())))?;
+        let state = StateDict::read(&header, &mut file, path)?;
+        let net = Self::from_state(spec, &state)?;
+        Ok((state, net))
     }
 
     /// Name of the first parameter or buffer that holds NaN or an infinity.
@@ -211,59 +248,41 @@ impl Net {
 
     /// Replaces all tensors; see [`Net::from_state`]. On error the network is unchanged.
     pub fn set_state(&mut self, state: &StateDict) -> Result<(), NnError> {
-        let (mut params, mut buffers, mut tracked) = (
+        let tensors = state.iter().map(|(name, tensor)| (name, tensor.dims()));
+        self.spec.check_tensors(tensors)?;
+        let before = (
             self.params.clone(),
             self.buffers.clone(),
             self.tracked.clone(),
         );
-        let missing = |name: &str, shape: &[usize]| NnError::MissingTensor {
-            name: name.to_owned(),
-            expected: shape.to_vec(),
-        };
-        let mut known = Vec::with_capacity(self.graph.order.len());
-        for slot in &self.graph.order {
+        let filled = self.fill(state);
+        if filled.is_err() {
+            (self.params, self.buffers, self.tracked) = before;
+        }
+        filled
+    }
+
+    /// Takes the values of a state whose names and shapes fit.
+    fn fill(&mut self, state: &StateDict) -> Result<(), NnError> {
+        let graph = Arc::clone(&self.graph);
+        for slot in &graph.order {
             let (flat, i) = match slot {
-                StateName::Param(i) => (&mut params, *i),
-                StateName::Buffer(i) => (&mut buffers, *i),
+                StateName::Param(i) => (&mut self.params, *i),
+                StateName::Buffer(i) => (&mut self.buffers, *i),
                 StateName::Tracked(i, name) => {
-                    // A missing counter is tolerated: only momentum-free averaging would read it.
-                    if let Some(t) = state.get(name) {
-                        if t.dtype() != DType::I64 {
-                            return Err(NnError::DType {
-                                name: name.clone(),
-                                expected: "i64",
-                                found: format!("{:?}", t.dtype()),
-                            });
-                        }
-                        tracked[*i] = t
-                            .flatten_all()?
-                            .to_vec1::<i64>()?
-                            .first()
-                            .copied()
-                            .unwrap_or(0);
+                    if let Some(tensor) = state.get(name) {
+                        self.tracked[*i] = count(name, tensor)?;
                     }
-                    known.push(name.as_str());
                     continue;
                 }
             };
-            let entry = &flat.layout().entries()[i];
-            let (name, shape) = (entry.name.clone(), entry.shape.clone());
-            let tensor = state.get(&name).ok_or_else(|| missing(&name, &shape))?;
-            if tensor.dims() != shape.as_slice() {
-                return Err(NnError::Shape {
-                    name,
-                    expected: shape,
-                    found: tensor.dims().to_vec(),
-                });
-            }
-            let values = state
-                .floats(&name)
-                .unwrap_or_else(|| Err(missing(&name, &shape)))?;
+            let name = flat.layout().entries()[i].name.clone();
+            let values = state.floats(&name).expect("names have been compared")?;
             if let Some(index) = values.iter().position(|v| !v.is_finite()) {
                 return Err(NnError::NotFinite { name, index });
             }
             if let StateName::Buffer(i) = slot
-                && self.graph.norms.iter().any(|norm| norm.var == *i)
+                && graph.norms.iter().any(|norm| norm.var == *i)
                 && let Some(index) = values.iter().position(|&v| v < 0.0)
             {
                 let found = values[index];
@@ -271,19 +290,6 @@ impl Net {
             }
             flat.set_plain(i, &values);
         }
-        let layouts = (Arc::clone(params.layout()), Arc::clone(buffers.layout()));
-        let has = |name: &str| {
-            layouts.0.position(name).is_some()
-                || layouts.1.position(name).is_some()
-                || known.contains(&name)
-        };
-        if let Some((name, _)) = state.iter().find(|(name, _)| !has(name)) {
-            return Err(NnError::UnusedTensor {
-                name: name.to_owned(),
-                arch: self.spec.label(),
-            });
-        }
-        (self.params, self.buffers, self.tracked) = (params, buffers, tracked);
         Ok(())
     }
 

@@ -2,13 +2,22 @@
 
 use crate::error::NnError;
 use crate::flat::Flat;
+use bb_core::artifact::{Header, Listed};
+use bb_core::files::Links;
+use bb_core::json;
+use bb_core::pickle::short;
 use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Key of our own metadata.
+const OWN_KEY: &str = "bb";
 /// Key of the metadata entry that keeps PyTorch's order, since the file format sorts tensors by itself.
 const ORDER_KEY: &str = "order";
 
@@ -16,6 +25,8 @@ const ORDER_KEY: &str = "order";
 #[derive(Clone, Debug, Default)]
 pub struct StateDict {
     entries: Vec<(String, Tensor)>,
+    /// Where in `entries` each name is.
+    places: HashMap<String, usize>,
 }
 
 impl StateDict {
@@ -27,15 +38,18 @@ impl StateDict {
     /// Adds a tensor at the end, or replaces the one of that name in place.
     pub fn insert(&mut self, name: impl Into<String>, tensor: Tensor) {
         let name = name.into();
-        match self.entries.iter_mut().find(|(n, _)| *n == name) {
-            Some((_, slot)) => *slot = tensor,
-            None => self.entries.push((name, tensor)),
+        match self.places.get(&name) {
+            Some(&place) => self.entries[place].1 = tensor,
+            None => {
+                self.places.insert(name.clone(), self.entries.len());
+                self.entries.push((name, tensor));
+            }
         }
     }
 
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.entries.iter().find(|(n, _)| n == name).map(|(_, t)| t)
+        Some(&self.entries[*self.places.get(name)?].1)
     }
 
     /// Names and tensors in order.
@@ -99,8 +113,8 @@ impl StateDict {
         let (mut inside, mut outside) = (Self::new(), Self::new());
         for (name, tensor) in self.entries {
             match name.strip_prefix(prefix) {
-                Some(rest) => inside.entries.push((rest.to_owned(), tensor)),
-                None => outside.entries.push((name, tensor)),
+                Some(rest) => inside.insert(rest, tensor),
+                None => outside.insert(name, tensor),
             }
         }
         (inside, outside)
@@ -125,7 +139,7 @@ impl StateDict {
     pub fn to_bytes(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, NnError> {
         let mut raw = Vec::with_capacity(self.entries.len());
         for (name, tensor) in &self.entries {
-            let (dtype, bytes): (safetensors::Dtype, Vec<u8>) = match tensor.dtype() {
+            let (dtype, bytes): (Dtype, Vec<u8>) = match tensor.dtype() {
                 DType::F32 => {
                     let values = floats(name, tensor)?;
                     if let Some(index) = values.iter().position(|v| !v.is_finite()) {
@@ -135,14 +149,14 @@ impl StateDict {
                         });
                     }
                     (
-                        safetensors::Dtype::F32,
+                        Dtype::F32,
                         values.iter().flat_map(|v| v.to_le_bytes()).collect(),
                     )
                 }
                 DType::I64 => {
                     let values = tensor.flatten_all()?.to_vec1::<i64>()?;
                     (
-                        safetensors::Dtype::I64,
+                        Dtype::I64,
                         values.iter().flat_map(|v| v.to_le_bytes()).collect(),
                     )
                 }
@@ -167,12 +181,12 @@ impl StateDict {
         }
         let order: Vec<&str> = self.entries.iter().map(|(n, _)| n.as_str()).collect();
         // One metadata value only: the library keeps metadata in a hash map, whose order would leak into the bytes.
-        let mut all = serde_json::Map::new();
+        let mut all = Map::new();
         all.insert(ORDER_KEY.to_owned(), order.into());
         for (k, v) in metadata {
             all.insert(k.clone(), v.clone().into());
         }
-        let info = HashMap::from([("bb".to_owned(), serde_json::Value::Object(all).to_string())]);
+        let info = HashMap::from([(OWN_KEY.to_owned(), Value::Object(all).to_string())]);
         safetensors::serialize(views, Some(info)).map_err(|e| NnError::Format {
             path: "memory".into(),
             reason: e.to_string(),
@@ -181,85 +195,93 @@ impl StateDict {
 
     /// The metadata that [`StateDict::to_bytes`] put into a file; empty for files of others.
     pub fn metadata(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, String>, NnError> {
-        let (_, header) =
-            safetensors::SafeTensors::read_metadata(bytes).map_err(|e| NnError::Format {
-                path: path.to_owned(),
-                reason: e.to_string(),
-            })?;
-        let all = declared(header.metadata().as_ref());
-        let fields = all
-            .as_ref()
-            .and_then(serde_json::Value::as_object)
-            .into_iter()
-            .flatten();
+        let header = Header::of(bytes).map_err(NnError::header(path))?;
+        Self::about(&header, path)
+    }
+
+    /// [`StateDict::metadata`] of a header alone.
+    pub fn about(header: &Header, path: &Path) -> Result<BTreeMap<String, String>, NnError> {
+        let fields = own_metadata(header, path)?.into_iter();
+        let text = |value| match value {
+            Value::String(text) => Some(text),
+            _ => None,
+        };
         Ok(fields
-            .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
+            .filter_map(|(key, value)| Some((key, text(value)?)))
             .collect())
     }
 
     /// Reads a safetensors file; tensors come in the order the file declares in its metadata, else by name.
     pub fn load(path: &Path) -> Result<Self, NnError> {
-        let bytes = fs_err::read(path).map_err(|source| NnError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::from_bytes(&bytes, path)
+        let (header, mut file) =
+            Header::open(path, Links::Follow).map_err(NnError::header(path))?;
+        Self::read(&header, &mut file, path)
     }
 
     /// [`StateDict::load`] on bytes in memory; `path` is for messages.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self, NnError> {
-        let format = |reason: String| NnError::Format {
-            path: path.to_owned(),
-            reason,
-        };
-        let (_, header) =
-            safetensors::SafeTensors::read_metadata(bytes).map_err(|e| format(e.to_string()))?;
-        let file =
-            safetensors::SafeTensors::deserialize(bytes).map_err(|e| format(e.to_string()))?;
-        let mut names: Vec<String> = file.names().into_iter().map(ToString::to_string).collect();
-        names.sort();
-        if let Some(order) = declared_order(header.metadata().as_ref()) {
-            let rank = |n: &String| order.iter().position(|o| o == n).unwrap_or(usize::MAX);
-            names.sort_by_key(rank);
+        let header = Header::of(bytes).map_err(NnError::header(path))?;
+        let end = header
+            .tensors()
+            .first()
+            .map_or(0, |first| first.place.start);
+        Self::read(&header, &mut &bytes[end..], path)
+    }
+
+    /// The tensors of a file that stands at the first of them.
+    pub(crate) fn read(
+        header: &Header,
+        reader: &mut impl Read,
+        path: &Path,
+    ) -> Result<Self, NnError> {
+        let order = own_metadata(header, path)?.remove(ORDER_KEY);
+        let mut ranks = HashMap::new();
+        for name in order.iter().filter_map(Value::as_array).flatten() {
+            let next = ranks.len();
+            ranks
+                .entry(name.as_str().unwrap_or_default())
+                .or_insert(next);
         }
+        let mut entries = Vec::with_capacity(header.tensors().len());
+        for listed in header.tensors() {
+            let bytes = listed.read(reader).map_err(NnError::header(path))?;
+            entries.push((&listed.name, tensor(listed, &bytes)?));
+        }
+        entries.sort_by_key(|(name, _)| {
+            let rank = ranks.get(name.as_str()).copied();
+            (rank.unwrap_or(usize::MAX), *name)
+        });
         let mut state = Self::new();
-        for name in names {
-            let view = file.tensor(&name).map_err(|e| format(e.to_string()))?;
-            let tensor = match view.dtype() {
-                safetensors::Dtype::F32 => {
-                    let values: Vec<f32> = view
-                        .data()
-                        .as_chunks::<4>()
-                        .0
-                        .iter()
-                        .map(|b| f32::from_le_bytes(*b))
-                        .collect();
-                    if let Some(index) = values.iter().position(|v| !v.is_finite()) {
-                        return Err(NnError::NotFinite { name, index });
-                    }
-                    Tensor::from_vec(values, view.shape(), &Device::Cpu)?
-                }
-                safetensors::Dtype::I64 => {
-                    let values: Vec<i64> = view
-                        .data()
-                        .as_chunks::<8>()
-                        .0
-                        .iter()
-                        .map(|b| i64::from_le_bytes(*b))
-                        .collect();
-                    Tensor::from_vec(values, view.shape(), &Device::Cpu)?
-                }
-                other => {
-                    return Err(NnError::DType {
-                        name,
-                        expected: "F32 or I64",
-                        found: format!("{other:?}"),
-                    });
-                }
-            };
-            state.entries.push((name, tensor));
+        for (name, tensor) in entries {
+            state.insert(name, tensor);
         }
         Ok(state)
+    }
+}
+
+/// A tensor of finite numbers.
+fn tensor(listed: &Listed, bytes: &[u8]) -> Result<Tensor, NnError> {
+    let (name, shape) = (&listed.name, listed.shape.as_slice());
+    match listed.dtype {
+        Dtype::F32 => {
+            let (elements, _) = bytes.as_chunks();
+            let values: Vec<f32> = elements.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+                let name = name.clone();
+                return Err(NnError::NotFinite { name, index });
+            }
+            Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+        }
+        Dtype::I64 => {
+            let (elements, _) = bytes.as_chunks();
+            let values: Vec<i64> = elements.iter().map(|b| i64::from_le_bytes(*b)).collect();
+            Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+        }
+        other => Err(NnError::DType {
+            name: name.clone(),
+            expected: "F32 or I64",
+            found: format!("{other:?}"),
+        }),
     }
 }
 
@@ -274,15 +296,13 @@ fn floats(name: &str, tensor: &Tensor) -> Result<Vec<f32>, NnError> {
     Ok(tensor.flatten_all()?.to_vec1::<f32>()?)
 }
 
-fn declared(metadata: Option<&HashMap<String, String>>) -> Option<serde_json::Value> {
-    serde_json::from_str(metadata?.get("bb")?).ok()
-}
-
-fn declared_order(metadata: Option<&HashMap<String, String>>) -> Option<Vec<String>> {
-    declared(metadata)?
-        .get(ORDER_KEY)?
-        .as_array()?
-        .iter()
-        .map(|v| v.as_str().map(str::to_owned))
-        .collect()
+/// What [`StateDict::to_bytes`] says of a file, as one text of its metadata.
+fn own_metadata(header: &Header, path: &Path) -> Result<Map<String, Value>, NnError> {
+    let Some(text) = header.metadata().get(OWN_KEY) else {
+        return Ok(Map::new());
+    };
+    json::from_slice(text.as_bytes(), json::MOST_VALUES).map_err(|error| NnError::Format {
+        path: path.to_owned(),
+        reason: format!("`{OWN_KEY}` in its metadata: {}", short(&error.to_string())),
+    })
 }

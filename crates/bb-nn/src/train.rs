@@ -8,12 +8,14 @@ use crate::net::{DropoutStream, Mode, Net};
 use crate::optim::Sgd;
 use crate::schedule::{PlateauState, Schedule};
 use crate::state::StateDict;
-use bb_core::artifact::{ArtifactError, atomic};
+use bb_core::artifact::ArtifactError;
+use bb_core::artifact::checkpoint::{self, Found, Version};
 use bb_core::cli::{Coded, RESUMES, check_interrupt, exit};
 use bb_core::data::{DatasetSpec, Split};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// How a classifier is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -237,6 +239,23 @@ pub struct StepAt {
 
 /// What happens around the loop's own work.
 pub trait Hooks {
+    /// What a checkpoint of now belongs to beside the network; [`Hooks::fits`] is asked for it when it is found again.
+    fn mark(&self) -> String {
+        String::new()
+    }
+
+    /// Whether what the hook keeps itself can go on after `epochs` finished epochs, with a checkpoint of this mark.
+    fn fits(&mut self, epochs: usize, mark: &str) -> Result<bool, TrainError> {
+        let _ = (epochs, mark);
+        Ok(true)
+    }
+
+    /// A checkpoint is not used; `why` is for people.
+    fn unusable(&mut self, why: &str) -> Result<(), TrainError> {
+        let _ = why;
+        Ok(())
+    }
+
     /// Training goes on after `epochs` finished epochs (0 for a fresh start).
     fn started(&mut self, epochs: usize) -> Result<(), TrainError> {
         let _ = epochs;
@@ -296,10 +315,12 @@ const EPOCH_KEY: &str = "epochs_done";
 const PLATEAU_KEY: &str = "plateau";
 /// Forward passes that drew dropout masks; absent where there were none.
 const DROPOUT_KEY: &str = "dropout_step";
+/// What the hook keeps beside; absent where it keeps nothing.
+const MARK_KEY: &str = "mark";
 const VELOCITY: &str = "velocity.";
 
 impl Checkpoints {
-    /// One file, replaced after every `every` epochs.
+    /// One file, replaced after every `every` epochs; the one before stays beside it.
     pub fn at(path: impl Into<PathBuf>, every: usize) -> Self {
         Self {
             path: Some(path.into()),
@@ -321,6 +342,7 @@ impl Checkpoints {
         sgd: &Sgd,
         done: usize,
         plateau: &PlateauState,
+        mark: String,
     ) -> Result<(), TrainError> {
         let Some(path) = &self.path else {
             return Ok(());
@@ -336,62 +358,97 @@ impl Checkpoints {
             let step = net.dropout().step.to_string();
             metadata.insert(DROPOUT_KEY.to_owned(), step);
         }
-        Ok(atomic::write(path, &state.to_bytes(&metadata)?)?)
+        if !mark.is_empty() {
+            metadata.insert(MARK_KEY.to_owned(), mark);
+        }
+        Ok(checkpoint::replace(path, &state.to_bytes(&metadata)?)?)
     }
 
-    /// Loads the checkpoint into `net` and `sgd`; gives the finished epochs.
+    /// Loads the newest checkpoint that can be used into `net` and `sgd`; gives the finished epochs.
     fn load(
         &self,
         net: &mut Net,
         sgd: &mut Sgd,
         plateau: &mut PlateauState,
+        hooks: &mut dyn Hooks,
     ) -> Result<usize, TrainError> {
-        let Some(path) = self.path.as_deref().filter(|p| p.exists()) else {
+        let Some(path) = self.path.as_deref() else {
             return Ok(0);
         };
-        let wrong = |reason: &str| TrainError::Checkpoint {
-            path: path.to_owned(),
+        for version in Version::BOTH {
+            match checkpoint::read(path, version)? {
+                Found::Absent => {}
+                Found::Damaged(damage) => hooks.unusable(&damage.to_string())?,
+                Found::Whole(bytes) => {
+                    let saved = Saved::of(path, &bytes)?;
+                    let mark = saved.metadata.get(MARK_KEY);
+                    let done = saved.number(EPOCH_KEY)?;
+                    if hooks.fits(done, mark.map_or("", String::as_str))? {
+                        saved.restore(&bytes, net, sgd, plateau)?;
+                        return Ok(done);
+                    }
+                }
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// A checkpoint that is whole.
+struct Saved<'a> {
+    path: &'a Path,
+    metadata: BTreeMap<String, String>,
+}
+
+impl<'a> Saved<'a> {
+    fn of(path: &'a Path, bytes: &[u8]) -> Result<Self, TrainError> {
+        let metadata = StateDict::metadata(bytes, path)?;
+        Ok(Self { path, metadata })
+    }
+
+    fn wrong(&self, reason: &str) -> TrainError {
+        TrainError::Checkpoint {
+            path: self.path.to_owned(),
             reason: reason.to_owned(),
-        };
-        let (all, metadata) = read(path)?;
-        let (velocity, state) = all.split(VELOCITY);
+        }
+    }
+
+    fn field(&self, key: &str) -> Result<&str, TrainError> {
+        let field = self.metadata.get(key).map(String::as_str);
+        field.ok_or_else(|| self.wrong(&format!("`{key}` is missing")))
+    }
+
+    fn number<N: FromStr>(&self, key: &str) -> Result<N, TrainError> {
+        let number = self.field(key)?.parse();
+        number.map_err(|_| self.wrong(&format!("`{key}` is not a number")))
+    }
+
+    fn restore(
+        &self,
+        bytes: &[u8],
+        net: &mut Net,
+        sgd: &mut Sgd,
+        plateau: &mut PlateauState,
+    ) -> Result<(), TrainError> {
+        let (velocity, state) = StateDict::from_bytes(bytes, self.path)?.split(VELOCITY);
         velocity
             .read_flat(sgd.velocity_mut())
-            .map_err(|e| wrong(&e.to_string()))?;
+            .map_err(|e| self.wrong(&e.to_string()))?;
         net.set_state(&state)?;
-        let field = |key: &str| {
-            metadata
-                .get(key)
-                .ok_or_else(|| wrong(&format!("`{key}` is missing")))
-        };
-        *plateau = serde_json::from_str(field(PLATEAU_KEY)?).map_err(|e| wrong(&e.to_string()))?;
-        if let Some(step) = metadata.get(DROPOUT_KEY) {
-            let step = step
-                .parse()
-                .map_err(|_| wrong("`dropout_step` is not a number"))?;
+        let text = self.field(PLATEAU_KEY)?;
+        *plateau = serde_json::from_str(text).map_err(|e| self.wrong(&e.to_string()))?;
+        if self.metadata.contains_key(DROPOUT_KEY) {
+            let step = self.number(DROPOUT_KEY)?;
             net.set_dropout(DropoutStream {
                 step,
                 ..net.dropout()
             });
         }
-        field(EPOCH_KEY)?
-            .parse()
-            .map_err(|_| wrong("`epochs_done` is not a number"))
+        Ok(())
     }
 }
 
-fn read(path: &Path) -> Result<(StateDict, BTreeMap<String, String>), TrainError> {
-    let bytes = fs_err::read(path).map_err(|source| NnError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok((
-        StateDict::from_bytes(&bytes, path)?,
-        StateDict::metadata(&bytes, path)?,
-    ))
-}
-
-/// Trains `net` on `split`, going on from the checkpoint if there is one.
+/// Trains `net` on `split`, going on from the newest checkpoint that can be used, if there is one.
 ///
 /// The same arguments give the same bits, with or without interruption, on any number of threads.
 pub fn fit(
@@ -418,7 +475,7 @@ pub fn fit(
     );
     let mut plateau = PlateauState::default();
     net.set_dropout(DropoutStream { seed, step: 0 });
-    let first = checkpoints.load(net, &mut sgd, &mut plateau)?;
+    let first = checkpoints.load(net, &mut sgd, &mut plateau, hooks)?;
     hooks.started(first)?;
     let options = LoaderOptions {
         batch_size: recipe.batch_size,
@@ -474,7 +531,7 @@ pub fn fit(
         }
         hooks.epoch(net, &row)?;
         if done % checkpoints.every == 0 && done < recipe.epochs {
-            checkpoints.save(net, &sgd, done, &plateau)?;
+            checkpoints.save(net, &sgd, done, &plateau, hooks.mark())?;
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! The batch assembly, the training loop and its checkpoints, on a tiny synthetic set.
 
+use bb_core::artifact::checkpoint;
 use bb_core::cli::{Coded as _, exit};
 use bb_core::data::{self, Dataset, Images, OpenOptions, Split};
 use bb_core::poison::PoisonSet;
@@ -296,7 +297,9 @@ fn a_foreign_checkpoint_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("train.safetensors");
     let other = Net::new(&ArchSpec::new("preactresnet18", 2, 10).unwrap(), 0);
-    fs_err::write(&path, bits(&other)).unwrap();
+    let about = BTreeMap::from([("epochs_done".to_owned(), "1".to_owned())]);
+    let bytes = other.state().unwrap().to_bytes(&about).unwrap();
+    checkpoint::write(&path, &bytes).unwrap();
     let error = fit(
         &mut net(),
         &data.train,
@@ -308,6 +311,104 @@ fn a_foreign_checkpoint_is_refused() {
     )
     .unwrap_err();
     assert!(error.to_string().contains("conv1.weight"), "{error}");
+}
+
+/// Whatever happens to the file of a run that stopped in its fourth epoch, the resumed run ends with the same bits.
+#[test]
+fn a_damaged_checkpoint_gives_no_other_result() {
+    let data = dataset(64);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.safetensors");
+    let before = folder.path().join("train.safetensors.before");
+    let train = |checkpoints: &Checkpoints, stop_in| {
+        let mut net = net();
+        let mut hook = Told {
+            rows: Rows {
+                stop_in,
+                ..Rows::default()
+            },
+            told: Vec::new(),
+        };
+        let (train, spec) = (&data.train, &data.spec);
+        let ended = fit(&mut net, train, spec, &recipe(4), 1, checkpoints, &mut hook);
+        assert_eq!(ended.is_err(), stop_in.is_some());
+        let first = hook.rows.rows.first().map(|row| row.epoch);
+        (bits(&net), first, hook.told)
+    };
+    let (whole, ..) = train(&Checkpoints::none(), None);
+    let store = Checkpoints::at(&path, 1);
+    train(&store, Some(3));
+    let [last, one_before] = [&path, &before].map(|path| fs_err::read(path).unwrap());
+    let resumed = |last: Option<&[u8]>, older: Option<&[u8]>| {
+        for (path, bytes) in [(&path, last), (&before, older)] {
+            match bytes {
+                Some(bytes) => fs_err::write(path, bytes).unwrap(),
+                None => fs_err::remove_file(path).unwrap(),
+            }
+        }
+        let (found, first, told) = train(&store, None);
+        assert!(found == whole, "another result, {told:?}");
+        (first, told)
+    };
+    assert_eq!(resumed(Some(&last), Some(&one_before)), (Some(3), vec![]));
+    for i in 0..40 {
+        let bit = 8 * last.len() * i / 40;
+        let mut flipped = last.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let (first, told) = resumed(Some(&flipped), Some(&one_before));
+        assert_eq!((first, told.len()), (Some(2), 1), "bit {bit}: {told:?}");
+        assert!(
+            told[0].contains("train.safetensors` is not used"),
+            "{told:?}"
+        );
+    }
+    let cut = &last[..last.len() / 2];
+    for (last, older, first, told) in [
+        (Some(cut), Some(&one_before[..]), Some(2), 1),
+        (Some(&[][..]), Some(&one_before[..]), Some(2), 1),
+        // Killed between the two renames.
+        (None, Some(&one_before[..]), Some(2), 0),
+        (Some(cut), Some(cut), Some(0), 2),
+        (Some(cut), None, Some(0), 1),
+        (None, None, Some(0), 0),
+        // The older one under the newer one's name is whole, and so is the newer one under the older one's.
+        (Some(&one_before[..]), Some(&last[..]), Some(2), 0),
+    ] {
+        let found = resumed(last, older);
+        assert_eq!((found.0, found.1.len()), (first, told));
+    }
+    // As earlier versions wrote it, without a digest.
+    let old = &last[..last.len() - 40];
+    let (first, told) = resumed(Some(old), None);
+    assert_eq!(first, Some(0));
+    assert!(told[0].contains("of an earlier version"), "{told:?}");
+}
+
+/// Rows, and what was said of checkpoints.
+struct Told {
+    rows: Rows,
+    told: Vec<String>,
+}
+
+impl Hooks for Told {
+    fn gradients(
+        &mut self,
+        net: &mut Net,
+        at: StepAt,
+        batch: &mut Batch,
+        grads: &mut Flat,
+    ) -> Result<Loss, TrainError> {
+        self.rows.gradients(net, at, batch, grads)
+    }
+
+    fn epoch(&mut self, net: &mut Net, row: &EpochRow) -> Result<(), TrainError> {
+        self.rows.epoch(net, row)
+    }
+
+    fn unusable(&mut self, why: &str) -> Result<(), TrainError> {
+        self.told.push(why.to_owned());
+        Ok(())
+    }
 }
 
 #[test]
@@ -691,6 +792,74 @@ fn states_survive_their_file_and_bad_ones_are_refused() {
             "cut at {cut}"
         );
     }
+}
+
+/// The network of the first case would fill 36 GB, and the values of the second are refused once they are read.
+#[test]
+fn names_and_shapes_are_compared_before_anything_is_made() {
+    let tensor = |shape: &[usize], value: f32| {
+        candle_core::Tensor::full(value, shape, &candle_core::Device::Cpu).unwrap()
+    };
+    let wide = ArchSpec::new("vgg19_bn", 512, 10).unwrap();
+    let mut state = StateDict::new();
+    state.insert("features.0.weight", tensor(&[512, 0, 3, 3], 0.0));
+    assert_eq!(
+        Net::from_state(&wide, &state).unwrap_err().to_string(),
+        "tensor `features.0.weight` has shape [512, 0, 3, 3], expected [512, 3, 3, 3]"
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let header = r#"{"conv1.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    let length = (header.len() as u64).to_le_bytes();
+    let nan = f32::NAN.to_le_bytes();
+    fs_err::write(&path, [&length[..], header.as_bytes(), &nan].concat()).unwrap();
+    assert!(matches!(
+        StateDict::load(&path).unwrap_err(),
+        NnError::NotFinite { .. }
+    ));
+    let spec = ArchSpec::new("preactresnet18", 4, 10).unwrap();
+    assert_eq!(
+        Net::load(&spec, &path).unwrap_err().to_string(),
+        "tensor `conv1.weight` has shape [1], expected [4, 3, 3, 3]"
+    );
+}
+
+#[test]
+fn the_declared_order_costs_no_more_than_the_names() {
+    let file = |names: usize, order: &str| {
+        let bb = serde_json::json!({ "order": serde_json::from_str::<serde_json::Value>(order).unwrap() });
+        let mut header = serde_json::json!({ "__metadata__": { "bb": bb.to_string() } });
+        for i in 0..names {
+            header[format!("x{i}")] =
+                serde_json::json!({ "dtype": "F32", "shape": [0], "data_offsets": [0, 0] });
+        }
+        let header = header.to_string();
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()
+    };
+    let path = std::path::Path::new("m.safetensors");
+    let names = |bytes: &[u8]| -> Vec<String> {
+        let state = StateDict::from_bytes(bytes, path).unwrap();
+        state.iter().map(|(name, _)| name.to_owned()).collect()
+    };
+    // The first place of a name counts, unknown ones do not, and the others follow by name.
+    let found = names(&file(4, r#"["x2", 7, "y", "x1", "x2"]"#));
+    assert_eq!(found, ["x2", "x1", "x0", "x3"]);
+
+    let order: Vec<String> = (0..80_000).map(|i| format!("y{i}")).collect();
+    let bytes = file(20_000, &serde_json::json!(order).to_string());
+    let begun = std::time::Instant::now();
+    assert_eq!(names(&bytes).len(), 20_000);
+    // A second is enough by far; comparing each name with each takes minutes.
+    assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+
+    let order: Vec<u8> = vec![0; 200_000];
+    let bytes = file(1, &serde_json::json!(order).to_string());
+    let error = StateDict::from_bytes(&bytes, path).unwrap_err().to_string();
+    assert!(
+        error.contains("`bb` in its metadata: more values than 100000"),
+        "{error}"
+    );
 }
 
 #[test]

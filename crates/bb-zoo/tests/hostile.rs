@@ -447,10 +447,18 @@ fn bombs_of_every_kind_are_harmless() {
         (
             "safetensors of many tensors",
             "tensors, expected at most 20000",
-            { safetensors(&tiny(100_000, "[0]"), 0) },
+            { safetensors(&tiny(30_000, "[0]"), 0) },
         ),
+        ("safetensors of many values", "more values than 400000", {
+            safetensors(&tiny(100_000, "[0]"), 0)
+        }),
         ("safetensors of many axes", "axes, expected at most 8", {
-            safetensors(&tiny(1, &format!("[0{}]", ",1".repeat(1_000_000))), 0)
+            safetensors(&tiny(1, &format!("[0{}]", ",1".repeat(100_000))), 0)
+        }),
+        ("safetensors with a name twice", "stands twice", {
+            let one = tiny(1, "[0]");
+            let inner = &one[1..one.len() - 1];
+            safetensors(&format!("{{{inner},{inner}}}"), 0)
         }),
         (
             "safetensors of many bytes",

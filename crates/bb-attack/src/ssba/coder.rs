@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use bb_core::artifact::atomic;
+use bb_core::artifact::checkpoint::{self, Found, Version};
 use bb_core::cli::{catch_interrupts, check_interrupt};
 use bb_core::data::Images;
 use bb_core::events::Progress;
@@ -87,12 +87,7 @@ impl Coder {
         };
         let checkpoint = ctx.prep.checkpoint(CHECKPOINT)?;
         if let Some(path) = &checkpoint {
-            // A file that was damaged is written anew, as it is after a crash in the first steps.
-            if let Ok(bytes) = fs_err::read(path)
-                && coder.load(&bytes, path).is_err()
-            {
-                coder = Self::new(cfg, images.height(), ctx.seed)?;
-            }
+            coder.resume(path, ctx)?;
             catch_interrupts()?;
         }
         let progress = Progress::new(
@@ -287,7 +282,19 @@ impl Coder {
             ("step".to_owned(), self.step.to_string()),
             ("started".to_owned(), started),
         ]);
-        Ok(atomic::write(path, all.to_bytes(&about)?)?)
+        Ok(checkpoint::replace(path, &all.to_bytes(&about)?)?)
+    }
+
+    /// Goes on from the newest checkpoint that can be used.
+    fn resume(&mut self, path: &Path, ctx: &Ctx<'_>) -> Result<(), AttackError> {
+        for version in Version::BOTH {
+            match checkpoint::read(path, version)? {
+                Found::Absent => {}
+                Found::Damaged(damage) => ctx.prep.warn(&damage.to_string())?,
+                Found::Whole(bytes) => return Ok(self.load(&bytes, path)?),
+            }
+        }
+        Ok(())
     }
 
     fn load(&mut self, bytes: &[u8], path: &Path) -> Result<(), NnError> {
@@ -560,10 +567,18 @@ mod tests {
             resumed.encoder.params().data()
         );
         assert_eq!(whole.started, resumed.started);
-        // A damaged checkpoint is no reason to stop.
-        fs_err::write(folder.path().join(CHECKPOINT), "no tensors").expect("a writable folder");
-        let anew = trained(&cfg, &dataset, Some(folder.path()));
-        assert_eq!(whole.decoder.params().data(), anew.decoder.params().data());
+        // A damaged checkpoint is no reason to stop, with one before it and without.
+        for name in [CHECKPOINT, "ssba-coder.safetensors.before"] {
+            for name in [CHECKPOINT, name] {
+                let path = folder.path().join(name);
+                let mut bytes = fs_err::read(&path).expect("it is there");
+                let at = bytes.len() / 2;
+                bytes[at] ^= 1;
+                fs_err::write(&path, bytes).expect("a writable folder");
+            }
+            let anew = trained(&cfg, &dataset, Some(folder.path()));
+            assert_eq!(whole.decoder.params().data(), anew.decoder.params().data());
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use bb_core::events::Progress;
 use bb_core::rng;
 use bb_nn::arch::PENULTIMATE;
 use bb_nn::data::Input;
-use bb_nn::{ArchSpec, Mode, Net};
+use bb_nn::{ArchSpec, Mode, Net, Spec};
 
 use super::config::{Head, Iterate, TriggerConfig};
 use crate::error::AttackError;
@@ -124,10 +124,8 @@ pub fn search(
 
 /// Refuses more neurons than an architecture has features before its last layer.
 pub fn check_neurons(count: usize, arch: &ArchSpec) -> Result<(), AttackError> {
-    // A network of its own takes no longer than a step of the training that this is asked before.
-    let net = Net::new(arch, 0);
-    let mut layers = net.params().layout().entries().iter().rev();
-    let last = layers.find(|entry| entry.shape.len() == 2);
+    let slots = Spec::from(arch).tensors();
+    let last = slots.iter().rev().find(|slot| slot.shape.len() == 2);
     let features = last.expect("every classifier ends so").shape[1];
     if count > features {
         return Err(AttackError::Neurons {

@@ -1,5 +1,6 @@
 //! Files that others may rely on: written whole or not at all, known by their SHA-256, the same bits for the same content.
 pub mod atomic;
+pub mod checkpoint;
 mod tensors;
 
 use std::io::{self, Read};
@@ -9,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cli::{Coded, exit};
 
-pub use tensors::to_safetensors;
+pub use tensors::{Header, HeaderError, LARGEST_FILE, Listed, MOST_TENSORS, to_safetensors};
 
 /// Why a file could not be written or read.
 #[derive(Debug, thiserror::Error)]

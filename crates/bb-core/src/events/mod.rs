@@ -7,9 +7,7 @@
 mod facts;
 mod log;
 mod progress;
-mod rows;
 
 pub use facts::{Usage, env_facts, rfc3339, started, usage};
 pub use log::{JsonLines, Log};
 pub use progress::Progress;
-pub use rows::from_one;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bb_core::cli::{Coded, exit};
-use bb_nn::{ArchSpec, Net, NnError, StateDict};
+use bb_nn::{ArchSpec, NnError, Slot, Spec, StateDict};
 use bb_zoo::strict::{Document, StrictError};
 use bb_zoo::torch::pickle::short;
 use bb_zoo::torch::{NamedTensor, TensorData};
@@ -301,10 +301,15 @@ pub(super) fn is_optional(name: &str) -> bool {
     name.ends_with("num_batches_tracked")
 }
 
+/// The tensors of an architecture, in PyTorch's order; none of them is made.
+fn slots(spec: &ArchSpec) -> Vec<Slot> {
+    Spec::from(spec).tensors()
+}
+
 /// The names of an architecture's tensors, in PyTorch's order.
 pub(super) fn names_of(arch: &str) -> Result<Vec<String>, NnError> {
-    let blank = Net::new(&ArchSpec::new(arch, 1, 2)?, 0).state()?;
-    Ok(blank.iter().map(|(name, _)| name.to_owned()).collect())
+    let slots = slots(&ArchSpec::new(arch, 1, 2)?);
+    Ok(slots.into_iter().map(|slot| slot.name).collect())
 }
 
 /// Whether these are the names of an architecture's tensors, but for counters and what stands in front of all of them.
@@ -327,10 +332,10 @@ fn without<'a>(name: &'a str, prefix: &str) -> &'a str {
 /// The tensors with the names that they have behind a prefix of the file's, in its order, and the prefix.
 fn behind_prefix<'a>(
     found: &'a [NamedTensor],
-    blank: &StateDict,
+    slots: &[Slot],
 ) -> (Vec<(&'a str, &'a NamedTensor)>, &'a str) {
     let names: Vec<&str> = found.iter().map(|tensor| tensor.name.as_str()).collect();
-    let known: BTreeSet<&str> = blank.iter().map(|(name, _)| name).collect();
+    let known: BTreeSet<&str> = slots.iter().map(|slot| slot.name.as_str()).collect();
     let prefix = names::prefix(&names, &known).unwrap_or_default();
     let named = found.iter().map(|tensor| {
         let name = tensor.name.as_str();
@@ -352,10 +357,10 @@ fn behind_prefix<'a>(
 /// A file without such a tensor gets the standard width; what is missing is then for [`matched`] to say.
 pub fn spec(name: &str, classes: usize, found: &[NamedTensor]) -> Result<ArchSpec, NnError> {
     const STANDARD: usize = 64;
-    let blank = Net::new(&ArchSpec::new(name, 1, classes)?, 0).state()?;
-    let (tensors, _) = behind_prefix(found, &blank);
-    let first = blank.iter().find(|(_, tensor)| tensor.dims().len() == 4);
-    let named = first.and_then(|(first, _)| tensors.iter().find(|(name, _)| *name == first));
+    let slots = slots(&ArchSpec::new(name, 1, classes)?);
+    let (tensors, _) = behind_prefix(found, &slots);
+    let first = slots.iter().find(|slot| slot.shape.len() == 4);
+    let named = first.and_then(|slot| tensors.iter().find(|(name, _)| *name == slot.name));
     let width = named
         .filter(|(_, tensor)| tensor.shape.len() == 4)
         .map_or(STANDARD, |(_, tensor)| tensor.shape[0]);
@@ -367,57 +372,52 @@ pub fn spec(name: &str, classes: usize, found: &[NamedTensor]) -> Result<ArchSpe
 /// A beginning that all names share which are not the architecture's is left out, if they are the architecture's then:
 /// `module.`, `_orig_mod.`, `model.` and whatever else wrappers leave.
 pub fn matched(found: &[NamedTensor], spec: &ArchSpec) -> Result<(StateDict, Report), NnError> {
-    let blank = Net::new(spec, 0).state()?;
-    let (named, prefix) = behind_prefix(found, &blank);
+    let slots = slots(spec);
+    let (named, prefix) = behind_prefix(found, &slots);
     let tensors: BTreeMap<&str, &NamedTensor> = named.iter().copied().collect();
     let mut state = StateDict::new();
     let mut report = Report::default();
-    for (name, expected) in blank.iter() {
-        let Some(tensor) = tensors.get(name) else {
-            if is_optional(name) {
-                report.ignored.push(name.to_owned());
-                state.insert(name, expected.clone());
-            } else {
-                report.missing.push(name.to_owned());
-            }
-            continue;
-        };
-        if is_optional(name) {
+    for Slot {
+        name,
+        shape,
+        counts,
+    } in &slots
+    {
+        let found = tensors.get(name.as_str()).copied();
+        if *counts {
             // Averaging and casting leave any type. Nothing uses it, so what is no count is not needed either.
-            if let Some(count) = count(tensor) {
-                state.insert(
-                    name,
-                    Tensor::new(count, &Device::Cpu)?.reshape(expected.dims())?,
-                );
-                report.loaded.push(name.to_owned());
-            } else {
-                state.insert(name, expected.clone());
-                report.ignored.push(name.to_owned());
+            let said = found.and_then(count);
+            state.insert(name, Tensor::new(said.unwrap_or(0), &Device::Cpu)?);
+            match said {
+                Some(_) => report.loaded.push(name.clone()),
+                None => report.ignored.push(name.clone()),
             }
             continue;
         }
-        if tensor.shape != expected.dims() {
-            let (found, expected) = (&tensor.shape, expected.dims());
+        let Some(tensor) = found else {
+            report.missing.push(name.clone());
+            continue;
+        };
+        if tensor.shape != *shape {
+            let found = &tensor.shape;
             report
                 .mismatched
-                .push(format!("{name} {found:?} for {expected:?}"));
+                .push(format!("{name} {found:?} for {shape:?}"));
             continue;
         }
-        let shape = tensor.shape.as_slice();
         let values = match &tensor.data {
-            TensorData::Float(values) => Tensor::from_slice(values, shape, &Device::Cpu),
-            TensorData::Int(values) => Tensor::from_slice(values, shape, &Device::Cpu),
+            TensorData::Float(values) => Tensor::from_slice(values, shape.as_slice(), &Device::Cpu),
+            TensorData::Int(values) => Tensor::from_slice(values, shape.as_slice(), &Device::Cpu),
         };
         state.insert(name, values?);
-        report.loaded.push(name.to_owned());
+        report.loaded.push(name.clone());
     }
-    report.unused = named
-        .iter()
-        .filter(|(name, _)| blank.get(name).is_none())
-        .map(|(_, tensor)| tensor.name.clone())
-        .collect();
+    let known: BTreeSet<&str> = slots.iter().map(|slot| slot.name.as_str()).collect();
+    let unknown = |(name, _): &&(&str, &NamedTensor)| !known.contains(name);
+    let unused = named.iter().filter(unknown);
+    report.unused = unused.map(|(_, tensor)| tensor.name.clone()).collect();
     if !prefix.is_empty() {
-        let is_behind = |tensor: &&NamedTensor| blank.get(&tensor.name).is_none();
+        let is_behind = |tensor: &&NamedTensor| !known.contains(tensor.name.as_str());
         let names = found.iter().filter(is_behind).count();
         report.prefix = Some((prefix.to_owned(), names));
     }

@@ -4,6 +4,7 @@ use super::pickle::{
     Element, Limits, Object, Pickle, PickleError, Storage, Tensor, Value, elements, short,
 };
 use crate::sniff;
+use bb_core::artifact::LARGEST_FILE;
 use bb_core::cli::{Coded, exit};
 use fs_err::File;
 use half::{bf16, f16};
@@ -19,8 +20,6 @@ use zip::{CompressionMethod, ZipArchive};
 const MOST_ENTRIES: u64 = 20_000;
 /// Largest pickle, in bytes: tensors lie beside it.
 const LARGEST_PICKLE: u64 = 64 << 20;
-/// Largest checkpoint, in bytes.
-pub(crate) const LARGEST_FILE: u64 = 8 << 30;
 
 /// Why a checkpoint was refused.
 #[derive(Debug, thiserror::Error)]
