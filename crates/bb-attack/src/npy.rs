@@ -6,8 +6,14 @@
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use bb_core::files::{self, Links};
+
 /// Largest file that is accepted, in bytes.
 pub const MAX_BYTES: u64 = 64 << 20;
+/// Most numbers of an array that is read whole, each of which has eight bytes in memory.
+const MOST_NUMBERS: usize = (MAX_BYTES / 8) as usize;
+/// Longest header that is accepted, in bytes; NumPy writes some hundred.
+const MAX_HEADER: usize = 1 << 16;
 /// What every file begins with.
 pub const MAGIC: &[u8; 6] = b"\x93NUMPY";
 
@@ -50,6 +56,14 @@ pub enum NpyError {
     TooLarge {
         /// The file.
         path: PathBuf,
+    },
+    /// The array has more numbers than any trigger.
+    #[error("array `{}` has {found} numbers, expected at most {MOST_NUMBERS}", path.display())]
+    TooMany {
+        /// The file.
+        path: PathBuf,
+        /// Its numbers.
+        found: usize,
     },
     /// The header is not one of format 1, 2 or 3, or is cut off.
     #[error("`{}` is no valid `.npy` file: {reason}", path.display())]
@@ -101,7 +115,7 @@ pub fn read(path: &Path) -> Result<Array, NpyError> {
         path: path.to_owned(),
         source,
     };
-    let file = fs_err::File::open(path).map_err(failed)?;
+    let file = files::open(path, Links::Follow).map_err(failed)?;
     let mut bytes = Vec::new();
     let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes);
     if read.map_err(failed)? as u64 > MAX_BYTES {
@@ -125,16 +139,16 @@ pub struct ByteArray {
 impl ByteArray {
     /// Opens a file and checks that it has as many bytes as its header says.
     pub fn open(path: &Path) -> Result<Self, NpyError> {
-        /// More than any header has.
-        const HEAD: u64 = 1 << 16;
         let failed = |source| NpyError::Read {
             path: path.to_owned(),
             source,
         };
-        let mut file = fs_err::File::open(path).map_err(failed)?;
+        let mut file = files::open(path, Links::Follow).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let mut head = Vec::new();
-        let read = (&mut file).take(HEAD).read_to_end(&mut head);
+        let read = (&mut file)
+            .take(2 * MAX_HEADER as u64)
+            .read_to_end(&mut head);
         read.map_err(failed)?;
         let (header, data) = split(&head, path)?;
         if !matches!(header.descr, "|u1" | "<u1" | ">u1") {
@@ -222,6 +236,13 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Array, NpyError> {
         _ => return Err(unknown()),
     };
     check_length(&header, size, data.len(), path)?;
+    let found = data.len() / size;
+    if found > MOST_NUMBERS {
+        return Err(NpyError::TooMany {
+            path: path.to_owned(),
+            found,
+        });
+    }
     Ok(Array {
         values: data.chunks_exact(size).map(decode).collect(),
         kind,
@@ -243,6 +264,9 @@ fn split<'a>(bytes: &'a [u8], path: &Path) -> Result<(Header<'a>, &'a [u8]), Npy
         [2 | 3, _, a, b, c, d, rest @ ..] => (u32::from_le_bytes([*a, *b, *c, *d]), rest),
         _ => return Err(wrong("its version is not 1, 2 or 3")),
     };
+    if length as usize > MAX_HEADER {
+        return Err(wrong("its header has more than 65536 bytes"));
+    }
     let (text, data) = rest
         .split_at_checked(length as usize)
         .ok_or_else(|| wrong("its header is cut off"))?;
@@ -555,7 +579,20 @@ mod tests {
             "version is not 1, 2 or 3",
         );
         // A header of four gigabytes, in a file of a few bytes.
-        check(b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}", "header is cut off");
+        check(
+            b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}",
+            "header has more than 65536 bytes",
+        );
+        check(b"\x93NUMPY\x02\x00\x00\x00\x01\x00{}", "header is cut off");
+        let many = MOST_NUMBERS + 1;
+        check(
+            &file(
+                1,
+                &head("|u1", "False", &format!("{many},")),
+                &vec![0; many],
+            ),
+            "has 8388609 numbers, expected at most 8388608",
+        );
         check(
             &file(1, "{'descr': '|u1'}", &[]),
             "header is not understood",
@@ -623,6 +660,27 @@ mod tests {
         assert!(error.contains("has 3 bytes of data, expected 6"), "{error}");
         let error = open("<f4", "1,", &[0; 4]).expect_err("no bytes");
         assert!(error.contains("has type `<f4`, expected `u1`"), "{error}");
+    }
+
+    #[test]
+    fn a_pipe_is_not_waited_for() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("p.npy");
+        mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("a pipe");
+        for error in [
+            super::read(&path).expect_err("a pipe"),
+            ByteArray::open(&path).expect_err("a pipe"),
+        ] {
+            let NpyError::Read { source, .. } = error else {
+                panic!("{error}");
+            };
+            let text = source.to_string();
+            assert!(
+                text.contains("is a named pipe, expected a regular file"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::io::{Cursor, Read as _};
 use std::path::{Path, PathBuf};
 
 use bb_core::data::resize::pil_bilinear;
+use bb_core::data::without_profile;
+use bb_core::files::{self, Links};
 use image::{ImageFormat, ImageReader, Limits};
 
 /// Longest side of a picture that is accepted, in pixels.
@@ -70,7 +72,8 @@ impl Picture {
 
     /// Reads a PNG or JPEG file and turns it into 8-bit RGB; transparency is dropped, grey becomes three equal channels.
     pub fn read(path: &Path) -> Result<Self, PictureError> {
-        let bytes = fs_err::read(path).map_err(|source| PictureError::Read {
+        let bytes = files::read(path, Links::Follow, MAX_ALLOC);
+        let bytes = bytes.map_err(|source| PictureError::Read {
             path: path.to_owned(),
             source,
         })?;
@@ -96,7 +99,7 @@ impl Picture {
             height,
             width,
         };
-        let file = fs_err::File::open(path).map_err(read)?;
+        let file = files::open(path, Links::Follow).map_err(read)?;
         let len = file.metadata().map_err(read)?.len();
         if len > most {
             return Err(size(format!("a file of {len} bytes")));
@@ -107,6 +110,7 @@ impl Picture {
             path: path.to_owned(),
             source,
         };
+        let bytes = without_profile(&bytes);
         let header = ImageReader::new(Cursor::new(&bytes)).with_guessed_format();
         let found = header.map_err(|e| decode(e.into()))?.into_dimensions();
         let (found_width, found_height) = found.map_err(decode)?;
@@ -121,6 +125,7 @@ impl Picture {
         limits.max_image_width = Some(MAX_SIDE);
         limits.max_image_height = Some(MAX_SIDE);
         limits.max_alloc = Some(MAX_ALLOC);
+        let bytes = without_profile(bytes);
         let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
         reader.limits(limits);
         let rgb = reader.decode()?.into_rgb8();
@@ -219,6 +224,24 @@ mod tests {
             error.to_string().contains("a file of 65665 bytes"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_pipe_is_not_waited_for() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("t.png");
+        mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("a pipe");
+        for read in [Picture::read(&path), Picture::read_sized(&path, 4, 4)] {
+            let Err(PictureError::Read { source, .. }) = read else {
+                panic!("{read:?}");
+            };
+            let text = source.to_string();
+            assert!(
+                text.contains("is a named pipe, expected a regular file"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use bb_core::files::{self, Links};
+
 use super::config::Scale;
 use super::trigger;
 use crate::npy::{self, Kind, NpyError};
@@ -179,7 +181,7 @@ impl Pattern {
 fn is_npy(path: &Path) -> bool {
     let mut mark = [0; npy::MAGIC.len()];
     // A file that cannot be read is reported by whoever reads it next.
-    fs_err::File::open(path).is_ok_and(|mut file| file.read_exact(&mut mark).is_ok())
+    files::open(path, Links::Follow).is_ok_and(|mut file| file.read_exact(&mut mark).is_ok())
         && mark == *npy::MAGIC
 }
 

@@ -281,7 +281,9 @@ impl Batches {
         let unpacked = GzDecoder::new(file).take(MOST_UNPACKED);
         let mut files: Vec<Option<Vec<u8>>> = self.names.iter().map(|_| None).collect();
         let mut names = None;
-        for entry in tar::Archive::new(unpacked).entries().map_err(failed)? {
+        // Raw, since a name as long as the archive would be kept whole; those of CIFAR need no extension.
+        let mut archive_files = tar::Archive::new(unpacked);
+        for entry in archive_files.entries().map_err(failed)?.raw(true) {
             let mut entry = entry.map_err(failed)?;
             if !entry.header().entry_type().is_file() {
                 continue;

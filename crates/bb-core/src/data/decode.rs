@@ -28,6 +28,8 @@ const MAX_SIDE: u32 = 4096;
 const MAX_BYTES: u64 = 64_000_000;
 /// Scans of a JPEG file that cost little more than one: most that come in several have ten.
 const USUAL_SCANS: u64 = 12;
+/// What every PNG file begins with.
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
 
 /// Why the bytes of an image cannot be used.
@@ -124,7 +126,7 @@ enum Format {
 }
 
 fn format(bytes: &[u8]) -> Result<Format, ImageFault> {
-    if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
+    if bytes.starts_with(PNG) {
         Ok(Format::Png)
     } else if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
         Ok(Format::Jpeg)
@@ -145,7 +147,7 @@ fn format(bytes: &[u8]) -> Result<Format, ImageFault> {
 /// Decodes an image file of any format that is read; what it costs is counted in `budget` before.
 pub(super) fn rgb(bytes: &[u8], budget: &Budget) -> Result<Rgb, ImageFault> {
     let format = format(bytes)?;
-    let bytes = &*without_profile(format, bytes);
+    let bytes = &*without_profile(bytes);
     let reader = Cursor::new(bytes);
     let pixels = |decoder: Box<dyn ImageDecoder + '_>, narrow| -> Result<Rgb, ImageFault> {
         let (width, height) = checked_size(&decoder)?;
@@ -216,7 +218,7 @@ pub(super) fn rgb_into(
 /// Height and width from the header alone.
 pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), ImageFault> {
     let format = format(bytes)?;
-    let bytes = without_profile(format, bytes);
+    let bytes = without_profile(bytes);
     let reader = Cursor::new(&*bytes);
     let (width, height) = match format {
         Format::Png => checked_size(&PngDecoder::with_limits(reader, limits())?)?,
@@ -227,13 +229,17 @@ pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), ImageFault> {
     Ok((height as usize, width as usize))
 }
 
-/// A PNG file without its colour profile, which is not applied, and which the decoder would unpack before anything else.
-fn without_profile(format: Format, bytes: &[u8]) -> Cow<'_, [u8]> {
+/// A PNG file without its colour profile, which is not applied, and which a decoder would unpack before anything else;
+/// other bytes as they are.
+pub fn without_profile(bytes: &[u8]) -> Cow<'_, [u8]> {
     /// Length and kind of a chunk, and length, kind and checksum.
     const HEAD: usize = 8;
     const FRAME: usize = 12;
     let (mut at, mut kept, mut out) = (HEAD, 0, Vec::new());
-    while let (Format::Png, Some(chunk)) = (format, bytes.get(at..at.saturating_add(HEAD))) {
+    if !bytes.starts_with(PNG) {
+        return Cow::Borrowed(bytes);
+    }
+    while let Some(chunk) = bytes.get(at..at.saturating_add(HEAD)) {
         let length = u32::from_be_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]) as usize;
         let end = at.saturating_add(length).saturating_add(FRAME);
         if &chunk[4..] == b"IDAT" || end > bytes.len() {
@@ -563,6 +569,27 @@ mod tests {
         ));
         assert!(size(&announcing(4097, 1, 8)).is_err());
         assert_eq!(size(&announcing(40, 30, 8)).expect("a header"), (30, 40));
+    }
+
+    #[test]
+    fn a_colour_profile_is_cut_out_wherever_it_stands() {
+        let plain = png(2, 1, ExtendedColorType::L8, &[7, 9]);
+        let with = |png: &[u8]| with_chunk(png, *b"iCCP", b"p\0\0 and so on");
+        let text = with_chunk(&plain, *b"tEXt", b"a\0b");
+        for (file, expect) in [
+            (with(&plain), &plain),
+            (with(&with(&plain)), &plain),
+            (with(&text), &text),
+            (text.clone(), &text),
+        ] {
+            assert_eq!(*without_profile(&file), **expect);
+            assert_eq!(rgb(&file).expect("decodes").pixels, [7, 7, 7, 9, 9, 9]);
+            for end in 0..file.len() {
+                let _ = without_profile(&file[..end]);
+            }
+        }
+        let photo = jpeg(2, 1, ExtendedColorType::L8, &[7, 9]);
+        assert_eq!(*without_profile(&photo), *photo);
     }
 
     #[test]

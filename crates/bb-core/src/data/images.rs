@@ -8,14 +8,13 @@ use super::DataError;
 /// Channels of every image: R, G, B.
 pub(super) const CHANNELS: usize = 3;
 
-/// Decoded images, 8 bits per channel, layout `[n, h, w, 3]` (RGB, rows from the top), in memory or memory-mapped.
+/// Decoded images, 8 bits per channel, layout `[n, h, w, 3]` (RGB, rows from the top).
 ///
 /// A clone shares the pixels.
 #[derive(Clone)]
 pub struct Images {
-    bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
-    /// Where the first image begins in `bytes`; a cache file has a header in front.
-    start: usize,
+    /// Of these images, and of more where they are the first of others.
+    bytes: Arc<Vec<u8>>,
     n: usize,
     h: usize,
     w: usize,
@@ -27,30 +26,12 @@ impl Images {
     /// # Errors
     /// [`DataError::PixelCount`] if there are not `n * h * w * 3` bytes.
     pub fn new(n: usize, h: usize, w: usize, pixels: Vec<u8>) -> Result<Self, DataError> {
-        Self::from_shared(n, h, w, 0, Arc::new(pixels))
-    }
-
-    /// Takes pixels that begin at `start` of a shared buffer and reach to `start + n * h * w * 3` or before its end.
-    pub(super) fn from_shared(
-        n: usize,
-        h: usize,
-        w: usize,
-        start: usize,
-        bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
-    ) -> Result<Self, DataError> {
-        let expected = byte_count(n, h, w);
-        let found = (*bytes).as_ref().len().saturating_sub(start);
-        // A buffer of our own holds nothing but the pixels; a mapped file also holds the labels.
-        if expected.is_none_or(|expected| expected > found || (start == 0 && expected != found)) {
+        let found = pixels.len();
+        if byte_count(n, h, w) != Some(found) {
             return Err(DataError::PixelCount { n, h, w, found });
         }
-        Ok(Self {
-            bytes,
-            start,
-            n,
-            h,
-            w,
-        })
+        let bytes = Arc::new(pixels);
+        Ok(Self { bytes, n, h, w })
     }
 
     /// Number of images.
@@ -90,7 +71,7 @@ impl Images {
 
     /// All pixels as `[n, h, w, 3]`.
     pub fn as_bytes(&self) -> &[u8] {
-        &(*self.bytes).as_ref()[self.start..self.start + self.n * self.image_bytes()]
+        &self.bytes[..self.n * self.image_bytes()]
     }
 
     /// A copy of the images at `indices`, in that order; an index may come more than once.
@@ -105,7 +86,6 @@ impl Images {
         }
         Self {
             bytes: Arc::new(pixels),
-            start: 0,
             n: indices.len(),
             ..*self
         }

@@ -47,7 +47,7 @@ mod thrift;
 mod tiny;
 
 pub use classes::known as known_classes;
-pub use decode::ImageFault;
+pub use decode::{ImageFault, without_profile};
 pub use error::DataError;
 pub use images::{Images, Split};
 pub use named::NamedClass;

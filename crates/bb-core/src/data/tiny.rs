@@ -2,7 +2,7 @@
 //!
 //! Classes are the sorted ids (`n01443537`), as the hub's files and torchvision number them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -13,8 +13,10 @@ use super::listing::{LeftOut, Listing, folders, named};
 use super::locate::{Found, Source};
 use super::{DataError, DatasetSpec, Note, table};
 
-/// Most bytes of `wnids.txt` and `words.txt`, of which the latter has 2.6 MB.
+/// Most bytes of `words.txt`, which has 2.6 MB.
 const MOST_BYTES: u64 = 16 << 20;
+/// Most bytes of `wnids.txt`, which has 2 KB.
+const MOST_IDS: u64 = 1 << 20;
 
 /// The dataset in `place`, if class folders of its kind are there.
 pub(super) fn find(
@@ -33,7 +35,7 @@ pub(super) fn find(
     let mut notes = Vec::new();
     let ids = place.join("wnids.txt");
     let ids: Vec<OsString> = if ids.is_file() {
-        let text = String::from_utf8_lossy(&read_at_most(&ids, MOST_BYTES)?).into_owned();
+        let text = String::from_utf8_lossy(&read_at_most(&ids, MOST_IDS)?).into_owned();
         let listed: Vec<&str> = text.split_whitespace().collect();
         let mut sorted = listed.clone();
         sorted.sort_unstable();
@@ -117,12 +119,14 @@ fn names(place: &Path, ids: &[OsString], classes: usize) -> Result<Vec<String>, 
     } else {
         String::new()
     };
+    let ids: Vec<&str> = ids.iter().filter_map(|id| id.to_str()).collect();
+    let wanted: HashSet<&str> = ids.iter().copied().collect();
     let words: HashMap<&str, &str> = text
         .lines()
         .filter_map(|line| line.split_once('\t'))
+        .filter(|(id, _)| wanted.contains(id))
         .map(|(id, words)| (id, words.split(',').next().unwrap_or_default().trim()))
         .collect();
-    let ids: Vec<&str> = ids.iter().filter_map(|id| id.to_str()).collect();
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for word in ids.iter().filter_map(|id| words.get(id)) {
         *counts.entry(word).or_default() += 1;

@@ -78,8 +78,50 @@ fn changed_files_are_decoded_again_under_the_same_name() {
     same(&after, &plain("cifar10", &data).expect("opens"));
     assert_ne!(before.digest, after.digest);
     assert_eq!(entries(&cache), files);
-    // What was mapped before the file was replaced is still whole.
+    // What was read before the file was replaced is still whole.
     assert_eq!(before.train.images.image(39), pixels(39, 32, 32));
+}
+
+#[test]
+fn a_picture_of_the_same_size_and_time_is_noticed() {
+    let root = tempfile::tempdir().expect("a folder");
+    let (data, cache) = (root.path().join("data"), root.path().join("cache"));
+    let old = |seed: u8| [b"P6 2 2 255\n".as_slice(), &[seed; 12]].concat();
+    for split in ["train", "test"] {
+        put(&data, &format!("{split}/a/0.ppm"), &old(1));
+    }
+    let opts = OpenOptions {
+        cache_dir: Some(cache),
+        ..OpenOptions::default()
+    };
+    let opened = || open("folder", Some(&data), &opts).expect("opens");
+    let before = opened();
+    let path = data.join("train/a/0.ppm");
+    let time = fs_err::metadata(&path)
+        .and_then(|facts| facts.modified())
+        .expect("a time");
+    put(&data, "train/a/0.ppm", &old(2));
+    let file = fs_err::OpenOptions::new().write(true).open(&path);
+    file.expect("opens")
+        .file()
+        .set_modified(time)
+        .expect("a time is set");
+    let after = opened();
+    assert_eq!(before.train.images.image(0), [1; 12]);
+    assert_eq!(after.train.images.image(0), [2; 12]);
+}
+
+#[test]
+fn a_cache_that_is_cut_harms_nobody_who_has_read_it() {
+    let (_root, data, cache) = place();
+    let fresh = cached(&data, &cache);
+    let again = cached(&data, &cache);
+    for file in entries(&cache) {
+        let file = fs_err::OpenOptions::new().write(true).open(file);
+        file.expect("opens").set_len(0).expect("cut");
+    }
+    same(&again, &fresh);
+    assert_eq!(again.train.images.image(39), pixels(39, 32, 32));
 }
 
 #[test]
