@@ -17,7 +17,7 @@ use bb_core::files::{self, Links};
 use bb_core::metrics::Scores;
 use bb_core::poison::PoisonSet;
 use bb_nn::optim::Sgd;
-use bb_nn::{Flat, Net, NnError, StateDict, eval};
+use bb_nn::{Compute, Flat, Net, NnError, StateDict, eval};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -276,6 +276,7 @@ pub(crate) struct Host<'a> {
     test: &'a Split,
     poisoned: &'a PoisonSet,
     task: &'a DatasetSpec,
+    compute: &'a Compute,
     folder: PathBuf,
     /// The rows in the metrics file.
     rows: Rows,
@@ -343,6 +344,7 @@ impl<'a> Host<'a> {
         test: &'a Split,
         poisoned: &'a PoisonSet,
         task: &'a DatasetSpec,
+        compute: &'a Compute,
     ) -> Result<Self, DefenseError> {
         let mut host = Self {
             work,
@@ -350,6 +352,7 @@ impl<'a> Host<'a> {
             test,
             poisoned,
             task,
+            compute,
             folder: work.dir().join(CKPT),
             rows: Rows::default(),
             sequence: 0,
@@ -496,6 +499,8 @@ impl<'a> Host<'a> {
         state: &StateDict,
         progress: &impl Serialize,
     ) -> Result<(), DefenseError> {
+        // What a failed device computed would be gone on from for ever after.
+        self.compute.take_failure()?;
         let path = self.path(name);
         fs_err::create_dir_all(&self.folder).map_err(|source| write_error(&path, source))?;
         let text =

@@ -210,7 +210,14 @@ fn repair(work: &Work, task: &Task<'_>, suspect: Net) -> Result<Value, DefenseEr
     work.write(CONFIG, ready.to_toml().as_bytes())?;
     write_env(work, attack, req, None)?;
 
-    let mut host = Host::resume(work, &log, &dataset.test, poisoned, &dataset.spec)?;
+    let mut host = Host::resume(
+        work,
+        &log,
+        &dataset.test,
+        poisoned,
+        &dataset.spec,
+        &req.compute,
+    )?;
     let before = if let Some(saved) = host.load::<Scores>(BEFORE)? {
         saved.progress
     } else {

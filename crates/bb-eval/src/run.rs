@@ -446,7 +446,7 @@ fn sleep(pause: Duration) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Runs one cell.
+/// Runs one cell. What a cell before it has left on the device is not asked for.
 ///
 /// A panic is a bug of one method, and no reason to lose the rest of a grid.
 fn one(
@@ -468,6 +468,8 @@ fn one(
             "a defense was begun before its attack",
         ))),
     };
+    // The failure behind a panic, or behind an error of another kind, was that cell's and not this one's.
+    let _ = compute.take_failure();
     catch_unwind(AssertUnwindSafe(body))
         .unwrap_or_else(|panic| Err(Trouble::Failed(Failure::panicked(&*panic))))
 }

@@ -180,7 +180,9 @@ impl Coded for NnError {
             Self::Candle(_) | Self::UnknownFeature { .. } => exit::BUG,
             // The machine's trouble, not the input's; a run that is started again goes on from its checkpoint.
             #[cfg(feature = "cuda")]
-            Self::Cuda(_) => exit::TRY_AGAIN,
+            Self::Cuda(error) if error.again => exit::TRY_AGAIN,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => exit::USAGE,
             _ => exit::INPUT,
         }
     }
@@ -189,6 +191,8 @@ impl Coded for NnError {
         match self {
             Self::UnknownArch { name, .. } => did_you_mean(name, NAMES.iter().copied()),
             Self::NotOnGpu { .. } => Some("use `--device cpu`".to_owned()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(error) if !error.again => Some("lower the batch size".to_owned()),
             Self::ImageSize { .. } => {
                 Some("choose another architecture, or a dataset with larger images".to_owned())
             }

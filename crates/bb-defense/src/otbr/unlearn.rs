@@ -171,6 +171,14 @@ pub fn run(
         });
     }
     let nwc = targets.nwc(&original, net.params());
+    // The weight change itself is computed where the network is.
+    net.take_failure()?;
+    if nwc.iter().any(|change| !change.is_finite()) {
+        return Err(DefenseError::NotFinite {
+            stage: STAGE.to_owned(),
+            tensor: "weight change of the neurons".to_owned(),
+        });
+    }
     ctx.save(STAGE, &StateDict::new(), &Course { nwc: nwc.clone() })?;
     Ok(Ranking::new(nwc, &cfg.nwc))
 }

@@ -529,6 +529,81 @@ fn the_same_bits_twice_and_with_any_number_of_threads() {
     assert!(manifests.windows(2).all(|pair| pair[0] == pair[1]));
 }
 
+/// Checkpoints build on one another, so that of a damaged one nothing is gone on from.
+#[test]
+fn a_damaged_file_of_a_killed_run_gives_no_other_result() {
+    let (whole, broken) = (folder(), folder());
+    let attack = Draft::new().write(whole.path());
+    let more = ["finetune.epochs=20"];
+    let run = |out: &Path| {
+        let output = tsbd(&attack.dir, out, &more).output().expect("it runs");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let line: Value = serde_json::from_slice(&output.stdout).expect("one line of JSON");
+        PathBuf::from(line["cell"].as_str().expect("a folder"))
+    };
+    let reference = run(whole.path());
+    let read = |cell: &Path, name: &str| fs_err::read(cell.join(name)).expect("it is there");
+    let manifest =
+        |cell: &Path| fs_err::read_to_string(cell.join("manifest.json")).expect("a manifest");
+    let inside = reference.strip_prefix(whole.path());
+    let cell = broken.path().join(inside.expect("below the output folder"));
+
+    let mut child = tsbd(&attack.dir, broken.path(), &more)
+        .spawn()
+        .expect("it runs");
+    let row = "\"stage\":\"finetune\"";
+    let begun = || {
+        let rows = fs_err::read_to_string(cell.join("metrics.jsonl")).unwrap_or_default();
+        rows.matches(row).count() > 2
+    };
+    while !begun() {
+        let ended = child.try_wait().expect("a child");
+        assert!(ended.is_none(), "it ended before it was killed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("a child");
+
+    let mut kept = vec![("metrics.jsonl".to_owned(), read(&cell, "metrics.jsonl"))];
+    for entry in fs_err::read_dir(cell.join("ckpt")).expect("checkpoints") {
+        let name = entry.expect("an entry").file_name();
+        let name = format!("ckpt/{}", name.to_str().expect("UTF-8"));
+        if name.ends_with(".safetensors") {
+            let content = read(&cell, &name);
+            kept.push((name, content));
+        }
+    }
+    assert!(kept.len() > 3, "of several stages");
+    let resumed = |damaged: &str, content: &[u8]| {
+        fs_err::remove_dir_all(&cell).expect("removed");
+        fs_err::create_dir_all(cell.join("ckpt")).expect("made");
+        for (name, whole) in &kept {
+            let content = if name == damaged { content } else { whole };
+            fs_err::write(cell.join(name), content).expect("written");
+        }
+        assert_eq!(
+            manifest(&run(broken.path())),
+            manifest(&reference),
+            "{damaged}"
+        );
+        text(&read(&cell, "log.jsonl"))
+    };
+    let log = resumed("nothing", &[]);
+    assert!(
+        log.contains("\"resumed\"") && !log.contains("anew"),
+        "{log}"
+    );
+    for (name, content) in &kept {
+        let mut flipped = content.clone();
+        flipped[content.len() / 3] ^= 1;
+        for content in [&flipped[..], &content[..content.len() / 2]] {
+            let log = resumed(name, content);
+            assert!(log.contains("the run begins anew"), "{name}: {log}");
+            assert!(!log.contains("\"resumed\""), "{name}: {log}");
+        }
+    }
+}
+
 #[test]
 fn a_killed_run_resumes_to_the_same_bits() {
     let (whole, broken) = (folder(), folder());

@@ -282,7 +282,10 @@ pub fn run(
     // First, so that a place that cannot be written to is not found out after all epochs.
     let folder = Folder::begin(&request.out)?;
     let study = Study::begin(request)?;
-    let findings = analysis(&study)?;
+    let findings = analysis(&study);
+    // What an analysis says of NaN is explained by a failed device, and what it found is not to be written then.
+    study.compute.take_failure()?;
+    let findings = findings?;
     folder.finish(&findings)?;
     Ok(line(&request.out, &findings))
 }

@@ -17,11 +17,11 @@ use bb_defense::otbr::{Otbr, unlearn as random};
 use bb_defense::tsbd::unlearn::Unlearned;
 use serde_json::{Value, json};
 
-use super::Study;
 use super::output::Findings;
 use super::statistics::{pearson, spearman};
 use super::subject::Lesson;
 use super::svg::{Figure, Series, Style};
+use super::{AnalyzeError, Study};
 
 /// Correlation of two unlearnings over some neurons.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +59,17 @@ pub fn run(study: &Study) -> Result<Findings, Failure> {
         ("random", doubled(&random)),
         ("poison", doubled(&poison.change.nwc())),
     ];
+    for (lesson, values) in &changes {
+        if let Some(neuron) = values.iter().position(|value| !value.is_finite()) {
+            let place = change.place(neuron);
+            return Err(AnalyzeError::NotFinite {
+                what: format!("the weight change of {lesson} unlearning"),
+                layer: place.layer.to_owned(),
+                channel: place.channel,
+            }
+            .into());
+        }
+    }
     let last = (0..change.neurons())
         .filter(|&neuron| change.place(neuron).layer_number + 1 == change.layer_names().count());
     let last: Vec<usize> = last.collect();

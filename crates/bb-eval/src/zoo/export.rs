@@ -21,10 +21,12 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use bb_attack::picture::Picture;
+use bb_core::artifact::LARGEST_FILE;
 use bb_core::artifact::atomic::Folder;
 use bb_core::cell::{Cell, Kind, MODEL, POISON_TEST, POISON_TRAIN};
 use bb_core::cli::Failure;
 use bb_core::data;
+use bb_core::files::{self, Links};
 use bb_core::poison::PoisonSet;
 use bb_nn::StateDict;
 use bb_zoo::torch::{Item, write};
@@ -120,7 +122,7 @@ struct Model {
 impl Model {
     fn read(cell: &Cell) -> Result<Self, Failure> {
         let path = cell.file(MODEL);
-        let bytes = fs_err::read(&path)?;
+        let bytes = files::read(&path, Links::Refuse, LARGEST_FILE)?;
         let metadata = StateDict::metadata(&bytes, &path)?;
         let field = |name: &'static str| {
             metadata.get(name).ok_or_else(|| ZooError::NoField {

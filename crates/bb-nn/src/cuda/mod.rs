@@ -28,6 +28,7 @@ use crate::flat::Layout;
 use crate::kernels::conv::ConvShape;
 use crate::kernels::loss::Loss;
 use crate::kernels::precision::Precision;
+use crate::net::Shape;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DeviceRepr,
@@ -36,6 +37,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -52,6 +54,8 @@ pub struct CudaError {
     pub what: String,
     /// What the driver or cuDNN said.
     pub reason: String,
+    /// Whether it may go well another time; not where the sizes are more than the kernels count.
+    pub again: bool,
 }
 
 impl CudaError {
@@ -61,6 +65,7 @@ impl CudaError {
         Self {
             what: what.to_owned(),
             reason,
+            again: true,
         }
     }
 }
@@ -76,6 +81,23 @@ impl<T, E: std::fmt::Debug> Context<T> for std::result::Result<T, E> {
     fn on(self, what: &str) -> Result<T> {
         self.map_err(|e| CudaError::new(what, e))
     }
+}
+
+/// Refuses an activation whose rows or channels are more than the kernels count.
+pub(crate) fn countable(shape: Shape) -> Result<()> {
+    let most = i32::MAX as usize;
+    let rows = [shape.h, shape.w]
+        .iter()
+        .try_fold(shape.n, |rows, &n| rows.checked_mul(n));
+    if rows.is_some_and(|rows| rows <= most) && shape.c <= most {
+        return Ok(());
+    }
+    let Shape { n, h, w, c } = shape;
+    Err(CudaError {
+        what: format!("a layer of {n} images with {h} x {w} pixels of {c} channels"),
+        reason: format!("its kernels count {most} pixels of a batch"),
+        again: false,
+    })
 }
 
 /// How many CUDA devices there are; 0 without a driver.
@@ -130,6 +152,7 @@ impl Device {
             return Err(CudaError {
                 what: "opening cuDNN".to_owned(),
                 reason: "libcudnn.so.9 is not found; is its folder in LD_LIBRARY_PATH?".to_owned(),
+                again: true,
             });
         }
         let context = CudaContext::new(ordinal).on("opening the device")?;
@@ -249,10 +272,11 @@ impl Device {
     pub(crate) fn with_scratch<T>(&self, own: &mut Scratch, f: impl FnOnce() -> T) -> T {
         let outer = self.scratch.replace(std::mem::take(own));
         self.aside.borrow_mut().push(outer);
-        let result = f();
+        // Whoever catches a panic goes on with the device.
+        let result = catch_unwind(AssertUnwindSafe(f));
         let outer = self.aside.borrow_mut().pop().expect("it was put aside");
         *own = self.scratch.replace(outer);
-        result
+        result.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Records what `f` asks for, to be launched as one graph, instead of doing it.
@@ -261,14 +285,14 @@ impl Device {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).on(WHAT)?;
         self.recording.set(true);
-        let asked = f();
+        let asked = catch_unwind(AssertUnwindSafe(f));
         self.recording.set(false);
-        // A recording that is under way must be ended in any case.
+        // A recording that is under way must be ended in any case, also after a panic.
         let graph = self
             .stream
             .end_capture(CUgraphInstantiate_flags(0))
             .on(WHAT);
-        asked?;
+        asked.unwrap_or_else(|panic| resume_unwind(panic))?;
         graph?.ok_or_else(|| CudaError::new(WHAT, "there is no graph"))
     }
 

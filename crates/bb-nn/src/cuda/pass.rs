@@ -3,7 +3,7 @@
 use super::replay::{Key, Replay, Replays, State, fill_images};
 use super::split::DeviceSplit;
 use super::storage::{narrow, widen};
-use super::{Context, CudaError, Device, Result, Storage, launch, stored};
+use super::{Context, CudaError, Device, Result, Storage, countable, launch, stored};
 use crate::data::Input;
 use crate::flat::{Flat, Layout};
 use crate::graph::{Graph, Norm, Op, Value, conv_shape};
@@ -47,6 +47,7 @@ struct OnDevice {
 impl OnDevice {
     /// An activation of unspecified content.
     fn take(device: &Device, shape: Shape, storage: Storage) -> Result<Self> {
+        countable(shape)?;
         Ok(Self {
             shape,
             storage,
@@ -1065,7 +1066,7 @@ impl LinearSizes {
     }
 }
 
-/// A size as the kernels take it.
+/// A size as the kernels take it, of an activation that [`countable`] has let through.
 fn int(v: usize) -> i32 {
     i32::try_from(v).expect("rows and channels of a batch fit 31 bits")
 }

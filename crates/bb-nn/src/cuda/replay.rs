@@ -5,7 +5,7 @@
 //! [`Replay`] owns all memory that its pass works in, and is good for one [`Key`].
 
 use super::storage::narrow;
-use super::{Batch, Context, Device, Result, Scratch, Storage};
+use super::{Batch, Context, Device, Result, Scratch, Storage, countable};
 use crate::kernels::precision::Precision;
 use crate::net::{Mode, Shape};
 use cudarc::driver::{CudaGraph, CudaSlice};
@@ -67,6 +67,7 @@ impl Replay {
     /// A pass that was never asked for.
     pub(super) fn new(device: &Device, key: Key) -> Result<Self> {
         let storage = Storage::of(key.precision);
+        countable(key.shape)?;
         Ok(Self {
             key,
             scratch: Scratch::default(),

@@ -1,12 +1,13 @@
 //! Single operations on the device against the CPU; skipped without a device.
 
 use super::storage::{narrow, widen};
-use super::{Device, Result, Storage, device_count};
+use super::{Device, Result, Scratch, Storage, countable, device_count};
 use crate::data::Input;
 use crate::kernels::conv::{self, Add, ConvShape};
 use crate::kernels::precision::Precision;
-use crate::net::{Mode, Net};
-use crate::{ArchSpec, Compute};
+use crate::net::{Mode, Net, Shape};
+use crate::{ArchSpec, Compute, NnError};
+use bb_core::cli::{Coded as _, exit};
 use cudarc::driver::CudaSlice;
 use std::rc::Rc;
 
@@ -210,6 +211,54 @@ fn a_pass_is_recorded_when_it_is_asked_for_again() {
         let recorded: Vec<bool> = (0..4).map(|_| passing.pass().1).collect();
         assert_eq!(recorded, [false, true, true, true], "{precision}");
     }
+}
+
+/// Needs no device.
+#[test]
+fn more_pixels_than_the_kernels_count_are_one_error() {
+    let shape = |n, h, w, c| Shape { n, h, w, c };
+    for fits in [
+        shape(1 << 15, 1 << 15, 1, 64),
+        shape(i32::MAX as usize, 1, 1, 1),
+    ] {
+        assert!(countable(fits).is_ok(), "{fits:?}");
+    }
+    for more in [
+        shape(1 << 15, 1 << 8, 1 << 8, 3),
+        shape(1 << 31, 1, 1, 1),
+        shape(usize::MAX, 2, 1, 1),
+        shape(1, 1, 1, 1 << 31),
+    ] {
+        let error = NnError::from(countable(more).expect_err("too many"));
+        assert_eq!(error.exit_code(), exit::USAGE);
+        assert_eq!(error.hint().as_deref(), Some("lower the batch size"));
+        assert!(
+            error.to_string().contains("count 2147483647 pixels"),
+            "{error}"
+        );
+    }
+}
+
+/// A grid catches the panic of one method and goes on with the same device.
+#[test]
+fn a_panic_under_way_leaves_the_device_as_it_was() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    let Some(device) = device() else {
+        return;
+    };
+    let mut passing = Passing::new(&device, Precision::F32);
+    let before = passing.pass().0.to_bits();
+    let broken = || {
+        let mut own = Scratch::default();
+        let recorded = device.with_scratch(&mut own, || device.record(|| panic!("under way")));
+        recorded.map(drop)
+    };
+    catch_unwind(AssertUnwindSafe(broken)).expect_err("it panics");
+    assert!(!device.recording.get());
+    assert!(device.aside.borrow().is_empty());
+    let (loss, recorded) = passing.pass();
+    assert_eq!((loss.to_bits(), recorded), (before, true));
 }
 
 #[test]
