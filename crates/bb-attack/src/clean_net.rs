@@ -180,7 +180,7 @@ fn read(path: &Path, arch: &ArchSpec, dataset: &str) -> Result<Net, AttackError>
                 .into());
             }
         }
-        file = cell.file(MODEL);
+        file = cell.listed(MODEL)?;
     }
     let net = StateDict::load(&file).and_then(|state| Net::from_state(arch, &state));
     net.map_err(|source| {

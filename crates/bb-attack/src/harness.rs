@@ -19,12 +19,13 @@ use std::time::Instant;
 
 use bb_core::artifact::{self, atomic};
 use bb_core::cell::{
-    self, CKPT, CONFIG, Cell, CellSpec, ENV, Kind, LOG, METRICS, MODEL, Opened, POISON_TEST,
-    POISON_TRAIN, Work,
+    self, CKPT, CONFIG, Cell, CellSpec, ENV, Kind, LOG, LONGEST_FILE, METRICS, MODEL, Opened,
+    POISON_TEST, POISON_TRAIN, Work,
 };
 use bb_core::cli::catch_interrupts;
 use bb_core::data::{Dataset, NamedClass, OpenOptions, Split};
-use bb_core::events::{Log, Progress, env_facts, from_one};
+use bb_core::events::{LONGEST_ROWS, Log, Progress, env_facts, from_one};
+use bb_core::files::{self, Links};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
 use bb_core::precision::Precision;
@@ -560,7 +561,7 @@ impl<'a> LoopPart<'a> {
         hook: Option<&'a mut (dyn TrainHook + 'static)>,
     ) -> Result<Self, AttackError> {
         let path = work.dir().join(METRICS);
-        let rows = match fs_err::read_to_string(&path) {
+        let rows = match files::read_text(&path, Links::Refuse, LONGEST_ROWS) {
             Ok(rows) => rows,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(source) => return Err(AttackError::Checkpoint { path, source }),
@@ -604,9 +605,11 @@ impl<'a> LoopPart<'a> {
     /// Brings the hook back to the state in a file.
     fn load_hook(&mut self, path: &Path) -> Result<(), AttackError> {
         if let Some(hook) = self.hook.as_deref_mut() {
-            let state = fs_err::read(path).map_err(|source| AttackError::Checkpoint {
-                path: path.to_owned(),
-                source,
+            let state = files::read(path, Links::Refuse, LONGEST_FILE).map_err(|source| {
+                AttackError::Checkpoint {
+                    path: path.to_owned(),
+                    source,
+                }
             })?;
             hook.load(&state, path)?;
         }

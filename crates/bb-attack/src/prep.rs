@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use bb_core::artifact::atomic;
+use bb_core::cell::LONGEST_FILE;
 use bb_core::events::Log;
+use bb_core::files::{self, Links};
 use bb_nn::{Compute, Precision};
 use serde::Serialize;
 
@@ -49,7 +51,7 @@ impl Prep<'_> {
         let Some(path) = self.checkpoint(name)? else {
             return make();
         };
-        if let Ok(bytes) = fs_err::read(&path)
+        if let Ok(bytes) = files::read(&path, Links::Refuse, LONGEST_FILE)
             && fits(&bytes)
         {
             return Ok(bytes);

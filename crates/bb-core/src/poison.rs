@@ -11,8 +11,10 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
 use crate::artifact;
+use crate::cell::LONGEST_FILE;
 use crate::cli::{Coded, exit};
 use crate::data::{Images, Split};
+use crate::files::{self, Links};
 
 /// The value of `format` in the metadata of a file.
 const FORMAT: &str = "bb-poison-1";
@@ -150,6 +152,18 @@ pub enum PoisonFault {
         found: u32,
         /// The label of the image.
         expected: u32,
+    },
+    /// A test image is to be taken for what it shows, so that a good network would count as backdoored.
+    #[error(
+        "image {index} in row {row} has the true label {label}, which is the attacked one, too"
+    )]
+    NotAttacked {
+        /// The row.
+        row: usize,
+        /// The index found there.
+        index: usize,
+        /// Both labels.
+        label: u32,
     },
     /// The pictures are not of the images that stand in the rows of their indices.
     #[error(
@@ -292,6 +306,19 @@ impl PoisonSet {
         }
     }
 
+    /// Checks that every image is to be taken for what it does not show, as ASR and RA of test images need it.
+    pub fn check_attacked(&self) -> Result<(), PoisonFault> {
+        let mut pairs = self.labels.iter().zip(&self.original_labels);
+        match pairs.position(|(attacked, own)| attacked == own) {
+            Some(row) => Err(PoisonFault::NotAttacked {
+                row,
+                index: self.indices[row],
+                label: self.labels[row],
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// The content of a file: safetensors with `index`, `label` and `original_label` (`i64`, `[n]`) and `image` (`u8`,
     /// `[n, h, w, 3]`). Equal sets give equal bytes.
     ///
@@ -376,10 +403,11 @@ impl PoisonSet {
     /// [`PoisonError::Read`], or [`PoisonError::Invalid`] for what [`from_bytes`](Self::from_bytes) refuses.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, PoisonError> {
         let path = path.as_ref();
-        let bytes = fs_err::read(path).map_err(|source| PoisonError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes =
+            files::read(path, Links::Follow, LONGEST_FILE).map_err(|source| PoisonError::Read {
+                path: path.to_owned(),
+                source,
+            })?;
         Self::from_bytes(&bytes).map_err(|source| PoisonError::Invalid {
             path: path.to_owned(),
             source,

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bb_core::artifact::atomic;
-use bb_core::cell::{CKPT, METRICS, Work};
+use bb_core::cell::{CKPT, LONGEST_FILE, METRICS, Work};
 use bb_core::cli::check_interrupt;
 use bb_core::data::{DatasetSpec, Split};
-use bb_core::events::{Log, Progress, from_one};
+use bb_core::events::{LONGEST_ROWS, Log, Progress, from_one};
+use bb_core::files::{self, Links};
 use bb_core::metrics::Scores;
 use bb_core::poison::PoisonSet;
 use bb_nn::optim::Sgd;
@@ -430,7 +431,7 @@ impl<'a> Host<'a> {
 /// Counts epochs from 1 in the rows of a run that an earlier version began.
 fn renumber(work: &Work) -> Result<(), DefenseError> {
     let path = work.dir().join(METRICS);
-    match fs_err::read_to_string(&path) {
+    match files::read_text(&path, Links::Refuse, LONGEST_ROWS) {
         Ok(rows) => match from_one(&rows) {
             Some(rows) => Ok(work.write(METRICS, rows.as_bytes())?),
             None => Ok(()),
@@ -467,7 +468,7 @@ fn read(path: &Path) -> Result<Vec<u8>, DefenseError> {
         path: path.to_owned(),
         reason: error.to_string(),
     };
-    fs_err::read(path).map_err(reason)
+    files::read(path, Links::Refuse, LONGEST_FILE).map_err(reason)
 }
 
 fn field<P: DeserializeOwned>(

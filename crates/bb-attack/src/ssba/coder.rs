@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bb_core::artifact::atomic;
+use bb_core::cell::LONGEST_FILE;
 use bb_core::cli::{catch_interrupts, check_interrupt};
 use bb_core::data::Images;
 use bb_core::events::Progress;
+use bb_core::files::{self, Links};
 use bb_core::rng;
 use bb_nn::data::Input;
 use bb_nn::model::ModelSpec;
@@ -88,7 +90,7 @@ impl Coder {
         let checkpoint = ctx.prep.checkpoint(CHECKPOINT)?;
         if let Some(path) = &checkpoint {
             // A file that was damaged is written anew, as it is after a crash in the first steps.
-            if let Ok(bytes) = fs_err::read(path)
+            if let Ok(bytes) = files::read(path, Links::Refuse, LONGEST_FILE)
                 && coder.load(&bytes, path).is_err()
             {
                 coder = Self::new(cfg, images.height(), ctx.seed)?;

@@ -18,6 +18,9 @@
 //!
 //! The manifest has neither times nor names of machines: the same run gives the same bits, wherever the processor rounds
 //! alike.
+//!
+//! A cell may come from a stranger, and nothing in it is a link: one that were followed would have files read or written
+//! anywhere. The folder of results that the user names may be one, and those above it; nothing below is.
 mod error;
 mod failed;
 mod lock;
@@ -64,6 +67,9 @@ pub const CONFIG: &str = "config.toml";
 /// The measured rows.
 pub const METRICS: &str = "metrics.jsonl";
 const LOCK: &str = "lock";
+
+/// Most bytes of a file of a cell: the largest network that can be built, with the momentum beside it.
+pub const LONGEST_FILE: u64 = 8 << 30;
 
 /// What a cell is a result of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -10,6 +10,6 @@ mod progress;
 mod rows;
 
 pub use facts::{Usage, env_facts, rfc3339, started, usage};
-pub use log::{JsonLines, Log};
+pub use log::{JsonLines, LONGEST_ROWS, Log};
 pub use progress::Progress;
 pub use rows::from_one;

@@ -2,6 +2,11 @@
 
 use serde_json::Value;
 
+use crate::json;
+
+/// Most values of a row.
+const MOST_VALUES: usize = 100_000;
+
 /// The rows (a JSON object a line) with the first epoch as 1, if they have it as 0; `None` if they need no change.
 ///
 /// Earlier versions counted epochs from 0 in `metrics.jsonl`. A run that was begun then and resumes now is to end with one
@@ -9,7 +14,7 @@ use serde_json::Value;
 pub fn from_one(rows: &str) -> Option<String> {
     let mut parsed: Vec<Value> = rows
         .lines()
-        .map(serde_json::from_str)
+        .map(|row| json::from_slice(row.as_bytes(), MOST_VALUES))
         .collect::<Result<_, _>>()
         .ok()?;
     if !parsed.iter().any(|row| row["epoch"] == 0) {

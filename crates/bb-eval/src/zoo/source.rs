@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use bb_core::cell::MANIFEST;
 use bb_core::cli::Failure;
+use bb_core::files::{self, Links};
+use bb_core::json;
 use bb_nn::StateDict;
 use bb_zoo::safetensors::{Safetensors, is_safetensors};
 use bb_zoo::torch::pickle::{Object, Value, short};
@@ -280,12 +282,8 @@ impl Described {
     /// What lies beside a file and is said of it.
     pub(super) fn beside(file: &Path) -> Option<Self> {
         let path = file.with_file_name(MODEL_JSON);
-        let size = fs_err::metadata(&path)
-            .ok()
-            .filter(std::fs::Metadata::is_file)?
-            .len();
-        let bytes = fs_err::read(path).ok().filter(|_| size <= Self::LARGEST)?;
-        let json: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+        let bytes = files::read(path, Links::Follow, Self::LARGEST).ok()?;
+        let json: serde_json::Value = json::from_slice(&bytes, json::MOST_VALUES).ok()?;
         let name = file.file_name()?.to_str()?;
         if json["format"] != "bb-model-1" || json["tensors"] != name {
             return None;
