@@ -180,7 +180,7 @@ fn read(path: &Path, arch: &ArchSpec, dataset: &str) -> Result<Net, AttackError>
                 .into());
             }
         }
-        file = cell.file(MODEL);
+        file = cell.listed(MODEL)?;
     }
     let net = Net::load(arch, &file).map(|(_, net)| net);
     net.map_err(|source| {

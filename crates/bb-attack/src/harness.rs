@@ -25,7 +25,7 @@ use bb_core::cell::{
 };
 use bb_core::cli::catch_interrupts;
 use bb_core::data::{Dataset, NamedClass, OpenOptions, Split};
-use bb_core::events::{Log, Progress, env_facts};
+use bb_core::events::{LONGEST_ROWS, Log, Progress, env_facts};
 use bb_core::files::{self, Links};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
@@ -77,9 +77,6 @@ pub struct AttackRequest {
     /// No progress and no log lines on standard error.
     pub quiet: bool,
 }
-
-/// Most bytes of `metrics.jsonl` that a resumed run reads: that of 100,000 epochs has a quarter.
-const LARGEST_ROWS: u64 = 64 << 20;
 
 /// A row of `metrics.jsonl`. All shares are fractions from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -567,7 +564,7 @@ impl<'a> LoopPart<'a> {
         hook: Option<&'a mut (dyn TrainHook + 'static)>,
     ) -> Result<Self, AttackError> {
         let path = work.dir().join(METRICS);
-        let rows = match files::read(&path, Links::Refuse, LARGEST_ROWS) {
+        let rows = match files::read(&path, Links::Refuse, LONGEST_ROWS) {
             // Rows that are no text are not those of a checkpoint, whose digest says so.
             Ok(rows) => String::from_utf8_lossy(&rows).into_owned(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),

@@ -154,6 +154,18 @@ pub enum PoisonFault {
         /// The label of the image.
         expected: u32,
     },
+    /// A test image is to be taken for what it shows, so that a good network would count as backdoored.
+    #[error(
+        "image {index} in row {row} has the true label {label}, which is the attacked one, too"
+    )]
+    NotAttacked {
+        /// The row.
+        row: usize,
+        /// The index found there.
+        index: usize,
+        /// Both labels.
+        label: u32,
+    },
     /// The pictures are not of the images that stand in the rows of their indices.
     #[error(
         "{unlike} of {judged} pictures resemble other images more than the one of their index, such as that of image {index}"
@@ -290,6 +302,19 @@ impl PoisonSet {
                 index,
                 found,
                 expected: split.labels[index],
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that every image is to be taken for what it does not show, as ASR and RA of test images need it.
+    pub fn check_attacked(&self) -> Result<(), PoisonFault> {
+        let mut pairs = self.labels.iter().zip(&self.original_labels);
+        match pairs.position(|(attacked, own)| attacked == own) {
+            Some(row) => Err(PoisonFault::NotAttacked {
+                row,
+                index: self.indices[row],
+                label: self.labels[row],
             }),
             None => Ok(()),
         }

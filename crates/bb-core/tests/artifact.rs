@@ -133,6 +133,74 @@ fn what_cannot_be_written_is_named_and_leaves_nothing() {
 }
 
 #[test]
+fn a_device_a_pipe_or_a_link_is_not_replaced_by_a_file() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let place = |name: &str| folder.path().join(name);
+    fs_err::write(place("file"), "old").expect("written");
+    std::os::unix::fs::symlink(place("file"), place("link")).expect("linked");
+    std::os::unix::fs::symlink(place("absent"), place("nowhere")).expect("linked");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, place("pipe"), kind, mode, 0).expect("a pipe");
+    let before = names(folder.path());
+    for (path, what) in [
+        (place("link"), "a link"),
+        (place("nowhere"), "a link"),
+        (place("pipe"), "a named pipe"),
+        ("/dev/null".into(), "a device"),
+    ] {
+        let error = atomic::write(&path, "new").expect_err("it is no file");
+        let expected = format!(
+            "`{}` is {what}, expected a regular file or nothing",
+            path.display()
+        );
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(error.exit_code(), exit::INPUT);
+    }
+    assert_eq!(names(folder.path()), before);
+    let kept = fs_err::read_to_string(place("file")).expect("it is there");
+    assert_eq!(kept, "old");
+}
+
+#[test]
+fn what_killed_processes_left_goes_after_a_day() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // No process has so great a number.
+    let (gone, ours) = (i32::MAX, std::process::id());
+    let all = [
+        (format!(".tmp-{gone}-0"), true),
+        (format!(".tmp-{gone}-1"), false),
+        (format!(".tmp-{ours}-0"), true),
+        (".tmp-mine".to_owned(), true),
+        (format!("x.tmp-{gone}-0"), true),
+        (format!(".tmp-{gone}-0-1"), true),
+    ];
+    let yesterday = std::time::SystemTime::now() - std::time::Duration::from_hours(25);
+    let age = |path: &Path| {
+        let file = fs_err::File::open(path).expect("it is there");
+        file.file().set_modified(yesterday).expect("it is ours");
+    };
+    for (name, old) in &all {
+        let path = folder.path().join(name);
+        fs_err::create_dir(&path).expect("made");
+        fs_err::write(path.join("half"), "a file").expect("written");
+        if *old {
+            age(&path);
+        }
+    }
+    let file = folder.path().join(format!(".tmp-{gone}-7"));
+    fs_err::write(&file, "half a file").expect("written");
+    age(&file);
+    atomic::Folder::create(folder.path().join("new"))
+        .expect("begun")
+        .commit()
+        .expect("whole");
+    let mut left: BTreeSet<String> = all.iter().skip(1).map(|(name, _)| name.clone()).collect();
+    left.insert("new".into());
+    assert_eq!(names(folder.path()), left);
+}
+
+#[test]
 fn digests_are_those_of_fips_180() {
     let million = vec![b'a'; 1_000_000];
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -10,6 +10,7 @@ use bb_core::cell::{
     Work, canonical_json, open,
 };
 use bb_core::cli::{Coded, exit};
+use bb_core::files::FileError;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -78,6 +79,8 @@ fn edit(cell: &Cell, change: impl FnOnce(&mut Map<String, Value>)) -> CellError 
     let path = cell.file(MANIFEST);
     let whole = read(&path);
     let mut manifest: Map<String, Value> = serde_json::from_str(&whole).expect("it was written");
+    // Whoever changes it can also leave out its digest, as the manifests of earlier versions do.
+    manifest.remove("digest");
     change(&mut manifest);
     fs_err::write(&path, Value::Object(manifest).to_string()).expect("written");
     let error = Cell::load(&cell.dir).expect_err("the change must be seen");
@@ -267,7 +270,8 @@ fn links_are_not_followed() {
     let mut other = spec();
     other.seed = 8;
     let work = work(out.path(), &other);
-    std::os::unix::fs::symlink(real.join("0.png"), work.dir().join("link")).expect("linked");
+    let rows = work.dir().join("metrics.jsonl");
+    std::os::unix::fs::symlink(real.join("0.png"), rows).expect("linked");
     let error = work.finish(Value::Null).expect_err("a link is no file");
     assert!(matches!(error, CellError::NotAFile { .. }));
 }
@@ -379,6 +383,87 @@ fn a_manifest_that_lies_is_refused() {
 }
 
 #[test]
+fn no_bit_of_a_manifest_changes_unseen() {
+    let (_out, cell) = finished();
+    let path = cell.file(MANIFEST);
+    let whole = fs_err::read(&path).expect("it is there");
+    let mut accepted = 0;
+    for at in 0..whole.len() {
+        for bit in 0..8 {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << bit;
+            fs_err::write(&path, &bytes).expect("written");
+            if let Ok(loaded) = Cell::load(&cell.dir) {
+                assert_eq!(loaded.manifest, cell.manifest, "bit {bit} of byte {at}");
+                accepted += 1;
+            }
+        }
+    }
+    // White space that becomes another white space says the same.
+    assert!(
+        accepted < whole.len() / 10,
+        "{accepted} changes were accepted"
+    );
+}
+
+#[test]
+fn a_manifest_of_an_earlier_version_has_the_same_digest() {
+    let (_out, cell) = finished();
+    let path = cell.file(MANIFEST);
+    assert_eq!(cell.manifest.digest.as_deref(), Some(&*cell.digest()));
+    let mut manifest: Map<String, Value> = serde_json::from_str(&read(&path)).expect("JSON");
+    manifest.remove("digest").expect("it is there");
+    // What it was before it was kept: that of the whole.
+    let whole = canonical_json(&Value::Object(manifest.clone()));
+    fs_err::write(&path, Value::Object(manifest).to_string()).expect("written");
+    let old = Cell::load(&cell.dir).expect("an earlier version made it");
+    assert_eq!(old.manifest.digest, None);
+    assert_eq!(old.digest(), cell.digest());
+    assert_eq!(old.digest(), bb_core::artifact::sha256_hex(whole));
+}
+
+#[test]
+fn only_listed_files_are_results() {
+    let (_out, cell) = finished();
+    let path = cell.listed("model.safetensors").expect("it is listed");
+    assert_eq!(path, cell.file("model.safetensors"));
+    fs_err::write(cell.file("oracle.safetensors"), "anybody's").expect("written");
+    for name in ["oracle.safetensors", "env.json", "absent"] {
+        let error = cell.listed(name).expect_err("it is not listed");
+        let expected = format!("`{}` does not list `{name}`", cell.file(MANIFEST).display());
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(error.exit_code(), exit::INPUT);
+    }
+}
+
+#[test]
+fn a_stranger_names_nothing_that_no_cell_is_called() {
+    let (_out, cell) = finished();
+    for name in ["=1+1", "a\u{1b}[2J", "../x", ""] {
+        let error = edit(&cell, |manifest| manifest["method"] = json!(name));
+        assert!(
+            matches!(&error, CellError::Name { found, .. } if found == name),
+            "{error}"
+        );
+    }
+    let error = edit(&cell, |m| m["results"] = json!(vec![0; 100_000]));
+    assert!(
+        error.to_string().contains("is not a valid manifest"),
+        "{error}"
+    );
+    let model = cell.file("model.safetensors");
+    let file = fs_err::File::create(&model).expect("made");
+    file.set_len(60 << 30).expect("a file may have a hole");
+    let error = edit(&cell, |m| {
+        m["files"]["model.safetensors"]["bytes"] = json!(60_u64 << 30);
+    });
+    assert!(
+        error.to_string().contains("has more than 8589934592 bytes"),
+        "{error}"
+    );
+}
+
+#[test]
 fn bytes_that_are_no_manifest_are_refused() {
     let (_out, cell) = finished();
     let path = cell.file(MANIFEST);
@@ -404,7 +489,8 @@ fn bytes_that_are_no_manifest_are_refused() {
     let file = fs_err::File::create(&path).expect("made");
     file.set_len(1 << 40).expect("a file may have a hole");
     let error = Cell::load(&cell.dir).expect_err("it is too long");
-    assert!(matches!(error, CellError::TooLong { .. }));
+    assert!(matches!(error, CellError::File(FileError::TooLong { .. })));
+    assert!(error.hint().is_some());
 }
 
 #[test]
@@ -612,7 +698,12 @@ fn finishing_twice_is_finishing_once() {
     // Killed before the manifest had its name: everything is there but that, and checkpoints may be.
     fs_err::remove_file(cell.file(MANIFEST)).expect("removed");
     fs_err::write(cell.file(".tmp-1-1"), &text[..40]).expect("written");
-    let again = work(out.path(), &spec())
+    // What any run has need not be written again, and a foreign file is no result.
+    fs_err::write(cell.file(".DS_Store"), "mine").expect("written");
+    fs_err::write(cell.file("poison/Thumbs.db"), "mine").expect("written");
+    let work = work(out.path(), &spec());
+    work.write("poison/0.png", b"pixels").expect("written");
+    let again = work
         .finish(json!({"scores": {"a": 0.5, "b": 1}}))
         .expect("finished");
     assert_eq!(read(again.file(MANIFEST)), text);
@@ -805,7 +896,7 @@ fn a_record_of_a_failure_that_says_something_else_is_named() {
         (with("exit_code", json!(75)), " at `exit_code`"),
         (with("exit_code", json!(300)), " at `exit_code`"),
         (with("message", json!(4)), " at `message`"),
-        (with("message", json!("m".repeat(2 << 20))), ""),
+        (with("more", json!(vec![0; 200])), ""),
     ];
     for (text, at) in cases {
         fs_err::write(&path, &text).expect("written");
@@ -821,6 +912,9 @@ fn a_record_of_a_failure_that_says_something_else_is_named() {
         assert_eq!(error.exit_code(), exit::INPUT);
         assert!(error.hint().expect("a way out").contains("remove the file"));
     }
+    fs_err::write(&path, with("message", json!("m".repeat(2 << 20)))).expect("written");
+    let error = Failed::read(&dir).expect_err("it is too long");
+    assert!(matches!(error, CellError::File(FileError::TooLong { .. })));
     // A later version may say more, and nothing is obeyed that a terminal would.
     let more = with("message", json!("a\u{1b}[2J\n\n b\u{9b}c\r"));
     let more = more.replacen('{', "{\"host\":\"h\",", 1);

@@ -379,6 +379,22 @@ fn results_end_with_their_exit_code() {
     let io = |kind: io::ErrorKind| finished(Err(io::Error::new(kind, "x").into())).0;
     assert_eq!(io(io::ErrorKind::NotFound), exit::INPUT);
     assert_eq!(io(io::ErrorKind::StorageFull), exit::TRY_AGAIN);
+    assert_eq!(io(io::ErrorKind::ReadOnlyFilesystem), exit::TRY_AGAIN);
+    // Too many open files have a number only: 24 of this process, 23 of all; 2 is a file that is not there.
+    for (number, code) in [
+        (24, exit::TRY_AGAIN),
+        (23, exit::TRY_AGAIN),
+        (2, exit::INPUT),
+    ] {
+        let error = io::Error::from_raw_os_error(number);
+        assert_eq!(error.exit_code(), code);
+        // Below an error that names the file.
+        let named = io::Error::new(error.kind(), Middle(error));
+        assert_eq!(named.exit_code(), code, "{number}");
+    }
+    // Nothing that a terminal obeys reaches it from a name.
+    let said = finished(Err(Failure::check("`a\u{1b}[2J\u{202e}b\r\n\tc`"))).1;
+    assert_eq!(said, "error: `a\\u{1b}[2J\\u{202e}b\\u{d}\n\tc`\n");
     let threads = CliError::Signals {
         source: io::Error::other("x"),
     };

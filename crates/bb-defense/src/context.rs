@@ -12,7 +12,7 @@ use bb_core::artifact::checkpoint::{self, Found, Version};
 use bb_core::cell::{CKPT, METRICS, Work};
 use bb_core::cli::check_interrupt;
 use bb_core::data::{DatasetSpec, Split};
-use bb_core::events::{Log, Progress};
+use bb_core::events::{LONGEST_ROWS, Log, Progress};
 use bb_core::files::{self, Links};
 use bb_core::metrics::Scores;
 use bb_core::poison::PoisonSet;
@@ -306,7 +306,7 @@ impl Rows {
     fn of(work: &Work, count: usize) -> Result<Self, DefenseError> {
         let path = work.dir().join(METRICS);
         let mut rows = Self::default();
-        let bytes = match files::read(&path, Links::Refuse, LARGEST_ROWS) {
+        let bytes = match files::read(&path, Links::Refuse, LONGEST_ROWS) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(rows),
             Err(error) => {
@@ -326,9 +326,6 @@ impl Rows {
         self.digest = artifact::sha256_hex([self.digest.as_bytes(), line].concat());
     }
 }
-
-/// Most bytes of `metrics.jsonl` that a resumed run reads.
-const LARGEST_ROWS: u64 = 64 << 20;
 
 const PROGRESS_KEY: &str = "progress";
 const ROWS_KEY: &str = "rows";

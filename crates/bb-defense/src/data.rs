@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use bb_core::artifact::sha256_hex;
 use bb_core::data::{Dataset, Split};
+use bb_core::files::{self, Links};
 use bb_core::method::Needs;
 use bb_core::rng::python::Random;
 use bb_core::settings::{Idle, SettingsError, check};
@@ -218,10 +219,15 @@ impl CleanBudget {
     }
 }
 
+/// Most bytes of a list of indices: a million of them, one a line, have seven million.
+const LONGEST_INDEX: u64 = 32 << 20;
+
 fn read_indices(path: &Path, images: usize) -> Result<Vec<usize>, DefenseError> {
-    let text = fs_err::read_to_string(path).map_err(|source| DefenseError::IndexFile {
-        path: path.to_owned(),
-        source,
+    let text = files::read_text(path, Links::Follow, LONGEST_INDEX).map_err(|source| {
+        DefenseError::IndexFile {
+            path: path.to_owned(),
+            source,
+        }
     })?;
     let mut seen = BTreeSet::new();
     let mut indices = Vec::new();
@@ -249,7 +255,7 @@ fn read_indices(path: &Path, images: usize) -> Result<Vec<usize>, DefenseError> 
 }
 
 /// A word of a file that may be anything, short enough for a message.
-fn shorten(word: &str) -> String {
+pub(crate) fn shorten(word: &str) -> String {
     const MOST: usize = 40;
     let mut text: String = word.chars().take(MOST).collect();
     if text.len() < word.len() {

@@ -10,7 +10,7 @@ use std::time::Instant;
 use bb_core::cell::{
     self, CONFIG, Cell, CellSpec, ENV, Kind, LOG, MODEL, Opened, POISON_TEST, Work, open,
 };
-use bb_core::cli::catch_interrupts;
+use bb_core::cli::{MOST_IMAGES, MOST_WIDTH, catch_interrupts};
 use bb_core::data::{self, Dataset, OpenOptions};
 use bb_core::events::{Log, env_facts};
 use bb_core::metrics::{Ratio, Scores};
@@ -22,7 +22,7 @@ use bb_nn::{ArchSpec, Compute, Net, StateDict};
 use serde_json::{Value, json};
 
 use crate::context::{At, Ctx, Host, not_finite};
-use crate::data::Granted;
+use crate::data::{Granted, shorten};
 use crate::error::DefenseError;
 use crate::method::{AnyDefense, Armed, Given, Ready, Repaired};
 use crate::results::{Oracle, Results, SUSPECT};
@@ -81,22 +81,58 @@ pub fn open_suspect(model: &Path) -> Result<SuspectCell, DefenseError> {
             });
         }
     }
-    let model = &cell.manifest.settings["model"];
-    let arch = model["arch"].as_str().map(str::to_owned);
-    let width = model["width"]
-        .as_u64()
-        .and_then(|width| usize::try_from(width).ok());
-    match (arch, width) {
-        (Some(arch), Some(width)) => Ok(SuspectCell { cell, arch, width }),
-        (None, _) => Err(DefenseError::NoField {
-            path: cell.dir,
-            field: "settings.model.arch",
-        }),
-        (_, None) => Err(DefenseError::NoField {
-            path: cell.dir,
-            field: "settings.model.width",
-        }),
+    let (arch, width) = network_of(&cell)?;
+    Ok(SuspectCell { cell, arch, width })
+}
+
+/// The name and the width of the network that an attack's manifest describes.
+///
+/// # Errors
+/// [`DefenseError::NoField`] and [`DefenseError::Number`].
+pub fn network_of(attack: &Cell) -> Result<(String, usize), DefenseError> {
+    let no_field = |field| DefenseError::NoField {
+        path: attack.dir.clone(),
+        field,
+    };
+    let arch = attack.manifest.settings["model"]["arch"].as_str();
+    let arch = arch.ok_or_else(|| no_field("settings.model.arch"))?;
+    let field = "settings.model.width";
+    let width = number(attack, field, MOST_WIDTH)?.ok_or_else(|| no_field(field))?;
+    Ok((arch.to_owned(), width))
+}
+
+/// A number of the settings in a manifest, from 1 to `most`, if it is there: nothing is made because a manifest says so.
+fn number(attack: &Cell, field: &'static str, most: usize) -> Result<Option<usize>, DefenseError> {
+    let below = field.split('.').skip(1);
+    let value = below.fold(&attack.manifest.settings, |table, key| &table[key]);
+    if value.is_null() {
+        return Ok(None);
     }
+    let number = value.as_u64().and_then(|n| usize::try_from(n).ok());
+    let number = number.filter(|n| (1..=most).contains(n));
+    let refused = || DefenseError::Number {
+        path: attack.dir.clone(),
+        field,
+        found: shorten(&value.to_string()),
+        most,
+    };
+    number.map(Some).ok_or_else(refused)
+}
+
+/// How the dataset is opened that an attack's manifest names; `cache` is the folder of decoded images.
+///
+/// # Errors
+/// [`DefenseError::Number`].
+pub fn options_of(attack: &Cell, cache: Option<&Path>) -> Result<OpenOptions, DefenseError> {
+    let split = attack.manifest.settings["data"]["test_split"].as_str();
+    Ok(OpenOptions {
+        cache_dir: cache.map(Path::to_owned),
+        train_limit: number(attack, "settings.data.train_limit", MOST_IMAGES)?,
+        test_limit: number(attack, "settings.data.test_limit", MOST_IMAGES)?,
+        test_split: split.map(str::to_owned),
+        // The synthetic data are the same in every run, as those of any other dataset are.
+        seed: 0,
+    })
 }
 
 /// Checks everything in a request that does not need its data, and returns the settings for display, with their origins.
@@ -133,7 +169,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
     } = suspect;
     let (dataset, poisoned) = open_data(&attack, req.data.as_deref(), req.cache.as_deref())?;
     let arch = ArchSpec::for_dataset(&arch, width, &dataset.spec)?;
-    let path = attack.file(MODEL);
+    let path = attack.listed(MODEL)?;
     let (state, suspect) = Net::load(&arch, &path).map_err(DefenseError::in_file(&path))?;
 
     let armed = ready.grant(&dataset)?;
@@ -346,25 +382,7 @@ pub fn open_data(
         .inputs
         .get("dataset")
         .ok_or_else(|| no_field("inputs.dataset"))?;
-    let limit = |name, field| match &manifest.settings["data"][name] {
-        Value::Null => Ok(None),
-        limit => limit
-            .as_u64()
-            .and_then(|n| usize::try_from(n).ok())
-            .map(Some)
-            .ok_or_else(|| no_field(field)),
-    };
-    let options = OpenOptions {
-        cache_dir: cache.map(Path::to_owned),
-        train_limit: limit("train_limit", "settings.data.train_limit")?,
-        test_limit: limit("test_limit", "settings.data.test_limit")?,
-        test_split: manifest.settings["data"]["test_split"]
-            .as_str()
-            .map(str::to_owned),
-        // The synthetic data are the same in every run, as those of any other dataset are.
-        seed: 0,
-    };
-    let dataset = data::open(&manifest.dataset, data, &options)?;
+    let dataset = data::open(&manifest.dataset, data, &options_of(attack, cache)?)?;
     if dataset.digest != *expected {
         return Err(DefenseError::OtherDataset {
             id: manifest.dataset.clone(),
@@ -372,11 +390,12 @@ pub fn open_data(
             found: dataset.digest,
         });
     }
-    let path = attack.file(POISON_TEST);
+    let path = attack.listed(POISON_TEST)?;
     let poisoned = PoisonSet::load(&path)?;
     let classes = dataset.spec.classes;
     poisoned
         .check(dataset.test.len(), classes)
+        .and_then(|()| poisoned.check_attacked())
         .map_err(|source| PoisonError::Invalid {
             path: path.clone(),
             source,

@@ -1,11 +1,14 @@
 //! From complete cells to the input of a table.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use bb_core::cell::{Cell, ENV, Kind, LOG, MANIFEST, Manifest, canonical_json};
+use bb_core::cell::{Cell, CellError, ENV, Kind, LOG, MANIFEST, Manifest, canonical_json};
 use bb_core::cli::{Coded, exit};
 use bb_core::data::{self, NamedClass};
+use bb_core::files::{self, Links};
+use bb_core::json;
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::precision::Precision;
 use bb_defense::method::AnyDefense;
@@ -143,15 +146,36 @@ pub fn defense_results(cell: &Cell) -> Result<Results, CollectError> {
 
 /// How long the run took that completed the cell, if its records say so; they are no part of the result.
 pub fn seconds(cell: &Cell) -> Option<f64> {
-    let env = fs_err::read_to_string(cell.file(ENV)).ok();
-    let from_env =
-        env.and_then(|text| serde_json::from_str::<Value>(&text).ok()?["seconds"].as_f64());
+    let from_env = env(cell).and_then(|facts| facts["seconds"].as_f64());
     from_env.or_else(|| {
-        let log = fs_err::read_to_string(cell.file(LOG)).ok()?;
-        let row =
-            |line: &str| serde_json::from_str::<Value>(line).ok()?["data"]["seconds"].as_f64();
-        log.lines().rev().find_map(row)
+        let log = end_of(&cell.file(LOG)).ok()?;
+        let row = |line: &[u8]| {
+            json::from_slice::<Value>(line, MOST_VALUES).ok()?["data"]["seconds"].as_f64()
+        };
+        log.rsplit(|&byte| byte == b'\n').find_map(row)
     })
+}
+
+/// Most bytes of `env.json`, and of the end of a log, that are looked at; neither is verified, and anybody may have
+/// written it.
+const LONGEST: u64 = 64 << 10;
+/// Most values of `env.json` and of a row of a log.
+const MOST_VALUES: usize = 1000;
+
+/// What a cell says of the machine and the time of its run, if it can be read.
+pub(crate) fn env(cell: &Cell) -> Option<Value> {
+    let bytes = files::read(cell.file(ENV), Links::Refuse, LONGEST).ok()?;
+    json::from_slice(&bytes, MOST_VALUES).ok()
+}
+
+/// The last bytes of a file of a cell.
+fn end_of(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = files::open(path, Links::Refuse)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LONGEST)))?;
+    let mut bytes = Vec::new();
+    file.take(LONGEST).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// What the table compares with a paper's setting.
@@ -662,7 +686,7 @@ fn cells(out: &Path, kind: Kind, unusable: &mut Unusable) -> Result<Vec<Cell>, C
     for _ in 0..3 {
         let mut below = Vec::new();
         for folder in folders {
-            below.extend(subfolders(&folder)?);
+            below.extend(subfolders(&folder, unusable)?);
         }
         folders = below;
     }
@@ -681,15 +705,19 @@ fn cells(out: &Path, kind: Kind, unusable: &mut Unusable) -> Result<Vec<Cell>, C
     Ok(cells)
 }
 
-fn subfolders(folder: &Path) -> Result<Vec<PathBuf>, CollectError> {
+/// The folders in a folder; a link, which could lead anywhere, is none, and is named instead.
+fn subfolders(folder: &Path, unusable: &mut Unusable) -> Result<Vec<PathBuf>, CollectError> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
     for entry in fs_err::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if kind.is_dir() {
             found.push(path);
+        } else if kind.is_symlink() && path.is_dir() {
+            unusable.damaged.push(CellError::Link { path }.to_string());
         }
     }
     found.sort();

@@ -40,6 +40,10 @@ use crate::table::DEFAULT_ASR_FLOOR;
 
 /// Seeds of a grid that names none: enough for a mean and a spread.
 pub const DEFAULT_SEEDS: [u64; 3] = [0, 1, 2];
+/// Most seeds of a grid.
+const MOST_SEEDS: usize = 1000;
+/// Most cells of a grid; at a minute each it runs for a week.
+const MOST_CELLS: usize = 10_000;
 
 /// The fields of `[grid]`.
 pub const GRID_FIELDS: [&str; 12] = [
@@ -70,6 +74,14 @@ pub enum GridError {
         /// The file.
         path: PathBuf,
     },
+    /// The entries and seeds make more cells than anybody computes.
+    #[error("the grid has {cells} cells, expected at most {MOST_CELLS}\n  in {}", path.display())]
+    TooManyCells {
+        /// The file.
+        path: PathBuf,
+        /// Each attack with each seed, alone and below each defense.
+        cells: usize,
+    },
     /// Two entries would have the same name in the table.
     #[error("two entries are called `{label}`\n  in {}, lines {first} and {line}", path.display())]
     SameLabel {
@@ -88,7 +100,9 @@ impl Coded for GridError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Strict(error) => error.exit_code(),
-            Self::NoAttack { .. } | Self::SameLabel { .. } => exit::USAGE,
+            Self::NoAttack { .. } | Self::TooManyCells { .. } | Self::SameLabel { .. } => {
+                exit::USAGE
+            }
         }
     }
 
@@ -98,6 +112,7 @@ impl Coded for GridError {
             Self::NoAttack { .. } => {
                 Some("add `[[attack]]` with `method = \"badnets\"`".to_owned())
             }
+            Self::TooManyCells { .. } => Some("make several grids of it".to_owned()),
             Self::SameLabel { .. } => Some("give one of them a `label` of its own".to_owned()),
         }
     }
@@ -223,6 +238,11 @@ impl Grid {
             if grid.attacks.is_empty() {
                 return Err(GridError::NoAttack { path: grid.path });
             }
+            let cells = grid.attacks.len() * (1 + grid.defenses.len()) * grid.seeds.len();
+            if cells > MOST_CELLS {
+                let path = grid.path;
+                return Err(GridError::TooManyCells { path, cells });
+            }
             Ok(grid)
         })
     }
@@ -308,6 +328,9 @@ fn seeds(t: &Table<'_>) -> Result<Vec<u64>, StrictError> {
     let Some(fields) = t.ints("seeds")? else {
         return Ok(DEFAULT_SEEDS.to_vec());
     };
+    if let Some(beyond) = fields.get(MOST_SEEDS) {
+        return Err(beyond.refuse(format_args!("at most {MOST_SEEDS} seeds")));
+    }
     let mut seeds = Vec::new();
     for field in fields {
         let seed =
@@ -410,6 +433,8 @@ set.n = 0.3
 
     #[test]
     fn each_mistake_has_one_clear_error() {
+        let seeds = |n: u64| format!("{:?}", (0..n).collect::<Vec<_>>());
+        let (many_seeds, some_seeds) = (seeds(150_000), seeds(1000));
         let cases = [
             (
                 "width = 4",
@@ -470,6 +495,18 @@ set.n = 0.3
                 "3",
                 "`grid.seeds` is an integer, expected an array of integers\n  in g.toml, line 5",
                 "",
+            ),
+            (
+                "[3, 1]",
+                &many_seeds,
+                "`grid.seeds[1000]` is `1000`, expected at most 1000 seeds\n  in g.toml, line 5",
+                "",
+            ),
+            (
+                "[3, 1]",
+                &some_seeds,
+                "the grid has 60000 cells, expected at most 10000\n  in g.toml",
+                "make several grids of it",
             ),
             (
                 "name = \"small\"",

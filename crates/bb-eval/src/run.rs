@@ -545,6 +545,8 @@ fn write_tables(prepared: &Prepared, steps: &mut [Step], log: &Log) -> Result<Ta
             Err(error) => return Err(error.into()),
         }
     };
+    // Whoever wrote tables here and was killed held the same lock.
+    atomic::clear_abandoned(out);
     look_again(prepared, steps)?;
     let table = collect::from_steps(prepared, steps)?;
     let files = [

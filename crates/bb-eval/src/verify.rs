@@ -1,17 +1,20 @@
-//! Measures the model of a cell again, and says whether its manifest tells the truth.
+//! Computes again what a cell claims, as far as its files allow, and says whether its manifest tells the truth.
+//!
+//! A digest says that nothing has changed since the manifest was written; it does not say that the manifest was true then.
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use bb_core::cell::{Cell, ENV, Kind, MODEL, POISON_TEST};
+use bb_core::cell::{Cell, Kind, METRICS, MODEL, POISON_TEST, POISON_TRAIN};
 use bb_core::cli::{Coded, Failure, exit};
-use bb_core::data::{self, Dataset, OpenOptions, Split};
-use bb_core::metrics::{Scores, der};
-use bb_core::poison::{PoisonError, PoisonSet};
+use bb_core::data::{self, Dataset, Split};
+use bb_core::metrics::{Ratio, Scores, der};
+use bb_core::poison::PoisonSet;
 use bb_core::rows;
-use bb_defense::harness::open_suspect;
+use bb_defense::harness::{ORACLE, network_of, open_suspect, options_of};
 use bb_nn::{ArchSpec, Compute, eval};
 use serde_json::{Value, json};
 
-use crate::collect::{attack_scores, defense_results};
+use crate::collect::{attack_scores, defense_results, env};
 use crate::network;
 
 /// Why a cell cannot be measured again.
@@ -102,7 +105,7 @@ impl Coded for VerifyError {
 }
 
 /// What was measured now, and what the manifest says.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Verified {
     /// Measured now.
     pub found: Scores,
@@ -110,16 +113,76 @@ pub struct Verified {
     pub expected: Option<Scores>,
     /// Defense effectiveness rating against the model of another attack whose images were used, 0 to 1.
     pub der: Option<f64>,
+    /// What else the manifest claims and was computed again.
+    pub claims: Vec<Claim>,
+    /// What it claims and cannot be computed from the files of the cell.
+    pub unchecked: Vec<&'static str>,
+}
+
+/// A claim of a manifest beside the scores of its model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claim {
+    /// The field of the results.
+    pub name: &'static str,
+    /// Computed now.
+    pub found: String,
+    /// In the manifest.
+    pub expected: String,
+}
+
+impl Claim {
+    fn new<T: Display>(name: &'static str, found: T, expected: T) -> Self {
+        Self {
+            name,
+            found: found.to_string(),
+            expected: expected.to_string(),
+        }
+    }
+
+    fn scores(name: &'static str, found: &Scores, expected: &Scores) -> Self {
+        Self::new(name, show(found), show(expected))
+    }
+}
+
+/// Scores as counts, for people.
+fn show(scores: &Scores) -> String {
+    let count = |ratio: Ratio| match ratio.total {
+        0 => "none".to_owned(),
+        _ => ratio.to_string(),
+    };
+    let Scores { acc, asr, ra } = *scores;
+    format!("ACC {}, ASR {}, RA {}", count(acc), count(asr), count(ra))
 }
 
 impl Verified {
-    /// Whether both are equal to the last image, as far as they can be compared.
+    /// Whether all is equal to the last image, as far as it can be compared.
     pub fn agree(&self) -> bool {
-        self.expected.is_none_or(|expected| expected == self.found)
+        self.differences().is_empty()
     }
 
-    /// One line of JSON: fractions, numerators, denominators (null where no image was measured), and whether the
-    /// manifest agrees (null where it says nothing of these images).
+    /// What the manifest says otherwise than what was found, a claim each.
+    pub fn differences(&self) -> Vec<String> {
+        let own = self
+            .expected
+            .map(|expected| Claim::scores("", &self.found, &expected));
+        let all = own.iter().chain(&self.claims);
+        let wrong = all.filter(|claim| claim.found != claim.expected);
+        wrong
+            .map(
+                |Claim {
+                     name,
+                     found,
+                     expected,
+                 }| match *name {
+                    "" => format!("says {expected}, found {found}"),
+                    name => format!("says {expected} of `{name}`, found {found}"),
+                },
+            )
+            .collect()
+    }
+
+    /// One line of JSON: fractions, numerators, denominators (null where no image was measured), whether the manifest
+    /// agrees (null where it says nothing of these images), and what else of it was computed again and what was not.
     pub fn to_json(&self) -> String {
         let mut line = serde_json::Map::new();
         let parts = |scores: &Scores| [("acc", scores.acc), ("asr", scores.asr), ("ra", scores.ra)];
@@ -137,6 +200,9 @@ impl Verified {
         }
         let agrees = self.expected.map(|_| self.agree());
         line.insert("agrees".to_owned(), json!(agrees));
+        let names: Vec<&str> = self.claims.iter().map(|claim| claim.name).collect();
+        line.insert("checked".to_owned(), json!(names));
+        line.insert("unchecked".to_owned(), json!(self.unchecked));
         format!("{}\n", Value::Object(line))
     }
 }
@@ -152,20 +218,102 @@ pub fn verify(
     compute: &Compute,
 ) -> Result<Verified, Failure> {
     let cell = Cell::load(path)?;
-    let (attack, expected) = match (cell.manifest.kind, attack) {
+    let attack = match (cell.manifest.kind, attack) {
         (Kind::Attack, Some(named)) => return on_images_of(&cell, named, data, compute),
-        (Kind::Attack, None) => (cell.clone(), attack_scores(&cell)?),
-        (Kind::Defense, named) => (find_attack(&cell, named)?, defense_results(&cell)?.after),
+        (Kind::Attack, None) => cell.clone(),
+        (Kind::Defense, named) => find_attack(&cell, named)?,
     };
     let dataset = open_data(&attack, data)?;
-    let poisoned = open_set(&attack, POISON_TEST, &dataset.test, dataset.spec.classes)?;
+    let poisoned = test_set(&attack, &dataset)?;
+    let images = (&dataset, &poisoned);
     // A repair has the network of its attack.
-    let found = measure(&cell, &attack, (&dataset, &poisoned), compute)?;
+    let found = measure((&cell, MODEL), &attack, images, compute)?;
+    let (expected, claims, unchecked) = match cell.manifest.kind {
+        Kind::Attack => of_attack(&cell, images)?,
+        Kind::Defense => of_defense(&cell, &attack, &found, images, compute)?,
+    };
     Ok(Verified {
         found,
         expected: Some(expected),
         der: None,
+        claims,
+        unchecked,
     })
+}
+
+/// The scores of a manifest, what else it claims, and what of that cannot be computed again.
+type Claims = (Scores, Vec<Claim>, Vec<&'static str>);
+
+/// What an attack's cell claims beside the scores of its model.
+fn of_attack(cell: &Cell, (dataset, poisoned): (&Dataset, &PoisonSet)) -> Result<Claims, Failure> {
+    let classes = dataset.spec.classes;
+    let mut claims = Vec::new();
+    let counts = &cell.manifest.results["poison"];
+    claims.push(Claim::new(
+        "poison.test",
+        &json!(poisoned.len()),
+        &counts["test"],
+    ));
+    if cell.manifest.files.contains_key(POISON_TRAIN) {
+        let train = open_set(cell, POISON_TRAIN, &dataset.train, classes)?;
+        claims.push(Claim::new(
+            "poison.train",
+            &json!(train.len()),
+            &counts["train"],
+        ));
+    }
+    let target = &cell.manifest.results["target"];
+    // Of no image there is no class that all of them are to be given.
+    if !target.is_null() && !poisoned.is_empty() {
+        claims.push(Claim::new(
+            "target",
+            &json!(dataset.target_of(poisoned)),
+            target,
+        ));
+    }
+    let training = ["train", "stealth", METRICS].into_iter();
+    let unchecked = training.filter(|name| {
+        cell.manifest.files.contains_key(*name) || !cell.manifest.results[*name].is_null()
+    });
+    Ok((attack_scores(cell)?, claims, unchecked.collect()))
+}
+
+/// What a defense's cell claims beside the scores of its model, which are `after`.
+fn of_defense(
+    cell: &Cell,
+    attack: &Cell,
+    after: &Scores,
+    images: (&Dataset, &PoisonSet),
+    compute: &Compute,
+) -> Result<Claims, Failure> {
+    let results = defense_results(cell)?;
+    let before = measure((attack, MODEL), attack, images, compute)?;
+    let rating = |value: Option<f64>| json!(value);
+    let mut claims = vec![
+        Claim::scores("before", &before, &results.before),
+        Claim::new("der", rating(der(&before, after)), rating(results.der)),
+    ];
+    let chosen = results.candidates.iter().find(|c| c.name == results.chosen);
+    if let Some(chosen) = chosen {
+        claims.push(Claim::scores("chosen", after, &chosen.scores));
+    }
+    let mut unchecked = Vec::new();
+    match &results.oracle {
+        Some(oracle) if cell.manifest.files.contains_key(ORACLE) => {
+            let found = measure((cell, ORACLE), attack, images, compute)?;
+            claims.push(Claim::scores("oracle", &found, &oracle.scores));
+        }
+        Some(_) => unchecked.push("oracle"),
+        None => {}
+    }
+    // The networks of the other candidates are not kept.
+    if results.candidates.len() > 1 || chosen.is_none() {
+        unchecked.push("candidates");
+    }
+    if cell.manifest.files.contains_key(METRICS) {
+        unchecked.push(METRICS);
+    }
+    Ok((results.after, claims, unchecked))
 }
 
 /// Measures the model of a cell on the test images of another attack.
@@ -199,11 +347,11 @@ fn on_images_of(
         }
     }
     let dataset = open_data(&attack, data)?;
-    let poisoned = open_set(&attack, POISON_TEST, &dataset.test, dataset.spec.classes)?;
+    let poisoned = test_set(&attack, &dataset)?;
     if poisoned.is_empty() {
         return Err(VerifyError::NoTrigger { named: attack.dir }.into());
     }
-    let found = measure(cell, cell, (&dataset, &poisoned), compute)?;
+    let found = measure((cell, MODEL), cell, (&dataset, &poisoned), compute)?;
     let same_data = ours.inputs.get("dataset") == theirs.inputs.get("dataset");
     let expected = same_data.then(|| -> Result<Scores, Failure> {
         Ok(Scores {
@@ -215,42 +363,43 @@ fn on_images_of(
         found,
         expected: expected.transpose()?,
         der: der(&attack_scores(&attack)?, &found),
+        claims: Vec::new(),
+        unchecked: Vec::new(),
     })
 }
 
-/// Scores of the model in `cell`, whose network the settings of `described` describe.
+/// Scores of a model in a cell's file, whose network the settings of `described` describe.
 fn measure(
-    cell: &Cell,
+    (cell, file): (&Cell, &'static str),
     described: &Cell,
     (dataset, poisoned): (&Dataset, &PoisonSet),
     compute: &Compute,
 ) -> Result<Scores, Failure> {
-    let no_field = |field| VerifyError::NoField {
-        path: described.dir.clone(),
-        field,
-    };
-    let model = &described.manifest.settings["model"];
-    let name = model["arch"]
-        .as_str()
-        .ok_or_else(|| no_field("settings.model.arch"))?;
-    let width = model["width"]
-        .as_u64()
-        .ok_or_else(|| no_field("settings.model.width"))?;
-    let arch = ArchSpec::for_dataset(name, width as usize, &dataset.spec)?;
-    let (_, net) = network::load(&cell.file(MODEL), &arch)?;
+    let (name, width) = network_of(described)?;
+    let arch = ArchSpec::for_dataset(&name, width, &dataset.spec)?;
+    let path = cell.listed(file)?;
+    let (_, net) = network::load(&path, &arch)?;
     let mut net = net.on(compute)?;
     eval::scores(&mut net, &dataset.test, poisoned, &dataset.spec)
-        .map_err(network::scores_of(&cell.file(MODEL)))
+        .map_err(network::scores_of(&path))
+}
+
+/// The poisoned test images of an attack's cell, which are to be taken for what they do not show.
+fn test_set(attack: &Cell, dataset: &Dataset) -> Result<PoisonSet, Failure> {
+    let set = open_set(attack, POISON_TEST, &dataset.test, dataset.spec.classes)?;
+    set.check_attacked()
+        .map_err(network::images_in(&attack.file(POISON_TEST)))?;
+    Ok(set)
 }
 
 /// The poisoned images of an attack's cell in the file `name`, which fit a split of its dataset.
 pub(crate) fn open_set(
     attack: &Cell,
-    name: &str,
+    name: &'static str,
     split: &Split,
     classes: usize,
-) -> Result<PoisonSet, PoisonError> {
-    let path = attack.file(name);
+) -> Result<PoisonSet, Failure> {
+    let path = attack.listed(name)?;
     let set = PoisonSet::load(&path)?;
     set.check_beside(split, classes)
         .map_err(network::images_in(&path))?;
@@ -263,16 +412,8 @@ pub(crate) fn open_set(
 
 /// The dataset that an attack's cell was made with; `data` is the folder with the datasets.
 pub(crate) fn open_data(attack: &Cell, data: Option<&Path>) -> Result<Dataset, Failure> {
-    let settings = &attack.manifest.settings;
-    let options = OpenOptions {
-        cache_dir: None,
-        train_limit: settings["data"]["train_limit"].as_u64().map(|n| n as usize),
-        test_limit: settings["data"]["test_limit"].as_u64().map(|n| n as usize),
-        test_split: settings["data"]["test_split"].as_str().map(str::to_owned),
-        seed: 0,
-    };
     let id = &attack.manifest.dataset;
-    let dataset = data::open(id, data, &options)?;
+    let dataset = data::open(id, data, &options_of(attack, None)?)?;
     let digest = attack
         .manifest
         .inputs
@@ -319,14 +460,8 @@ fn find_attack(defense: &Cell, named: Option<&Path>) -> Result<Cell, Failure> {
         return Ok(cell);
     }
     let mut places: Vec<PathBuf> = Vec::new();
-    let env = fs_err::read_to_string(defense.file(ENV)).ok();
-    if let Some(place) = env.and_then(|text| {
-        Some(
-            serde_json::from_str::<Value>(&text).ok()?["attack_cell"]
-                .as_str()?
-                .into(),
-        )
-    }) {
+    if let Some(place) = env(defense).and_then(|facts| Some(facts["attack_cell"].as_str()?.into()))
+    {
         places.push(place);
     }
     // <out>/defense/<method>/<dataset>-<arch>/<id> and <out>/attack/<method>/<dataset>-<arch>/<id>
@@ -349,7 +484,9 @@ fn find_attack(defense: &Cell, named: Option<&Path>) -> Result<Cell, Failure> {
 /// The folders in a folder, by name; none if it cannot be read.
 fn folders(folder: &Path) -> Vec<PathBuf> {
     let entries = fs_err::read_dir(folder).into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> = entries.map(|e| e.path()).filter(|p| p.is_dir()).collect();
+    // No link: it could lead anywhere.
+    let folders = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut found: Vec<PathBuf> = folders.map(|e| e.path()).collect();
     found.sort();
     found
 }

@@ -8,7 +8,7 @@ use bb_core::cell::{Cell, CellSpec, Holder, Opened, open};
 use bb_eval::grid::Grid;
 use bb_eval::prepare::{Places, Prepared};
 use bb_nn::kernels::precision::{Precision, supported};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Two attacks and TSBD, a second or two in all.
@@ -299,6 +299,13 @@ fn a_manifest_that_lies_is_found_out() {
     manifest["results"]["asr"]["hits"] = Value::from(if hits == 0 { 1 } else { hits - 1 });
     fs_err::write(&path, manifest.to_string()).expect("written");
     let cell = path.parent().and_then(Path::to_str).expect("plain");
+    let (code, _, stderr) = place.fails(&["verify", cell]);
+    assert_eq!(code, 3, "it has another digest\n{stderr}");
+    assert!(stderr.contains("manifest.json` has sha256 `"), "{stderr}");
+    // Whoever changes the number can leave out the digest, as earlier versions did.
+    manifest.as_object_mut().expect("a table").remove("digest");
+    fs_err::write(&path, manifest.to_string()).expect("written");
+    // The word of earlier versions.
     let (code, stdout, stderr) = place.fails(&["metrics", cell]);
     assert_eq!(code, 1, "{stderr}");
     assert!(
@@ -307,6 +314,79 @@ fn a_manifest_that_lies_is_found_out() {
     );
     assert!(
         stderr.starts_with("error: the manifest of `") && stderr.contains(", found ACC "),
+        "{stderr}"
+    );
+}
+
+/// Changes what is said in the manifest of a cell, as somebody would who knows how cells are made.
+fn forge(cell: &Path, change: impl FnOnce(&mut Value)) {
+    let path = cell.join("manifest.json");
+    let mut manifest: Value =
+        serde_json::from_slice(&fs_err::read(&path).expect("readable")).expect("JSON");
+    manifest.as_object_mut().expect("a table").remove("digest");
+    change(&mut manifest);
+    fs_err::write(&path, manifest.to_string()).expect("written");
+}
+
+#[test]
+fn a_repair_is_verified_with_what_it_says_of_its_attack() {
+    let attack = &TINY[..TINY.rfind("[[attack]]").expect("two attacks")];
+    let defense = &TINY[TINY.find("[[defense]]").expect("a defense")..];
+    let place = Place::new(&format!("{attack}{defense}"));
+    place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
+    let cells: Vec<PathBuf> = place
+        .manifests("out")
+        .into_keys()
+        .map(|manifest| place.path("out").join(manifest))
+        .map(|path| path.parent().expect("a cell").to_owned())
+        .collect();
+    let of = |kind: &str| {
+        let found = cells
+            .iter()
+            .find(|cell| cell.to_string_lossy().contains(kind));
+        found.expect("one of each kind").clone()
+    };
+    let (attack, repair) = (of("/attack/"), of("/defense/"));
+    let line = |cell: &Path| -> Value {
+        let said = place.ok(&["verify", cell.to_str().expect("plain")]);
+        serde_json::from_str(&said).expect("JSON")
+    };
+    let said = line(&attack);
+    assert_eq!(
+        said["checked"],
+        json!(["poison.test", "poison.train", "target"])
+    );
+    assert_eq!(
+        said["unchecked"],
+        json!(["train", "stealth", "metrics.jsonl"])
+    );
+    let said = line(&repair);
+    assert_eq!(said["agrees"], true);
+    assert_eq!(said["checked"][0], "before");
+    assert_eq!(
+        said["unchecked"].as_array().map(Vec::len),
+        Some(2),
+        "{said}"
+    );
+
+    let whole = fs_err::read(repair.join("manifest.json")).expect("readable");
+    for (field, words) in [
+        ("before", "of `before`, found ACC "),
+        ("after", "says ACC "),
+    ] {
+        forge(&repair, |m| m["results"][field]["acc"]["hits"] = json!(1));
+        let (code, stdout, stderr) = place.fails(&["verify", repair.to_str().expect("plain")]);
+        assert_eq!(code, 1, "{stderr}");
+        assert!(stderr.contains(words), "{stderr}");
+        assert!(stdout.contains("\"agrees\":false"), "{stdout}");
+        fs_err::write(repair.join("manifest.json"), &whole).expect("written");
+    }
+    // A file that the manifest does not list is none of the cell's.
+    forge(&attack, |m| m["files"] = json!({}));
+    let (code, _, stderr) = place.fails(&["verify", attack.to_str().expect("plain")]);
+    assert_eq!(code, 3, "{stderr}");
+    assert!(
+        stderr.contains("manifest.json` does not list `poison_test.safetensors`"),
         "{stderr}"
     );
 }

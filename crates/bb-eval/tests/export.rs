@@ -1,6 +1,8 @@
 //! Cells written for other programs, and read back.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use bb_attack::AttackRequest;
 use bb_attack::method::Given;
@@ -156,6 +158,7 @@ fn an_export_is_whole_or_not_there() {
     let mut changed = cell.manifest.spec();
     changed.settings["data"]["test_limit"] = json!(61);
     manifest["id"] = json!(changed.id());
+    manifest.as_object_mut().expect("a table").remove("digest");
     fs_err::write(cell.file("manifest.json"), manifest.to_string()).expect("a manifest");
     let refused = export(&request(&cell, Format::BackdoorBench, out.clone()));
     let refused = refused.expect_err("another dataset").to_string();
@@ -534,4 +537,38 @@ fn a_folder_without_a_result_of_the_benchmark_says_what_is_expected() {
         let text = failure.report(false);
         assert!(text.starts_with(&expect), "{text}");
     }
+}
+
+#[test]
+fn an_export_that_is_interrupted_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cell = cell(folder.path(), "badnets");
+    let exports = folder.path().join("exports");
+    let left = || fs_err::read_dir(&exports).map_or(0, Iterator::count);
+    let mut stopped = 0;
+    // It may be done before it is stopped, and is then begun again.
+    for number in 0..50 {
+        let out = exports.join(number.to_string());
+        let mut child = Command::new(env!("CARGO_BIN_EXE_bb-eval"))
+            .args(["zoo", "export", "--format", "backdoorbench"])
+            .arg(&cell.dir)
+            .arg("--out")
+            .arg(&out)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it runs");
+        while left() == 0 && child.try_wait().expect("a child").is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let kill = Command::new("kill").arg(child.id().to_string()).status();
+        let status = child.wait().expect("a child");
+        if kill.expect("kill").success() && status.code() == Some(143) {
+            assert_eq!(left(), 0, "attempt {number}");
+            stopped += 1;
+            break;
+        }
+        fs_err::remove_dir_all(&exports).expect("it was exported");
+    }
+    assert_eq!(stopped, 1, "no export was stopped while it went on");
 }

@@ -509,6 +509,35 @@ fn labels_are_escaped() {
 }
 
 #[test]
+fn no_label_is_a_formula_or_tells_a_terminal_what_to_do() {
+    for (label, expect) in [
+        ("=cmd()", "'=cmd()"),
+        ("+1+1", "'+1+1"),
+        ("-x", "'-x"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\tx", "' x"),
+        ("a\u{1b}[2Jb\nc\r", "a [2Jb c "),
+    ] {
+        let mut input = input(64);
+        input.attacks.truncate(1);
+        input.defenses = vec![defense("a", label, Role::Defended)];
+        let table = Table::new(&input);
+        let long = csv::write(std::slice::from_ref(&table));
+        assert!(long.contains(&format!(",{expect},")), "{label:?}\n{long}");
+        for text in [
+            long,
+            text::write(&table, Layout::Long),
+            markdown::write(&table, Layout::Long),
+            latex::write(&table, Layout::Wide),
+        ] {
+            let controls = text.chars().filter(|&c| c.is_control() && c != '\n');
+            assert_eq!(controls.count(), 0, "{text:?}");
+            assert!(!text.contains("b\nc"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn a_clean_model_has_a_row_without_asr_and_no_part_in_the_average() {
     let mut input = input(64);
     let plain = Table::new(&input);

@@ -1,5 +1,6 @@
 //! The rules of the repository that a program can check.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
@@ -218,6 +219,63 @@ fn no_method_reaches_for_poisoned_images_the_test_set_or_the_harness() {
     // A word that nothing is called by any more would forbid nothing.
     for word in FORBIDDEN {
         assert!(harness.contains(word), "nothing is called `{word}`");
+    }
+}
+
+/// What opens a file, whatever lies at its path.
+const OPENS: [&str; 4] = [
+    "File::open(",
+    "OpenOptions::new()",
+    "fs_err::read(",
+    "fs_err::read_to_string(",
+];
+
+/// Who may open files by themselves, and why.
+const OPENERS: [(&str, &str); 15] = [
+    ("bb-attack/src/golden.rs", "a part of the tests"),
+    ("bb-attack/src/lf/pattern.rs", "looks at the first bytes"),
+    ("bb-attack/src/npy.rs", "arrays that the user names"),
+    ("bb-attack/src/picture.rs", "pictures that the user names"),
+    ("bb-core/src/artifact/atomic.rs", "makes new files"),
+    ("bb-core/src/data/batches.rs", "datasets of the user"),
+    ("bb-core/src/data/cache.rs", "datasets of the user"),
+    ("bb-core/src/data/shards.rs", "datasets of the user"),
+    ("bb-core/src/events/facts.rs", "reads what the system says"),
+    ("bb-core/src/files.rs", "is what the others use"),
+    ("bb-nn/src/state.rs", "networks of cells"),
+    ("bb-nn/src/train.rs", "checkpoints of cells"),
+    ("bb-zoo/src/fetch.rs", "downloads"),
+    ("bb-zoo/src/safetensors.rs", "networks that the user names"),
+    ("bb-zoo/src/torch/file.rs", "networks that the user names"),
+];
+
+#[test]
+fn files_are_opened_by_what_knows_pipes_links_and_limits() {
+    let mut openers = BTreeSet::new();
+    for (path, text) in sources("rs", "crates") {
+        let shown = path.display().to_string().replace('\\', "/");
+        let Some((_, place)) = shown.split_once("/crates/") else {
+            continue;
+        };
+        // Options are mostly handed to `files::open_with`, which opens with them.
+        let code = code(&text);
+        let opens = OPENS.iter().any(|word| code.contains(word));
+        if !place.contains("/src/") || !opens {
+            continue;
+        }
+        let by_files = code.contains("files::open_with(")
+            && !OPENS
+                .iter()
+                .any(|word| *word != "OpenOptions::new()" && code.contains(word));
+        let known = OPENERS.iter().find(|(known, _)| *known == place);
+        assert!(
+            by_files || known.is_some(),
+            "{place} opens files by itself, not with `bb_core::files`"
+        );
+        openers.extend(known.map(|(known, _)| *known));
+    }
+    for (opener, _) in OPENERS {
+        assert!(openers.contains(opener), "{opener} opens no file any more");
     }
 }
 

@@ -8,17 +8,22 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::ArtifactError;
+use crate::files::Special;
 
 const PREFIX: &str = ".tmp-";
+/// No file or folder takes as long to be written.
+const ABANDONED: Duration = Duration::from_hours(24);
 
 /// Writes `bytes` to `path`, in place of any file that is there.
 ///
 /// The folder must exist.
 ///
 /// # Errors
-/// [`ArtifactError::Write`] if any step fails; the old content then remains.
+/// [`ArtifactError::Special`] if something else than a file is there, [`ArtifactError::Write`] if any step fails; the
+/// old content then remains.
 pub fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<(), ArtifactError> {
     let mut file = File::create(path)?;
     if let Err(source) = file.write_all(bytes.as_ref()) {
@@ -40,11 +45,16 @@ pub struct File {
 
 impl File {
     /// Begins a file that is to lie at `path`; the folder must exist.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Special`] if something else than a file lies there, [`ArtifactError::Write`] if the system
+    /// refuses.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, ArtifactError> {
         let path = path.as_ref().to_owned();
         if path.file_name().is_none() {
             return Err(ArtifactError::NoName { path });
         }
+        refuse_special(&path)?;
         loop {
             let temporary = temporary_beside(&path);
             match fs_err::OpenOptions::new()
@@ -139,9 +149,9 @@ impl Folder {
             path: path.clone(),
             source,
         };
-        if let Some(parent) = path.parent().filter(|parent| *parent != Path::new("")) {
-            fs_err::create_dir_all(parent).map_err(failed)?;
-        }
+        let parent = folder_of(&path);
+        fs_err::create_dir_all(parent).map_err(failed)?;
+        clear_abandoned(parent);
         loop {
             let temporary = temporary_beside(&path);
             match fs_err::create_dir(&temporary) {
@@ -243,6 +253,20 @@ impl Drop for Folder {
     }
 }
 
+/// A rename would take the place of a device or a link, also for everybody else who uses it.
+fn refuse_special(path: &Path) -> Result<(), ArtifactError> {
+    // What cannot be looked at cannot be written either, and writing says why.
+    let found = fs_err::symlink_metadata(path).ok();
+    match found.and_then(|found| Special::of(found.file_type())) {
+        // That is an error of the system, which says it as well.
+        None | Some(Special::Folder) => Ok(()),
+        Some(found) => Err(ArtifactError::Special {
+            path: path.to_owned(),
+            found,
+        }),
+    }
+}
+
 fn refuse_existing(path: &Path) -> Result<(), ArtifactError> {
     match fs_err::symlink_metadata(path) {
         Ok(_) => Err(ArtifactError::Exists {
@@ -273,12 +297,55 @@ pub fn is_temporary(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
 }
 
+/// Removes the files and folders that killed processes left on their way to another name in `folder`.
+///
+/// Whose process that was is known by its number alone, which another machine may have given to one that lives; so only
+/// what was not touched for a day goes. What cannot be removed stays, and harms nobody.
+pub fn clear_abandoned(folder: &Path) {
+    for entry in fs_err::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let old = |found: &std::fs::Metadata| {
+            let age = found.modified().ok().and_then(|time| time.elapsed().ok());
+            age.is_some_and(|age| age > ABANDONED)
+        };
+        // A link is not followed: what it leads to is not ours.
+        let found = fs_err::symlink_metadata(&path);
+        if let Some(found) = found.ok().filter(|found| is_ended(&name) && old(found)) {
+            let _ = match found.is_dir() {
+                true => fs_err::remove_dir_all(path),
+                false => fs_err::remove_file(path),
+            };
+        }
+    }
+}
+
+/// Whether a name is one of [`temporary_beside`] of a process that this machine does not have.
+fn is_ended(name: &OsStr) -> bool {
+    let numbers = name
+        .to_str()
+        .and_then(|name| name.strip_prefix(PREFIX)?.split_once('-'));
+    let Some((Ok(process), Ok(_))) =
+        numbers.map(|(process, count)| (process.parse::<i32>(), count.parse::<u64>()))
+    else {
+        return false;
+    };
+    let process = rustix::process::Pid::from_raw(process);
+    process.is_some_and(|process| {
+        rustix::process::test_kill_process(process) == Err(rustix::io::Errno::SRCH)
+    })
+}
+
+/// The folder that `path` lies in.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// Brings the names in the folder of `path` to the disk.
 fn sync_folder_of(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => sync(parent),
-        _ => sync(Path::new(".")),
-    }
+    sync(folder_of(path))
 }
 
 /// Brings the content of a file, or the names in a folder, to the disk.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::cli::{Coded, exit};
+use crate::files::{self, Links, Special};
 
 pub use tensors::{Header, HeaderError, LARGEST_FILE, Listed, MOST_TENSORS, to_safetensors};
 
@@ -31,6 +32,14 @@ pub enum ArtifactError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// Something else than a file lies where one is to be written, and stays.
+    #[error("`{}` is {found}, expected a regular file or nothing", path.display())]
+    Special {
+        /// The path.
+        path: PathBuf,
+        /// What lies there.
+        found: Special,
     },
     /// Something lies where a new folder is to be.
     #[error("`{}` exists already", path.display())]
@@ -56,6 +65,7 @@ impl Coded for ArtifactError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Write { source, .. } | Self::Read { source, .. } => source.exit_code(),
+            Self::Special { .. } => exit::INPUT,
             Self::NoName { .. } | Self::Exists { .. } => exit::USAGE,
             Self::Tensors { .. } => exit::BUG,
         }
@@ -64,6 +74,7 @@ impl Coded for ArtifactError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Exists { .. } => Some("name a folder that does not exist yet".to_owned()),
+            Self::Special { .. } => Some("name another file, or remove what lies there".to_owned()),
             _ => None,
         }
     }
@@ -81,16 +92,16 @@ pub fn sha256_hex(bytes: impl AsRef<[u8]>) -> String {
 
 /// The SHA-256 of a file, read in pieces, 64 lower-case hexadecimal digits.
 pub fn sha256_file(path: impl AsRef<Path>) -> Result<String, ArtifactError> {
-    Ok(measure(path.as_ref())?.1)
+    Ok(measure(path.as_ref(), Links::Follow)?.1)
 }
 
 /// The length in bytes and the SHA-256 of a file, from one pass.
-pub(crate) fn measure(path: &Path) -> Result<(u64, String), ArtifactError> {
+pub(crate) fn measure(path: &Path, links: Links) -> Result<(u64, String), ArtifactError> {
     let fail = |source| ArtifactError::Read {
         path: path.to_owned(),
         source,
     };
-    let mut file = fs_err::File::open(path).map_err(fail)?;
+    let mut file = files::open(path, links).map_err(fail)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     let mut length = 0;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{CKPT, CONFIG, Holder, LOCK, LOG, SCHEMA};
 use crate::artifact::ArtifactError;
 use crate::cli::{Coded, exit};
+use crate::files::FileError;
 
 /// Why a cell could not be opened, worked on or loaded.
 #[derive(Debug, thiserror::Error)]
@@ -58,16 +59,9 @@ pub enum CellError {
         /// The folder.
         path: PathBuf,
     },
-    /// The manifest is longer than any that is written.
-    #[error("`{}` has {bytes} bytes, expected at most {limit}", path.display())]
-    TooLong {
-        /// The manifest.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
-        /// The greatest length.
-        limit: u64,
-    },
+    /// A file of the cell is none, or longer than any that is written.
+    #[error("{0}")]
+    File(#[from] FileError),
     /// The manifest is not what a manifest should be.
     #[error("`{}` is not a valid manifest{}", path.display(), at(field))]
     Manifest {
@@ -128,6 +122,14 @@ pub enum CellError {
         /// The file it was for.
         path: PathBuf,
     },
+    /// A file that is needed is none of the cell's.
+    #[error("`{}` does not list `{name}`", path.display())]
+    NotListed {
+        /// The manifest.
+        path: PathBuf,
+        /// The file.
+        name: &'static str,
+    },
     /// A listed file is not there.
     #[error("`{}` is listed in the manifest but missing", path.display())]
     Missing {
@@ -138,6 +140,12 @@ pub enum CellError {
     #[error("`{}` is not a plain file", path.display())]
     NotAFile {
         /// What it is about.
+        path: PathBuf,
+    },
+    /// A link, which could lead anywhere.
+    #[error("`{}` is a link, and nothing is read or written through links below the folder of results", path.display())]
+    Link {
+        /// The link.
         path: PathBuf,
     },
     /// A listed file has another length.
@@ -165,7 +173,10 @@ pub enum CellError {
 impl CellError {
     pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { path, source }
+        move |source| match source.downcast() {
+            Ok(fault) => Self::File(fault),
+            Err(source) => Self::Io { path, source },
+        }
     }
 }
 
@@ -188,6 +199,9 @@ impl Coded for CellError {
             Self::NoLocks { .. } => {
                 "give a folder on another filesystem, such as a local disk, with `--out`"
             }
+            Self::Link { .. } => {
+                "put the folder or the file itself in its place; the folder that `--out` names may be a link"
+            }
             Self::Record { .. } => "remove the file to have the cell computed again",
             Self::NoCell { path } => return of_others(path).map(str::to_owned),
             Self::Incomplete { path } => match of_others(path) {
@@ -199,8 +213,11 @@ impl Coded for CellError {
                     "it was never one: name the folder that holds a `manifest.json`, as in `runs/attack/<method>/<dataset>-<arch>/<id>`"
                 }
             },
+            Self::NotListed { .. } => {
+                "only files with a digest in the manifest are read; name a cell that has it"
+            }
             Self::Schema { .. } => "make the cell again with this version",
-            Self::TooLong { .. }
+            Self::File(_)
             | Self::Manifest { .. }
             | Self::Id { .. }
             | Self::Missing { .. }

@@ -1,7 +1,7 @@
 //! The record of a run that failed for good, which the next run need not repeat.
 
 use std::error::Error;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -12,9 +12,13 @@ use super::{CellError, FAILED};
 use crate::artifact::{ArtifactError, atomic};
 use crate::cli::{causes, exit};
 use crate::events::rfc3339;
+use crate::files::{self, FileError, Links};
+use crate::json;
 
-/// No record comes near.
+/// Most bytes of a record: no message comes near.
 const LONGEST: u64 = 1 << 20;
+/// Most values of a record, which has four.
+const MOST_VALUES: usize = 100;
 /// Characters of a message that are shown.
 const SHOWN: usize = 2000;
 
@@ -45,21 +49,14 @@ impl Failed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(CellError::io(&path)(error)),
         }
-        let mut bytes = Vec::new();
-        // What is longer is cut off, and so no JSON.
-        fs_err::File::open(&path)
-            .and_then(|file| file.take(LONGEST).read_to_end(&mut bytes))
-            .map_err(CellError::io(&path))?;
+        let bytes = files::read(&path, Links::Refuse, LONGEST).map_err(CellError::io(&path))?;
         let invalid = |field: String, source| CellError::Record {
             path: path.clone(),
             field,
             source,
         };
-        let mut json = serde_json::Deserializer::from_slice(&bytes);
-        let mut record: Self = serde_path_to_error::deserialize(&mut json)
+        let mut record: Self = json::parse(&bytes, MOST_VALUES)
             .map_err(|error| invalid(error.path().to_string(), error.into_inner()))?;
-        json.end()
-            .map_err(|source| invalid(String::new(), source))?;
         if !is_for_good(record.exit_code) {
             let source = serde_json::Error::custom(format_args!(
                 "found {}, expected 2, 3, 4 or 101",
@@ -79,7 +76,9 @@ impl Failed {
     /// be gone when the run is repeated.
     pub(super) fn of(code: u8, error: &(dyn Error + 'static)) -> Option<Self> {
         let mut all = std::iter::once(error).chain(causes(error));
-        if !is_for_good(code) || all.any(<dyn Error>::is::<io::Error>) {
+        let of_a_file =
+            |error: &(dyn Error + 'static)| error.is::<io::Error>() || error.is::<FileError>();
+        if !is_for_good(code) || all.any(of_a_file) {
             return None;
         }
         let mut message = error.to_string();

@@ -8,6 +8,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::CellError;
+use crate::files::{self, Links};
 
 /// The process that holds a lock, as it says itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,13 +73,10 @@ impl Lock {
     pub fn take(dir: &Path, name: &str) -> Result<Self, CellError> {
         let path = dir.join(name);
         let io = CellError::io(&path);
-        let file = fs_err::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path);
-        let mut file = match file {
+        let mut options = fs_err::OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        // The file is cut to the note below: through a link it would be somebody else's.
+        let mut file = match files::open_with(&path, &mut options, Links::Refuse) {
             Ok(file) => file,
             Err(error) => return Err(io(error)),
         };

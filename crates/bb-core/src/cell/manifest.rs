@@ -1,17 +1,22 @@
 //! Complete cells: what a manifest says, and whether it is so.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{CellError, CellSpec, Kind, MANIFEST, SCHEMA, canonical_json, sorted, stays_within};
-use crate::artifact;
+use crate::artifact::{self, LARGEST_FILE};
+use crate::files::{self, FileError, Links};
+use crate::json;
 
-/// No manifest comes near: the longest part is a curve of some hundred epochs.
-const LONGEST: u64 = 64 << 20;
+/// Most bytes of a manifest. Those of the benchmark's full grid have up to 20 thousand; the longest part is a list of
+/// candidates, each with its scores and notes.
+const LONGEST: u64 = 4 << 20;
+/// The field of [`Manifest::digest`].
+const DIGEST: &str = "digest";
 
 /// What `manifest.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +44,10 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileEntry>,
     /// What the method found: scores, curves, choices.
     pub results: Value,
+    /// The SHA-256 of all of this but itself as [`canonical_json`], so that no number changes unseen; the manifests of
+    /// earlier versions lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 /// A file of a cell.
@@ -53,7 +62,7 @@ pub struct FileEntry {
 
 impl Manifest {
     pub(super) fn new(spec: &CellSpec, files: BTreeMap<String, FileEntry>, results: Value) -> Self {
-        Self {
+        let mut manifest = Self {
             schema: SCHEMA,
             id: spec.id(),
             kind: spec.kind,
@@ -66,7 +75,20 @@ impl Manifest {
             seed: spec.seed,
             files,
             results: sorted(results),
+            digest: None,
+        };
+        manifest.digest = Some(manifest.content());
+        manifest
+    }
+
+    /// The digest that the content has, whatever stands in the field for it: the manifests of earlier versions have the
+    /// same.
+    fn content(&self) -> String {
+        let mut manifest = serde_json::to_value(self).expect("a manifest is plain data");
+        if let Value::Object(fields) = &mut manifest {
+            fields.shift_remove(DIGEST);
         }
+        artifact::sha256_hex(canonical_json(&manifest))
     }
 
     /// What the cell is a result of.
@@ -108,7 +130,10 @@ impl Cell {
     pub fn load(path: impl AsRef<Path>) -> Result<Self, CellError> {
         let (dir, manifest_path) = locate(path.as_ref())?;
         let manifest = read(&dir, &manifest_path)?;
-        let expected = manifest.spec().id();
+        let spec = manifest.spec();
+        // Names that no cell is made with could be formulas, or say to a terminal what it obeys.
+        spec.check_names()?;
+        let expected = spec.id();
         if manifest.id != expected {
             return Err(CellError::Id {
                 path: manifest_path,
@@ -116,22 +141,45 @@ impl Cell {
                 found: manifest.id,
             });
         }
+        if let Some(expected) = &manifest.digest {
+            let found = manifest.content();
+            if *expected != found {
+                return Err(CellError::Digest {
+                    path: manifest_path,
+                    expected: expected.clone(),
+                    found,
+                });
+            }
+        }
         for (name, entry) in &manifest.files {
             verify(&dir, name, entry)?;
         }
         Ok(Self { dir, manifest })
     }
 
-    /// The path of a file of this cell.
+    /// The path of a file of this cell, listed or not; what is read as a result has to be [listed](Self::listed).
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// The SHA-256 of the manifest as [`canonical_json`], and through it of every listed file: what a cell that builds
-    /// on this one names as its input.
+    /// The path of a file that the manifest lists, which was verified when the cell was loaded.
+    ///
+    /// # Errors
+    /// [`CellError::NotListed`]: what lies there may be anybody's.
+    pub fn listed(&self, name: &'static str) -> Result<PathBuf, CellError> {
+        if self.manifest.files.contains_key(name) {
+            return Ok(self.file(name));
+        }
+        Err(CellError::NotListed {
+            path: self.file(MANIFEST),
+            name,
+        })
+    }
+
+    /// The SHA-256 of what the manifest says as [`canonical_json`], and through it of every listed file: what a cell
+    /// that builds on this one names as its input. See [`Manifest::digest`].
     pub fn digest(&self) -> String {
-        let manifest = serde_json::to_value(&self.manifest).expect("a manifest is plain data");
-        artifact::sha256_hex(canonical_json(&manifest))
+        self.manifest.content()
     }
 }
 
@@ -169,12 +217,8 @@ fn read(dir: &Path, path: &Path) -> Result<Manifest, CellError> {
         schema: u64,
     }
 
-    let mut bytes = Vec::new();
-    match fs_err::File::open(path) {
-        Ok(file) => file
-            .take(LONGEST + 1)
-            .read_to_end(&mut bytes)
-            .map_err(CellError::io(path))?,
+    let bytes = match files::read(path, Links::Refuse, LONGEST) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(CellError::Incomplete {
                 path: dir.to_owned(),
@@ -182,29 +226,21 @@ fn read(dir: &Path, path: &Path) -> Result<Manifest, CellError> {
         }
         Err(error) => return Err(CellError::io(path)(error)),
     };
-    let length = bytes.len() as u64;
-    if length > LONGEST {
-        return Err(CellError::TooLong {
-            path: path.to_owned(),
-            bytes: length,
-            limit: LONGEST,
-        });
-    }
     let invalid = |field: String, source| CellError::Manifest {
         path: path.to_owned(),
         field,
         source,
     };
     // Another version may differ in everything else, so this is looked at first.
-    let head: Head =
-        serde_json::from_slice(&bytes).map_err(|source| invalid(String::new(), source))?;
+    let head: Head = json::from_slice(&bytes, json::MOST_VALUES)
+        .map_err(|source| invalid(String::new(), source))?;
     if head.schema != u64::from(SCHEMA) {
         return Err(CellError::Schema {
             path: path.to_owned(),
             found: head.schema,
         });
     }
-    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&bytes))
+    json::parse(&bytes, json::MOST_VALUES)
         .map_err(|error| invalid(error.path().to_string(), error.into_inner()))
 }
 
@@ -237,7 +273,14 @@ fn verify(dir: &Path, name: &str, entry: &FileEntry) -> Result<(), CellError> {
             return Err(CellError::NotAFile { path });
         }
     }
-    let (length, digest) = artifact::measure(&path)?;
+    // A file can have a hole of any size, so its length is looked at before its content.
+    let length = fs_err::symlink_metadata(&path)
+        .map_err(CellError::io(&path))?
+        .len();
+    if length > LARGEST_FILE {
+        let limit = LARGEST_FILE;
+        return Err(FileError::TooLong { path, limit }.into());
+    }
     if length != entry.bytes {
         return Err(CellError::Length {
             path,
@@ -245,6 +288,7 @@ fn verify(dir: &Path, name: &str, entry: &FileEntry) -> Result<(), CellError> {
             found: length,
         });
     }
+    let (_, digest) = artifact::measure(&path, Links::Refuse)?;
     if digest != entry.sha256 {
         return Err(CellError::Digest {
             path,

@@ -18,6 +18,9 @@
 //!
 //! The manifest has neither times nor names of machines: the same run gives the same bits, wherever the processor rounds
 //! alike.
+//!
+//! A cell may come from a stranger, and nothing in it is a link: one that were followed would have files read or written
+//! anywhere. The folder of results that the user names may be one, and those above it; nothing below is.
 mod error;
 mod failed;
 mod lock;

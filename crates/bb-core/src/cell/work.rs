@@ -1,19 +1,26 @@
 //! Cells on their way: locked, resumable, and complete with one last rename.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
 use super::{
-    CKPT, Cell, CellError, CellSpec, ENV, FAILED, Failed, FileEntry, LOCK, LOG, Lock, MANIFEST,
-    Manifest, stays_within,
+    CKPT, CONFIG, Cell, CellError, CellSpec, ENV, FAILED, Failed, FileEntry, LOCK, LOG, Lock,
+    MANIFEST, METRICS, MODEL, Manifest, POISON_TEST, POISON_TRAIN, stays_within,
 };
 use crate::artifact::{self, atomic};
 use crate::cli::{Coded, Failure};
+use crate::events::LONGEST_ROWS;
+use crate::files::{self, Links};
+
+/// The files of any run, listed also if this process did not write them: one that was killed just before the end leaves
+/// nothing to add to its rows.
+const KNOWN: [&str; 5] = [MODEL, POISON_TRAIN, POISON_TEST, CONFIG, METRICS];
 
 /// What is to be done about a cell.
 #[derive(Debug)]
@@ -27,14 +34,16 @@ pub enum Opened {
 /// Opens the cell of `spec` below the folder `out`, which is made if need be.
 ///
 /// # Errors
-/// [`CellError::Locked`] if another process works on it. A complete cell that does not verify is an error that says
+/// [`CellError::Locked`] if another process works on it, [`CellError::Link`] if its folder, one between it and `out` or
+/// anything in a cell that is not complete is a link. A complete cell that does not verify is an error that says
 /// what is wrong with which file; it is never computed again in silence.
 pub fn open(out: &Path, spec: &CellSpec) -> Result<Opened, CellError> {
     spec.check_names()?;
     let dir = spec.dir(out);
+    refuse_links_below(out, &dir)?;
     if let Some(cell) = complete(&dir, spec)? {
         // A run killed right after its last rename has left this behind; whoever holds the lock clears up itself.
-        if dir.join(CKPT).exists()
+        if dir.join(CKPT).is_dir()
             && let Ok(_lock) = Lock::take(&dir, LOCK)
         {
             remove_checkpoints(&dir);
@@ -47,10 +56,11 @@ pub fn open(out: &Path, spec: &CellSpec) -> Result<Opened, CellError> {
     if let Some(cell) = complete(&dir, spec)? {
         return Ok(Opened::Complete(Box::new(cell)));
     }
-    remove_temporaries(&dir)?;
+    clear(&dir)?;
     Ok(Opened::Work(Box::new(Work {
         dir,
         spec: spec.clone(),
+        names: Mutex::default(),
         _lock: lock,
     })))
 }
@@ -62,6 +72,8 @@ pub fn open(out: &Path, spec: &CellSpec) -> Result<Opened, CellError> {
 pub struct Work {
     dir: PathBuf,
     spec: CellSpec,
+    /// The files that were written here.
+    names: Mutex<BTreeSet<String>>,
     _lock: Lock,
 }
 
@@ -102,7 +114,7 @@ impl Work {
         mut keep: impl FnMut(&str) -> bool,
     ) -> Result<(), CellError> {
         let path = self.prepare(name)?;
-        let old = match fs_err::read(&path) {
+        let old = match files::read(&path, Links::Refuse, LONGEST_ROWS) {
             Ok(old) => old,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(CellError::io(&path)(error)),
@@ -155,13 +167,18 @@ impl Work {
         }
     }
 
-    /// Makes the cell complete: lists every file with its length and digest, writes the manifest and removes [`CKPT`].
+    /// Makes the cell complete: lists its files with their lengths and digests, writes the manifest and removes [`CKPT`].
     ///
-    /// Left out of the list are [`ENV`] and [`LOG`], whose content differs from run to run. A run that was killed within
-    /// may call this again.
+    /// Listed are the files that were written through this value, and those that any run has. What else lies there, a
+    /// `.DS_Store` say, is no result: listed, it would give the same run another digest. Left out are also [`ENV`] and
+    /// [`LOG`], whose content differs from run to run. A run that was killed within may call this again, when it has
+    /// written its files again.
     pub fn finish(self, results: Value) -> Result<Cell, CellError> {
         let mut files = BTreeMap::new();
-        list(&self.dir, "", &mut files)?;
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.extend(KNOWN.map(str::to_owned));
+        list(&self.dir, "", &names, &mut files)?;
+        drop(names);
         remove_record(&self.dir)?;
         let manifest = Manifest::new(&self.spec, files, results);
         atomic::write(self.dir.join(MANIFEST), manifest.to_text())?;
@@ -183,10 +200,12 @@ impl Work {
         if [LOCK, MANIFEST, CKPT, FAILED].contains(&&*name) || name.split('/').any(temporary) {
             return Err(CellError::Reserved { path: dir, name });
         }
-        let path = dir.join(name);
+        let path = dir.join(&name);
         if let Some(folder) = path.parent() {
             fs_err::create_dir_all(folder).map_err(CellError::io(folder))?;
         }
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.insert(name);
         Ok(path)
     }
 }
@@ -223,11 +242,31 @@ fn remove_record(dir: &Path) -> Result<(), CellError> {
     }
 }
 
-/// Removes what a killed process has left half written.
-fn remove_temporaries(dir: &Path) -> Result<(), CellError> {
+/// Checks that no folder from the one below `out` to `dir` is a link: nothing is written outside of `out`.
+fn refuse_links_below(out: &Path, dir: &Path) -> Result<(), CellError> {
+    let below = dir.ancestors().take_while(|folder| *folder != out);
+    for folder in below {
+        match fs_err::symlink_metadata(folder) {
+            Ok(found) if found.is_symlink() => {
+                let path = folder.to_owned();
+                return Err(CellError::Link { path });
+            }
+            // What is not there yet is made, and what else is wrong shows then.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a killed process has left half written, and checks that the rest are files and folders.
+fn clear(dir: &Path) -> Result<(), CellError> {
     for (path, kind) in entries(dir)? {
-        if kind.is_dir() {
-            remove_temporaries(&path)?;
+        if kind.is_symlink() {
+            return Err(CellError::Link { path });
+        } else if kind.is_dir() {
+            clear(&path)?;
+        } else if !kind.is_file() {
+            return Err(CellError::NotAFile { path });
         } else if path.file_name().is_some_and(atomic::is_temporary) {
             fs_err::remove_file(&path).map_err(CellError::io(&path))?;
         }
@@ -235,38 +274,29 @@ fn remove_temporaries(dir: &Path) -> Result<(), CellError> {
     Ok(())
 }
 
-/// Brings all files below `dir` that belong to the manifest to the disk, and lists them under names that begin with
-/// `prefix`.
+/// Brings all files below `dir` that are among `names` to the disk, and lists them; their names begin with `prefix`.
 fn list(
     dir: &Path,
     prefix: &str,
+    names: &BTreeSet<String>,
     files: &mut BTreeMap<String, FileEntry>,
 ) -> Result<(), CellError> {
     for (path, kind) in entries(dir)? {
-        let Some(part) = path.file_name() else {
+        let Some(part) = path.file_name().and_then(OsStr::to_str) else {
             continue;
         };
-        let part = match part.to_str() {
-            Some(part) if stays_within(part) => part,
-            _ => {
-                return Err(CellError::FileName {
-                    path: dir.to_owned(),
-                    name: part.to_string_lossy().into_owned(),
-                });
-            }
-        };
-        let skipped =
-            prefix.is_empty() && matches!(part, MANIFEST | LOCK | CKPT | ENV | FAILED | LOG);
-        if skipped || atomic::is_temporary(OsStr::new(part)) {
+        if prefix.is_empty() && matches!(part, MANIFEST | LOCK | CKPT | ENV | FAILED | LOG) {
             continue;
         }
         let name = format!("{prefix}{part}");
         if kind.is_dir() {
-            list(&path, &format!("{name}/"), files)?;
+            list(&path, &format!("{name}/"), names, files)?;
+        } else if !names.contains(&name) {
+            continue;
         } else if kind.is_file() {
             // Lines were added without waiting for the disk, and the manifest must not be there before them.
             atomic::sync(&path).map_err(CellError::io(&path))?;
-            let (bytes, sha256) = artifact::measure(&path)?;
+            let (bytes, sha256) = artifact::measure(&path, Links::Refuse)?;
             files.insert(name, FileEntry { bytes, sha256 });
         } else {
             return Err(CellError::NotAFile { path });
@@ -291,19 +321,15 @@ fn entries(dir: &Path) -> Result<Vec<(PathBuf, std::fs::FileType)>, CellError> {
 }
 
 fn append(path: &Path, line: &str) -> io::Result<()> {
-    let mut file = fs_err::OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .open(path)?;
+    let mut options = fs_err::OpenOptions::new();
+    options.read(true).append(true).create(true);
+    let mut file = files::open_with(path, &mut options, Links::Refuse)?;
     if file.seek(SeekFrom::End(0))? > 0 {
         let mut last = [0];
         file.seek(SeekFrom::End(-1))?;
         file.read_exact(&mut last)?;
         if last != *b"\n" {
-            let mut whole = Vec::new();
-            file.seek(SeekFrom::Start(0))?;
-            file.read_to_end(&mut whole)?;
+            let whole = files::read(path, Links::Refuse, LONGEST_ROWS)?;
             let end = whole.iter().rposition(|&byte| byte == b'\n');
             file.set_len(end.map_or(0, |end| end as u64 + 1))?;
         }

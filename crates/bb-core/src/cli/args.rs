@@ -175,9 +175,10 @@ pub fn whole<T: TryFrom<u64>>(text: &str, least: u64, most: u64) -> Result<T, St
 
 /// A number of threads that a machine can have, for the parser of an option.
 pub fn threads(text: &str) -> Result<NonZeroUsize, &'static str> {
-    const MOST: usize = 1024;
+    // A thousand threads wait for each other thirty times as long as they compute.
+    const MOST: usize = 256;
     match text.parse::<NonZeroUsize>() {
         Ok(threads) if threads.get() <= MOST => Ok(threads),
-        _ => Err("expected a number from 1 to 1024"),
+        _ => Err("expected a number from 1 to 256"),
     }
 }

@@ -1,9 +1,12 @@
 //! A failure on its way to the user.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::io;
+
+use rustix::io::Errno;
 
 use super::exit;
 
@@ -92,6 +95,7 @@ impl Failure {
     pub fn report(&self, colour: bool) -> String {
         let mut text = String::new();
         let mut line = |colour_code: &str, label: &str, words: &str| {
+            let words = visible(words);
             let written = if colour {
                 writeln!(text, "\x1b[1;{colour_code}m{label}:\x1b[0m {words}")
             } else {
@@ -158,10 +162,43 @@ impl Coded for io::Error {
             | io::ErrorKind::ResourceBusy
             | io::ErrorKind::OutOfMemory
             | io::ErrorKind::WouldBlock
-            | io::ErrorKind::TimedOut => exit::TRY_AGAIN,
+            | io::ErrorKind::TimedOut
+            // What a disk becomes after an error of its own, and a server's file after a restart.
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::StaleNetworkFileHandle => exit::TRY_AGAIN,
+            _ if has_too_many_open_files(self) => exit::TRY_AGAIN,
             _ => exit::INPUT,
         }
     }
+}
+
+/// Whether the system has no room for another open file, which has no kind of its own; the number may lie below errors
+/// that name the file.
+fn has_too_many_open_files(error: &io::Error) -> bool {
+    let full = |error: &io::Error| {
+        let number = error.raw_os_error().map(Errno::from_raw_os_error);
+        matches!(number, Some(Errno::MFILE | Errno::NFILE))
+    };
+    let below = |error: &(dyn Error + 'static)| error.downcast_ref().is_some_and(full);
+    full(error) || causes(error).any(below)
+}
+
+/// A text without anything that a terminal would obey: control characters, but for line breaks and tabs, and those that
+/// turn the direction of what follows become visible.
+pub(crate) fn visible(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| {
+        let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        turns || (c.is_control() && !matches!(c, '\n' | '\t'))
+    };
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let shown = text.chars().flat_map(|c| {
+        let escaped = obeyed(c).then(|| c.escape_unicode());
+        let plain = escaped.is_none().then_some(c);
+        escaped.into_iter().flatten().chain(plain)
+    });
+    Cow::Owned(shown.collect())
 }
 
 /// The sources of an error, outermost first.

@@ -33,8 +33,8 @@ pub use args::{
     RunArgs, SHOWN_OPTIONS, limit, seed, threads, whole, width,
 };
 pub use device::{Backend, Device, ParseDeviceError};
-pub(crate) use failure::causes;
 pub use failure::{Coded, Failure};
+pub(crate) use failure::{causes, visible};
 pub use interrupt::{Interrupted, RESUMES, catch_interrupts, check_interrupt, interrupted};
 
 /// The exit codes; see the module's head.
@@ -141,12 +141,12 @@ pub fn finish(result: Result<(), Failure>, stderr: &mut dyn Write, colour: bool)
     }
 }
 
-/// Writes data to standard output.
+/// Writes data to standard output, without what a terminal would obey: names and labels may be a stranger's.
 ///
 /// Unlike `print!` it does not panic when the reader went away: the failure ends the program quietly.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(visible(text).as_bytes())?;
     stdout.flush()?;
     Ok(())
 }

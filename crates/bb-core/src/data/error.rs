@@ -132,6 +132,16 @@ pub enum DataError {
         /// The file in it.
         name: String,
     },
+    /// `synthetic` is asked for more images than it makes.
+    #[error("{asked} {split} images of `synthetic`, expected at most {most}")]
+    TooMany {
+        /// The split.
+        split: &'static str,
+        /// Images that were asked for.
+        asked: usize,
+        /// The most that are made.
+        most: usize,
+    },
     /// The images do not fit into memory.
     #[error("{n} images of {h}x{w} need more memory than there is")]
     TooLarge {

@@ -188,6 +188,15 @@ pub fn open(id: &str, root: Option<&Path>, opts: &OpenOptions) -> Result<Dataset
         only_test(Path::new(spec.id), opts)?;
         let train = opts.train_limit.unwrap_or(synthetic::TRAIN);
         let test = opts.test_limit.unwrap_or(synthetic::TEST);
+        // A limit is a promise that is kept here: who asks for more gets them.
+        for (split, asked, most) in [
+            ("training", train, synthetic::MOST_TRAIN),
+            ("test", test, synthetic::MOST_TEST),
+        ] {
+            if asked > most {
+                return Err(DataError::TooMany { split, asked, most });
+            }
+        }
         let make = |split, n| -> Result<Digested, DataError> {
             Ok(Digested::new(Decoded {
                 split: synthetic::split(spec, opts.seed, split, n)?,

@@ -25,6 +25,11 @@ pub(super) const TRAIN: usize = 5000;
 /// Images of the test split unless a limit is given.
 pub(super) const TEST: usize = 1000;
 
+/// Most images of the train split: as many as those of CIFAR-10, in whose place this stands.
+pub(super) const MOST_TRAIN: usize = 50_000;
+/// Most images of the test split.
+pub(super) const MOST_TEST: usize = 10_000;
+
 const SIDE: usize = 32;
 const CLASSES: usize = 10;
 /// Pixels of the plain square in the corner at the bottom right.

@@ -9,6 +9,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{progress, rfc3339};
+use crate::files::{self, Links};
+
+/// Most bytes of a file of rows; those of a thousand epochs have one or two million.
+pub const LONGEST_ROWS: u64 = 64 << 20;
 
 /// A file of JSON objects, one a line, that only grows.
 #[derive(Debug)]
@@ -21,12 +25,10 @@ impl JsonLines {
     ///
     /// A last line without its end was cut off by a crash and is dropped, so that all lines are whole.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = fs_err::OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(path)?;
-        let bytes = fs_err::read(path)?;
+        let mut options = fs_err::OpenOptions::new();
+        options.append(true).create(true);
+        let file = files::open_with(path, &mut options, Links::Refuse)?;
+        let bytes = files::read(path, Links::Refuse, LONGEST_ROWS)?;
         let whole = bytes
             .iter()
             .rposition(|&byte| byte == b'\n')

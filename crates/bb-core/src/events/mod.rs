@@ -9,5 +9,5 @@ mod log;
 mod progress;
 
 pub use facts::{Usage, env_facts, rfc3339, started, usage};
-pub use log::{JsonLines, Log};
+pub use log::{JsonLines, LONGEST_ROWS, Log};
 pub use progress::Progress;

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::cli::visible;
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 /// Longest silence of a run that has no terminal.
@@ -17,7 +18,7 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 pub(super) fn line(text: &str) {
     // Progress is a courtesy: a closed standard error must not end a run.
     BARS.suspend(|| {
-        let _ = writeln!(io::stderr().lock(), "{text}");
+        let _ = writeln!(io::stderr().lock(), "{}", visible(text));
     });
 }
 

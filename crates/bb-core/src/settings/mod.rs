@@ -54,6 +54,11 @@ pub use write::{option_line, render};
 
 use read::{Entry, Node};
 
+use crate::files::{self, Links};
+
+/// Most bytes of a file of settings, which is written by hand.
+const LONGEST: u64 = 1 << 20;
+
 /// Settings that are still being put together, layer by layer; see the module's head.
 #[derive(Clone, Debug)]
 pub struct Layers {
@@ -112,7 +117,7 @@ impl Layers {
 
     /// Applies a file of the user.
     pub fn file(self, path: &Path) -> Result<Self, SettingsError> {
-        let text = fs_err::read_to_string(path)?;
+        let text = files::read_text(path, Links::Follow, LONGEST)?;
         let entries = read::document(&text, &|line| Origin::File {
             path: path.to_owned(),
             line,

@@ -29,6 +29,28 @@ fn an_image_depends_on_seed_split_and_index_alone() {
     assert!(make_fails(0), "an empty split is refused");
 }
 
+#[test]
+fn nobody_asks_for_more_images_than_are_made() {
+    let asked = |train: usize, test: usize| {
+        let opts = OpenOptions {
+            train_limit: Some(train),
+            test_limit: Some(test),
+            ..OpenOptions::default()
+        };
+        let error = open("synthetic", None, &opts).expect_err("more than there are");
+        error.to_string()
+    };
+    let most = "training images of `synthetic`, expected at most 50000";
+    for train in [50_001, 1_000_000_000_000, usize::MAX] {
+        assert_eq!(asked(train, 1), format!("{train} {most}"));
+    }
+    let said = asked(1, 10_001);
+    assert_eq!(
+        said,
+        "10001 test images of `synthetic`, expected at most 10000"
+    );
+}
+
 fn make_fails(train: usize) -> bool {
     let opts = OpenOptions {
         train_limit: Some(train),

@@ -696,9 +696,47 @@ fn each_bad_cell_is_one_clear_error() {
             draft.spec.settings = json!({});
             draft
         }),
-        ("has no valid `settings.data.train_limit`", 3, {
+        (
+            "`settings.data.train_limit` is \"all\" in the manifest of",
+            3,
+            {
+                let mut draft = Draft::new();
+                draft.spec.settings["data"]["train_limit"] = json!("all");
+                draft
+            },
+        ),
+        ("expected a whole number from 1 to 10000000", 3, {
             let mut draft = Draft::new();
-            draft.spec.settings["data"]["train_limit"] = json!("all");
+            draft.spec.settings["data"]["train_limit"] = json!(1_u64 << 63);
+            draft
+        }),
+        ("`settings.data.test_limit` is 0 in the manifest of", 3, {
+            let mut draft = Draft::new();
+            draft.spec.settings["data"]["test_limit"] = json!(0);
+            draft
+        }),
+        (
+            "1000000 training images of `synthetic`, expected at most 50000",
+            3,
+            {
+                let mut draft = Draft::new();
+                draft.spec.settings["data"]["train_limit"] = json!(1_000_000);
+                draft
+            },
+        ),
+        ("`settings.model.width` is 513 in the manifest of", 3, {
+            let mut draft = Draft::new();
+            draft.spec.settings["model"]["width"] = json!(513);
+            draft
+        }),
+        ("holds no valid set of poisoned images", 3, {
+            // Each image is to be taken for what it shows, which any good network does.
+            let mut draft = Draft::new();
+            let mut set = poisoned(&dataset());
+            set.labels.clone_from(&set.original_labels);
+            draft
+                .files
+                .insert("poison_test.safetensors", set.to_bytes());
             draft
         }),
         ("unknown architecture `vgg99`", 3, {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use bb_core::cell::Cell;
 use bb_core::cli::Failure;
+use bb_core::files::{self, Links};
 use bb_defense::registry;
 use serde_json::Value;
 
@@ -16,6 +17,8 @@ use super::{AnalyzeError, named};
 
 /// Name of the table in a cell.
 pub const FILE: &str = "masks.csv";
+/// Most bytes of the table: a row for each of some thousand channels.
+const LONGEST: u64 = 16 << 20;
 
 /// How the repairs in these cells rank the `channels` channels of a layer, each under a name of its own, and the cells for
 /// the record. One that is given again counts once.
@@ -48,7 +51,7 @@ pub fn rankings(
             return Err(AnalyzeError::NoMasks { path: cell.dir }.into());
         }
         let path = cell.file(FILE);
-        let scores = fs_err::read_to_string(&path)
+        let scores = files::read_text(&path, Links::Refuse, LONGEST)
             .map_err(|error| error.to_string())
             .and_then(|text| of_layer(&text, &format!("{}.weight", layer.norm), channels))
             .map_err(|reason| AnalyzeError::Masks { path, reason })?;

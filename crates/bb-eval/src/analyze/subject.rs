@@ -40,7 +40,7 @@ impl Subject {
         // Nothing is written beside the results, so decoded images are not kept.
         let (dataset, poisoned) = open_data(&cell, data, None)?;
         let arch = ArchSpec::for_dataset(&arch, width, &dataset.spec)?;
-        let (state, _) = network::load(&cell.file(MODEL), &arch)?;
+        let (state, _) = network::load(&cell.listed(MODEL)?, &arch)?;
         Ok(Self {
             cell,
             arch,

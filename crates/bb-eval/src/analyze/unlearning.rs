@@ -49,7 +49,7 @@ pub fn run(study: &Study, lessons: &[Lesson]) -> Result<Findings, Failure> {
         eval::scores(net, &subject.dataset.test, &subject.poisoned, spec)
             .map_err(DefenseError::scores(network))
     };
-    let path = subject.cell.file(MODEL);
+    let path = subject.cell.listed(MODEL)?;
     let network = format!("the network in `{}`", path.display());
     let before = scores(&mut subject.net(&study.compute)?, &network)?;
     let mut rows = Vec::new();

@@ -187,10 +187,22 @@ fn digits(value: f64) -> String {
     }
 }
 
+/// A field that a spreadsheet does not compute: words that begin as a formula does, as no number of ours, are marked as
+/// text, and control characters are spaces.
+fn inert(field: &str) -> String {
+    let text = field.replace(char::is_control, " ");
+    let formula = field.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']);
+    if formula && field.parse::<f64>().is_err() {
+        return format!("'{text}");
+    }
+    text
+}
+
 fn quote(field: &str) -> String {
-    if field.contains(['"', ',', '\n', '\r']) {
+    let field = inert(field);
+    if field.contains(['"', ',']) {
         format!("\"{}\"", field.replace('"', "\"\""))
     } else {
-        field.to_owned()
+        field
     }
 }

@@ -37,6 +37,8 @@ pub fn write(table: &Table, layout: Layout) -> String {
 
     let mut out = String::new();
     let mut line = |text: &str| {
+        // A stranger's label is one line, and nothing that a terminal obeys.
+        let text = text.replace(char::is_control, " ");
         out.push_str(text.trim_end());
         out.push('\n');
     };

@@ -24,7 +24,7 @@ use bb_attack::picture::Picture;
 use bb_core::artifact::LARGEST_FILE;
 use bb_core::artifact::atomic::Folder;
 use bb_core::cell::{Cell, Kind, MODEL, POISON_TEST, POISON_TRAIN};
-use bb_core::cli::Failure;
+use bb_core::cli::{Failure, catch_interrupts, check_interrupt};
 use bb_core::data;
 use bb_core::files::{self, Links};
 use bb_core::poison::PoisonSet;
@@ -82,6 +82,8 @@ pub struct Exported {
 pub fn export(request: &ExportRequest) -> Result<Exported, Failure> {
     let cell = Cell::load(&request.cell)?;
     let model = Model::read(&cell)?;
+    // From here on a signal has what was begun removed.
+    catch_interrupts()?;
     let mut folder = Folder::create(&request.out)?;
     let mut warnings = Vec::new();
     match request.format {
@@ -103,11 +105,18 @@ pub fn export(request: &ExportRequest) -> Result<Exported, Failure> {
             folder.write(MODEL_JSON, model.json(&cell, MODEL)?)?;
         }
     }
+    go_on()?;
     folder.commit()?;
     Ok(Exported {
         dir: request.out.clone(),
         warnings,
     })
+}
+
+/// Fails if the export was asked to stop.
+fn go_on() -> Result<(), Failure> {
+    let stopped = |error| Failure::from(error).hint("nothing was written");
+    check_interrupt().map_err(stopped)
 }
 
 /// The network of a cell and what its file says about it.
@@ -121,7 +130,7 @@ struct Model {
 
 impl Model {
     fn read(cell: &Cell) -> Result<Self, Failure> {
-        let path = cell.file(MODEL);
+        let path = cell.listed(MODEL)?;
         let bytes = files::read(&path, Links::Refuse, LARGEST_FILE)?;
         let metadata = StateDict::metadata(&bytes, &path)?;
         let field = |name: &'static str| {
@@ -208,7 +217,7 @@ fn backdoorbench(
     if cell.manifest.kind == Kind::Defense {
         return archive(folder, DEFENSE_RESULT, &Item::Dict(entries));
     }
-    if PoisonSet::load(cell.file(POISON_TEST))?.is_empty() {
+    if PoisonSet::load(cell.listed(POISON_TEST)?)?.is_empty() {
         return archive(folder, CLEAN_MODEL, &model.state()?);
     }
     let id = &cell.manifest.dataset;
@@ -262,6 +271,7 @@ fn pictures(folder: &mut Folder, set: &str, images: &PoisonSet) -> Result<(), Fa
         .enumerate()
     {
         let picture = Picture::new(height, width, images.images.image(row).to_vec());
+        go_on()?;
         let name = format!("{set}/{label}/{index}.png");
         folder.write(Path::new(&name), picture.to_png())?;
     }

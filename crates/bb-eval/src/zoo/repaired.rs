@@ -197,13 +197,14 @@ pub fn import_repaired(
     let model = state
         .to_bytes(&metadata)
         .map_err(network::in_file(&found.file))?;
-    let (_, suspect) = network::load(&attack.file(MODEL), &spec)?;
+    let path = attack.listed(MODEL)?;
+    let (_, suspect) = network::load(&path, &spec)?;
     let measure = |net: bb_nn::Net, file: &Path| {
         let mut net = net.on(compute)?;
         eval::scores(&mut net, &dataset.test, &poisoned, &dataset.spec)
             .map_err(network::scores_of(file))
     };
-    let before = measure(suspect, &attack.file(MODEL))?;
+    let before = measure(suspect, &path)?;
     let after = measure(net, &found.file)?;
     let mut facts = env_facts();
     facts["device"] = json!(compute.name());
