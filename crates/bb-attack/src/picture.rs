@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use bb_core::data::resize::pil_bilinear;
 use bb_core::data::without_profile;
 use bb_core::files::{self, Links};
-use image::{ImageFormat, ImageReader, Limits};
+use image::error::{ParameterError, ParameterErrorKind};
+use image::{ImageError, ImageFormat, ImageReader, Limits};
 
 /// Longest side of a picture that is accepted, in pixels.
 pub const MAX_SIDE: u32 = 8192;
@@ -51,7 +52,7 @@ pub enum PictureError {
         /// The file.
         path: PathBuf,
         /// What the decoder said.
-        source: image::ImageError,
+        source: ImageError,
     },
 }
 
@@ -120,7 +121,7 @@ impl Picture {
         Self::decode(&bytes).map_err(decode)
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, image::ImageError> {
+    fn decode(bytes: &[u8]) -> Result<Self, ImageError> {
         let mut limits = Limits::default();
         limits.max_image_width = Some(MAX_SIDE);
         limits.max_image_height = Some(MAX_SIDE);
@@ -129,6 +130,11 @@ impl Picture {
         let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
         reader.limits(limits);
         let rgb = reader.decode()?.into_rgb8();
+        if rgb.is_empty() {
+            // PNM may say so, and nothing can be made of it.
+            let kind = ParameterErrorKind::DimensionMismatch;
+            return Err(ImageError::Parameter(ParameterError::from_kind(kind)));
+        }
         Ok(Self {
             height: rgb.height() as usize,
             width: rgb.width() as usize,
@@ -260,6 +266,10 @@ mod tests {
                 "{error}"
             );
         }
+        // No pixels at all, which PNM may say.
+        fs_err::write(&path, "P5 0 0 255 ").expect("a writable folder");
+        let error = Picture::read(&path).expect_err("nothing to resize");
+        assert!(matches!(error, PictureError::Decode { .. }), "{error}");
     }
 
     #[test]

@@ -510,6 +510,8 @@ impl<'a> Host<'a> {
         let bytes = state
             .to_bytes(&metadata)
             .map_err(|error| not_finite(name, error))?;
+        // A checkpoint that outlives the rows that it counts cannot be gone on from.
+        self.work.sync_lines(METRICS)?;
         checkpoint::write(&path, &bytes)?;
         self.sequence += 1;
         Ok(())

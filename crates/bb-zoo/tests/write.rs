@@ -1,6 +1,6 @@
 //! What is written is read back as it was, lies where PyTorch expects it, and is the same bytes each time.
 
-use std::io::Cursor;
+use std::io::{Cursor, Write};
 
 use bb_zoo::torch::pickle::{Limits, Object, Pickle, Value};
 use bb_zoo::torch::{AttackResult, Checkpoint, Item, NamedTensor, TensorData, attack, write};
@@ -210,6 +210,47 @@ fn what_the_format_does_not_hold_is_refused() {
     );
     let error = refused("../x", &Item::None);
     assert_eq!(error, "`../x` as folder of an archive cannot be written");
+}
+
+/// Fails at one call, and works again behind it, as a disk does that was full for a moment.
+struct Broken {
+    out: Vec<u8>,
+    left: usize,
+}
+
+impl Write for Broken {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let Some(left) = self.left.checked_sub(1) else {
+            self.left = usize::MAX;
+            return Err(std::io::Error::other("full"));
+        };
+        self.left = left;
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_write_that_fails_is_an_error_wherever_it_is() {
+    let item = Item::State(state());
+    let whole = bytes("x", &item);
+    for left in 0.. {
+        let mut out = Broken {
+            out: Vec::new(),
+            left,
+        };
+        match write::archive(&mut out, "x", &item) {
+            Err(error) => assert_eq!(error.to_string(), "full"),
+            Ok(()) => {
+                assert!(left > 0, "nothing was written");
+                assert_eq!(out.out, whole);
+                break;
+            }
+        }
+    }
 }
 
 fn any_item() -> impl Strategy<Value = Item> {

@@ -105,6 +105,19 @@ impl Work {
         append(&path, line).map_err(CellError::io(&path))
     }
 
+    /// Brings the lines of a file to the disk, with its name: before a checkpoint that counts them. A file that is absent
+    /// stays so.
+    pub fn sync_lines(&self, name: &str) -> Result<(), CellError> {
+        let path = self.prepare(name)?;
+        let synced = match atomic::sync(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            synced => synced,
+        };
+        synced
+            .and_then(|()| atomic::sync(path.parent().unwrap_or(&self.dir)))
+            .map_err(CellError::io(&path))
+    }
+
     /// Removes every line for which `keep` says no, on resuming those that were written after the checkpoint.
     ///
     /// Half a line at the end goes too, and so does a line that is not UTF-8. A file that is absent stays so.

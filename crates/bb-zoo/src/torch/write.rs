@@ -8,7 +8,7 @@ use super::attack::NamedTensor;
 use super::file::TensorData;
 use super::pickle::elements;
 use std::collections::HashMap;
-use std::io::{self, Seek, Write};
+use std::io::{self, Cursor, Write};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
@@ -65,7 +65,7 @@ const ALIGNMENT: u16 = 64;
 /// # Errors
 /// What the writer says. [`io::ErrorKind::InvalidInput`] for what the format does not hold: a tensor whose sizes are
 /// not those of its elements, a text of over 4 GiB, a `root` that is no plain name.
-pub fn archive(out: impl Write + Seek, root: &str, item: &Item) -> io::Result<()> {
+pub fn archive(mut out: impl Write, root: &str, item: &Item) -> io::Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     if root.is_empty() || !root.chars().all(plain) {
         return Err(invalid(&format!("`{root}` as folder of an archive")));
@@ -75,8 +75,9 @@ pub fn archive(out: impl Write + Seek, root: &str, item: &Item) -> io::Result<()
     pickler.write(item)?;
     pickler.op(b".");
 
+    // Made in memory: a `ZipWriter` that is dropped after a failed write tries to end the file, and panics.
     let mut archive = Archive {
-        zip: ZipWriter::new(out),
+        zip: ZipWriter::new(Cursor::new(Vec::new())),
         root,
     };
     archive.add("data.pkl", &pickler.bytes)?;
@@ -89,15 +90,16 @@ pub fn archive(out: impl Write + Seek, root: &str, item: &Item) -> io::Result<()
         archive.add(&format!("data/{key}"), &bytes)?;
     }
     archive.add("version", b"3\n")?;
-    archive.zip.finish()?.flush()
+    out.write_all(archive.zip.finish()?.get_ref())?;
+    out.flush()
 }
 
-struct Archive<'a, W: Write + Seek> {
-    zip: ZipWriter<W>,
+struct Archive<'a> {
+    zip: ZipWriter<Cursor<Vec<u8>>>,
     root: &'a str,
 }
 
-impl<W: Write + Seek> Archive<'_, W> {
+impl Archive<'_> {
     /// Adds a file, uncompressed.
     fn add(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
         let options = SimpleFileOptions::default()
