@@ -737,6 +737,9 @@ fn the_floor_is_the_grids_and_a_mean_over_seeds_is_judged_as_such() {
     assert_eq!(marked(&input), [false, false, true, false, false]);
     input.asr_floor = 0.99;
     assert_eq!(marked(&input)[..4], [true, false, true, false]);
+    // An attack at the floor is not below it.
+    input.asr_floor = input.observations[0].scores.asr.value().expect("images");
+    assert_eq!(marked(&input)[..4], [false, false, true, false]);
     input.asr_floor = 0.0;
     assert_eq!(marked(&input), [false; 5]);
 
