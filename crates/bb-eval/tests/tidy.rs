@@ -310,3 +310,34 @@ fn no_test_is_switched_off_without_one_of_the_known_reasons() {
         }
     }
 }
+
+/// A limit that no test holds is a promise.
+#[test]
+fn every_limit_of_the_security_page_names_a_test_that_is_there() {
+    let text = fs_err::read_to_string(root().join("SECURITY.md")).expect("a page");
+    let (_, limits) = text.split_once("## Limits").expect("a chapter");
+    let (limits, _) = limits.split_once("\n## ").expect("another chapter");
+    let rows = limits.lines().filter(|line| line.starts_with("| "));
+    let mut held = 0;
+    for row in rows.skip(1) {
+        let tests = row.trim_end_matches(" |").rsplit(" | ").next();
+        let mut file = String::new();
+        // What stands between backquotes: files, and after each the tests in it.
+        for word in tests.expect("cells").split('`').skip(1).step_by(2) {
+            if word.contains('/') {
+                let path = ["crates", "."].map(|folder| root().join(folder).join(word));
+                let found = path
+                    .iter()
+                    .find_map(|path| fs_err::read_to_string(path).ok());
+                file = found.unwrap_or_else(|| panic!("{word} is not there: {row}"));
+                held += 1;
+            } else {
+                let test = format!("fn {word}(");
+                assert!(file.contains(&test), "no test `{word}`: {row}");
+            }
+        }
+        let is_title = row.starts_with("| **");
+        assert!(is_title || !file.is_empty(), "nothing holds: {row}");
+    }
+    assert!(held > 30, "{held} limits");
+}
