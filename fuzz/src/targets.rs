@@ -99,7 +99,7 @@ pub static TARGETS: &[Target] = &[
             let path = put(folder, "model.safetensors", bytes);
             let _ = StateDict::metadata(bytes, &path);
             let _ = bb_eval::zoo::scan(&path, None, true);
-            let strangers = Safetensors::open(&path).and_then(|file| file.tensors());
+            let strangers = Safetensors::open(&path).and_then(Safetensors::tensors);
             let ours = StateDict::from_bytes(bytes, &path);
             ours.is_ok() || strangers.is_ok()
         },

@@ -25,7 +25,7 @@ const FILE: &str = "BB_HOSTILE_FILE";
 /// Everything that reads a file of a stranger, one after the other. Gives what was said.
 fn read(path: &Path) -> Result<(), String> {
     if is_safetensors(path).map_err(|error| error.to_string())? {
-        let read = Safetensors::open(path).and_then(|file| file.tensors());
+        let read = Safetensors::open(path).and_then(Safetensors::tensors);
         return read.map(|_| ()).map_err(|error| error.to_string());
     }
     let text = |error: bb_zoo::torch::TorchError| error.to_string();
