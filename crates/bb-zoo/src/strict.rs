@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bb_core::cli::{Coded, exit};
+use bb_core::files::{self, Links};
 use bb_core::settings::nearest;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -139,9 +140,9 @@ impl Document {
     /// Reads a file of at most [`MAX_BYTES`] bytes of UTF-8.
     pub fn read(path: &Path) -> Result<Self, StrictError> {
         use std::io::Read;
-        let file = fs_err::File::open(path)?;
+        let file = files::open(path, Links::Follow)?;
         let mut bytes = Vec::new();
-        // The size is taken from what is read, not from the metadata, so that a pipe or a growing file is capped too.
+        // The size is taken from what is read, not from the metadata, so that a growing file is capped too.
         file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > MAX_BYTES {
             return Err(StrictError::TooLarge {
