@@ -10,9 +10,11 @@
 use std::fmt::{self, Write as _};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bb_core::artifact::{ArtifactError, sha256_file};
 use bb_core::cli::{Coded, exit};
+use bb_core::files::{self, Links};
 use fs_err::{File, OpenOptions};
 
 use crate::index::Listed;
@@ -181,6 +183,9 @@ pub enum Fault {
         /// What the client said.
         reason: String,
     },
+    /// The bytes come so slowly that the whole would not come in time.
+    #[error("it sends fewer than {LEAST_RATE} bytes a second")]
+    Slow,
     /// A path that cannot be read.
     #[error(transparent)]
     Read(#[from] io::Error),
@@ -193,9 +198,62 @@ impl Fault {
     /// Whether it may be otherwise later.
     fn is_passing(&self) -> bool {
         match self {
-            Self::Connection { .. } => true,
+            Self::Connection { .. } | Self::Slow => true,
             Self::Status { status } => matches!(status, 408 | 429 | 500..=599),
             _ => false,
+        }
+    }
+}
+
+/// Bytes a second that a source must bring, over each [`SPAN`] and over all.
+const LEAST_RATE: u64 = 4096;
+const SPAN: Duration = Duration::from_secs(60);
+
+/// Whether bytes come fast enough; without it a byte a minute would keep a program for years.
+struct Pace {
+    /// When this span began, and the bytes since.
+    span: (Instant, u64),
+    /// When the source should be done, whatever it did.
+    end: Instant,
+    /// Whether it was too slow.
+    slow: bool,
+}
+
+impl Pace {
+    /// For a file of `bytes`, twice as long as it takes at the least rate, since a source may begin anew.
+    fn new(bytes: u64, now: Instant) -> Self {
+        let all = Duration::from_secs(2 * (bytes / LEAST_RATE)) + SPAN;
+        Self {
+            span: (now, 0),
+            end: now + all,
+            slow: false,
+        }
+    }
+
+    /// Counts bytes and says whether they come fast enough.
+    fn count(&mut self, bytes: usize, now: Instant) -> bool {
+        let (begun, so_far) = &mut self.span;
+        *so_far += bytes as u64;
+        if now.duration_since(*begun) >= SPAN {
+            self.slow |= *so_far < LEAST_RATE * SPAN.as_secs();
+            self.span = (now, 0);
+        }
+        self.slow |= now > self.end;
+        !self.slow
+    }
+}
+
+/// A source that fails when it is too slow.
+struct Paced<'a>(&'a mut dyn Read, &'a mut Pace);
+
+impl Read for Paced<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let found = self.0.read(buffer)?;
+        // At the end it does not matter any more.
+        if found == 0 || self.1.count(found, Instant::now()) {
+            Ok(found)
+        } else {
+            Err(io::ErrorKind::TimedOut.into())
         }
     }
 }
@@ -238,19 +296,14 @@ pub fn fetch(
     let mut part = Part::open(target, wanted, progress)?;
     let mut tried = Vec::new();
     for source in sources {
-        let brought = match source {
-            Source::Path(path) => part.copy(path)?,
-            Source::Address(address) => part.download(address)?,
-        };
+        let continued = part.len > 0;
+        let mut brought = part.bring(source)?;
+        if brought.is_err() && continued && part.len == 0 {
+            // What was there was of another file, so this source has not had its turn yet.
+            brought = part.bring(source)?;
+        }
         match brought {
-            Ok(()) => match part.check()? {
-                None => return part.finish(target),
-                Some(fault) => {
-                    // Whose bytes were wrong is not known, so all of them go.
-                    part.restart()?;
-                    tried.push((source.clone(), fault));
-                }
-            },
+            Ok(()) => return part.finish(target),
             Err(fault) => tried.push((source.clone(), fault)),
         }
     }
@@ -266,10 +319,11 @@ pub fn fetch(
 /// # Errors
 /// If it cannot be read.
 pub fn check(path: &Path, wanted: &Listed) -> Result<Option<Fault>, FetchError> {
-    let (found, expected) = (fs_err::metadata(path)?.len(), wanted.bytes);
+    let mut file = files::open(path, Links::Follow)?;
+    let (found, expected) = (file.metadata()?.len(), wanted.bytes);
     if found != expected {
         let mut head = [0; sniff::HEAD];
-        let read = sniff::read_up_to(&mut File::open(path)?, &mut head)?;
+        let read = sniff::read_up_to(&mut file, &mut head)?;
         return Ok(Some(match sniff::instead(&head[..read]) {
             Some(what) => Fault::Sniffed { what },
             None => Fault::Size { found, expected },
@@ -289,12 +343,10 @@ impl<'a> Part<'a> {
         let mut name = target.file_name().unwrap_or_default().to_owned();
         name.push(".part");
         let path = target.with_file_name(name);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        // A link there could lead to any other file of the user.
+        let file = files::open_with(&path, &mut options, Links::Refuse)?;
         match file.file().try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Err(FetchError::Busy { path }),
@@ -315,6 +367,26 @@ impl<'a> Part<'a> {
         Ok(part)
     }
 
+    /// Takes all of the file from a source; the outer error is one of the disk.
+    ///
+    /// Of wrong bytes nothing is left, since it is not known whose they were.
+    fn bring(&mut self, source: &Source) -> Result<Result<(), Fault>, FetchError> {
+        let brought = match source {
+            Source::Path(path) => self.copy(path)?,
+            Source::Address(address) => self.download(address)?,
+        };
+        if brought.is_err() {
+            return Ok(brought);
+        }
+        match self.check()? {
+            None => Ok(Ok(())),
+            Some(fault) => {
+                self.restart()?;
+                Ok(Err(fault))
+            }
+        }
+    }
+
     /// Forgets all bytes.
     fn restart(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
@@ -327,8 +399,9 @@ impl<'a> Part<'a> {
     /// Takes bytes of a source until it ends; the outer error is one of the disk.
     ///
     /// The first bytes of the file are looked at before they are kept, and not one is kept beyond the listed length.
-    fn take(&mut self, source: &mut dyn Read) -> io::Result<Result<(), Fault>> {
+    fn take(&mut self, source: &mut dyn Read, pace: &mut Pace) -> io::Result<Result<(), Fault>> {
         let mut buffer = vec![0; 1 << 16];
+        let source = &mut Paced(source, pace);
         loop {
             // At the beginning a whole head, which a server may send in pieces.
             let found = if self.len == 0 {
@@ -340,6 +413,7 @@ impl<'a> Part<'a> {
                 Ok(0) => return Ok(Ok(())),
                 Ok(found) => found,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) if source.1.slow => return Ok(Err(Fault::Slow)),
                 Err(error) => {
                     let reason = error.to_string();
                     return Ok(Err(Fault::Connection { reason }));
@@ -363,11 +437,11 @@ impl<'a> Part<'a> {
 
     fn copy(&mut self, path: &Path) -> io::Result<Result<(), Fault>> {
         let begin = || -> Result<File, Fault> {
-            let file = File::open(path)?;
+            let mut file = files::open(path, Links::Follow)?;
             let (found, expected) = (file.metadata()?.len(), self.wanted.bytes);
             if found != expected {
                 let mut head = [0; sniff::HEAD];
-                let read = sniff::read_up_to(&mut File::open(path)?, &mut head)?;
+                let read = sniff::read_up_to(&mut file, &mut head)?;
                 return Err(match sniff::instead(&head[..read]) {
                     Some(what) => Fault::Sniffed { what },
                     None => Fault::Size { found, expected },
@@ -381,7 +455,7 @@ impl<'a> Part<'a> {
         };
         // A copy costs little, so nothing is taken over from what a download left.
         self.restart()?;
-        self.take(&mut file)
+        self.take(&mut file, &mut Pace::new(self.wanted.bytes, Instant::now()))
     }
 
     #[cfg(not(feature = "download"))]
@@ -414,5 +488,31 @@ impl<'a> Part<'a> {
             fs_err::remove_file(&self.path)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_too_slow_in_any_minute_or_over_all() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let least = (LEAST_RATE * SPAN.as_secs()) as usize;
+        // A byte a minute.
+        let mut pace = Pace::new(1 << 30, begun);
+        assert!(pace.count(1, at(59)));
+        assert!(!pace.count(1, at(118)));
+        // Fast, and then no more.
+        let mut pace = Pace::new(1 << 30, begun);
+        assert!(pace.count(100 * least, at(60)));
+        assert!(!pace.count(least - 1, at(120)) && pace.slow);
+        // As slow as it may be, and for longer than twice the file takes.
+        let mut pace = Pace::new(10 * least as u64, begun);
+        for minute in 1..=21 {
+            assert!(pace.count(least, at(60 * minute)), "{minute}");
+        }
+        assert!(!pace.count(least, at(60 * 21 + 1)));
     }
 }

@@ -128,6 +128,46 @@ fn without_the_feature_a_download_says_how_to_get_it() {
     assert!(names(folder.path()).is_empty());
 }
 
+#[test]
+fn pipes_and_links_are_refused_where_they_could_be_waited_for_or_written_through() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let place = |name: &str| folder.path().join(name);
+    let pipe = |name: &str| {
+        mknodat(
+            CWD,
+            place(name),
+            FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .expect("a pipe");
+        place(name)
+    };
+    let said = |sources: &[Source], target: &str| {
+        let error = get(sources, &place(target)).expect_err("it must be refused");
+        assert_eq!(error.exit_code(), exit::INPUT);
+        error.to_string()
+    };
+    let source = Source::Path(pipe("source"));
+    let expect = "is a named pipe, expected a regular file";
+    assert!(said(std::slice::from_ref(&source), "a").contains(expect));
+    pipe("b");
+    assert!(said(std::slice::from_ref(&source), "b").contains(expect));
+    pipe("c.part");
+    assert!(said(std::slice::from_ref(&source), "c").contains(expect));
+
+    fs_err::write(place("mine"), b"of the user").expect("a file");
+    fs_err::write(place("good"), content()).expect("a file");
+    fs_err::os::unix::fs::symlink(place("mine"), place("d.part")).expect("a link");
+    let text = said(&[Source::Path(place("good"))], "d");
+    assert!(
+        text.contains("is a link, expected a regular file"),
+        "{text}"
+    );
+    assert_eq!(fs_err::read(place("mine")).expect("there"), b"of the user");
+}
+
 #[cfg(feature = "download")]
 mod server {
     //! Downloads from a server of this test, on this machine.
@@ -268,6 +308,20 @@ mod server {
         get(&[first, second], &target).expect("the second begins anew");
         is_right(&folder, &target);
         assert_eq!(asked.lock().expect("no panic").clone(), [None]);
+    }
+
+    #[test]
+    fn wrong_bytes_of_one_mirror_do_not_block_the_last() {
+        let (folder, target) = target();
+        // The first sends something else and breaks, the second continues it, and nothing comes behind.
+        let wrong = fixed("200 OK\r\nContent-Length: 200000", &[7; 60_000]);
+        let busy = || fixed("503 Busy\r\nContent-Length: 0", b"");
+        let (first, _) = serve(vec![wrong, busy()]);
+        let (second, asked) = serve(vec![range(usize::MAX), range(usize::MAX)]);
+        get(&[first, second], &target).expect("the second has it");
+        is_right(&folder, &target);
+        let asked = asked.lock().expect("no panic").clone();
+        assert_eq!(asked, [Some("bytes=60000-".to_owned()), None]);
     }
 
     #[test]

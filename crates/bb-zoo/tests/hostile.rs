@@ -760,6 +760,25 @@ fn what_is_no_file_is_not_waited_for() {
     let error = Checkpoint::open(folder.path())
         .expect_err("a folder")
         .to_string();
-    assert!(error.contains("it is no regular file"), "{error}");
+    assert!(
+        error.contains("is a folder, expected a regular file"),
+        "{error}"
+    );
+    let pipe = folder.path().join("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0)
+        .expect("a pipe");
+    let error = Checkpoint::open(&pipe).expect_err("a pipe").to_string();
+    assert!(
+        error.contains("is a named pipe, expected a regular file"),
+        "{error}"
+    );
+    let error = bb_zoo::index::Index::load(&pipe)
+        .expect_err("a pipe")
+        .to_string();
+    assert!(
+        error.contains("is a named pipe, expected a regular file"),
+        "{error}"
+    );
     assert!(Checkpoint::open(&folder.path().join("absent")).is_err());
 }

@@ -261,6 +261,120 @@ fn each_bad_archive_is_refused_with_its_reason() {
     }
 }
 
+/// Where marks of two letters and two bytes are.
+fn marks(bytes: &[u8], mark: [u8; 4]) -> Vec<usize> {
+    let found = bytes.windows(4).enumerate().filter(|(_, w)| *w == mark);
+    found.map(|(at, _)| at).collect()
+}
+
+const HEAD: [u8; 4] = *b"PK\x03\x04";
+const ENTRY: [u8; 4] = *b"PK\x01\x02";
+const END: [u8; 4] = *b"PK\x05\x06";
+
+/// Puts bytes into an archive at `at`, and moves the places that are behind them in its directory.
+fn with_bytes(archive: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+    let moved = |out: &mut Vec<u8>, place: usize| {
+        let old = u32::from_le_bytes(out[place..place + 4].try_into().expect("four"));
+        let new = old
+            + if old as usize >= at {
+                bytes.len() as u32
+            } else {
+                0
+            };
+        out[place..place + 4].copy_from_slice(&new.to_le_bytes());
+    };
+    let mut out = archive.to_vec();
+    for entry in marks(archive, ENTRY) {
+        moved(&mut out, entry + 42);
+    }
+    moved(&mut out, marks(archive, END)[0] + 16);
+    out.splice(at..at, bytes.iter().copied());
+    out
+}
+
+#[test]
+fn nothing_hides_in_an_archive_and_its_heads_say_what_its_directory_says() {
+    let pickle = Program::new().op(b"}").end();
+    let files: [(&str, &[u8]); 3] = [("x/data.pkl", &pickle), ("x/version", b"3"), ("x/a", b"12")];
+    let good = archive(&files, CompressionMethod::Stored);
+    let heads = marks(&good, HEAD);
+    let entries = marks(&good, ENTRY);
+    let end = marks(&good, END)[0];
+    assert_eq!((heads.len(), entries.len(), heads[0]), (3, 3, 0));
+    let changed = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] ^= byte;
+        bytes
+    };
+    let mut shared = good.clone();
+    shared.copy_within(entries[1] + 42..entries[1] + 46, entries[2] + 42);
+    let before = "something stands before the archive";
+    let between = "something stands between the files of the archive";
+    let other = "has another head than the directory of the archive says";
+    let secret = "is compressed or encrypted, which `torch.save` never does";
+    for (reason, bytes) in [
+        (before, with_bytes(&good, 0, b"PK\x03\x04 another program")),
+        ("is not where its end says", [&HEAD[..], &good].concat()),
+        (between, with_bytes(&good, heads[1], b"hidden")),
+        (between, with_bytes(&good, entries[0], b"hidden")),
+        (
+            "is not where its end says",
+            with_bytes(&good, end, b"hidden"),
+        ),
+        (
+            "is cut off, or something follows it",
+            [&good[..], b"hidden"].concat(),
+        ),
+        (between, shared),
+        (other, changed(heads[1] + 6, 8)),      // flags
+        (other, changed(heads[1] + 8, 8)),      // method
+        (other, changed(heads[1] + 14, 1)),     // checksum
+        (other, changed(heads[1] + 18, 1)),     // bytes packed
+        (other, changed(heads[1] + 22, 1)),     // bytes
+        (other, changed(heads[1] + 30, 1)),     // name
+        (secret, changed(entries[1] + 8, 1)),   // encrypted
+        (secret, changed(entries[1] + 8, 32)),  // a patch
+        (secret, changed(entries[1] + 10, 99)), // a method
+        (
+            "directory of the archive is damaged",
+            changed(entries[1] + 20, 1),
+        ),
+    ] {
+        let (_folder, path) = put(&bytes);
+        let error = Checkpoint::open(&path).expect_err(reason).to_string();
+        assert!(error.contains(reason), "{reason}: {error}");
+    }
+    let (_folder, path) = put(&good);
+    Checkpoint::open(&path).expect("as it was");
+}
+
+#[test]
+fn the_pickles_of_the_older_format_share_no_more_than_one_needs() {
+    // A list of truth values in place of the facts of the system, or of the names of storages.
+    let many = |n: usize| {
+        let values = vec![0x88; n];
+        [b"\x80\x02(".as_slice(), &values, b"l."].concat()
+    };
+    let magic = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.".to_vec();
+    let version = b"\x80\x02M\xe9\x03.".to_vec();
+    let system = b"\x80\x02}X\x0d\0\0\0little_endian\x88s.".to_vec();
+    let object = b"\x80\x02}.".to_vec();
+    for (parts, refused) in [
+        ([&magic, &version, &many(100), &object, &many(0)], false),
+        (
+            [&magic, &version, &many(1_000_000), &object, &many(0)],
+            true,
+        ),
+        ([&magic, &version, &system, &object, &many(0)], false),
+        ([&magic, &version, &system, &object, &many(1_000_000)], true),
+    ] {
+        let (_folder, path) = put(&parts.map(|part| &part[..]).concat());
+        let read = Checkpoint::open(&path).map_err(|error| error.to_string());
+        let many = read.as_ref().is_err_and(|error| error.contains("values"));
+        assert_eq!(many, refused, "{read:?}");
+    }
+}
+
 #[test]
 fn no_part_of_a_file_and_no_flipped_byte_is_read_as_something_else() {
     let good = small();

@@ -38,6 +38,10 @@ fn zigzag(number: i64) -> Vec<u8> {
     varint(((number << 1) ^ (number >> 63)).cast_unsigned())
 }
 
+fn count(n: usize) -> i64 {
+    i64::try_from(n).expect("a small number")
+}
+
 /// A struct of Thrift's compact protocol, in which everything can be a lie.
 #[derive(Clone, Default)]
 struct Fields {
@@ -108,8 +112,8 @@ fn page(field: u8, values: i64, encoding: i64, unpacked: usize, bytes: &[u8]) ->
     }
     let head = Fields::default()
         .int(1, kind)
-        .int(2, unpacked as i64)
-        .int(3, bytes.len() as i64)
+        .int(2, count(unpacked))
+        .int(3, count(bytes.len()))
         .fields(field, facts);
     [head.end(), bytes.to_vec()].concat()
 }
@@ -153,10 +157,10 @@ fn encoded(rows: i64, encodings: &[i64], images: Chunk, labels: Chunk) -> Vec<u8
         (6, vec!["img", "bytes"], images),
         (2, vec!["label"], labels),
     ] {
-        let start = out.len() as i64;
-        let first = pages[0].len() as i64;
+        let start = count(out.len());
+        let first = count(pages[0].len());
         out.extend(pages.concat());
-        let size = out.len() as i64 - start;
+        let size = count(out.len()) - start;
         let path: Vec<Vec<u8>> = path
             .iter()
             .map(|part| [varint(part.len() as u64), (*part).into()].concat())
@@ -265,7 +269,7 @@ fn a_repeated_picture_is_read() {
     assert_eq!(read.train.images.image(39), pixels(3, 32, 32));
     // The same in the encodings and codecs that are looked into.
     let one = picture(3);
-    let size = zigzag(one.len() as i64);
+    let size = zigzag(count(one.len()));
     let lengths = [vec![0x80, 1, 4, 1], size, one.clone()].concat();
     let prefixes = [vec![0x80, 1, 4, 1, 0], lengths.clone()].concat();
     let raw = with_length(&one);

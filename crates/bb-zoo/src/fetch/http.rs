@@ -1,13 +1,13 @@
 //! Downloads, continued where they broke off.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::http::HeaderMap;
 use ureq::tls::{RootCerts, TlsConfig};
 
-use super::{Fault, Part};
+use super::{Fault, Pace, Part};
 
 /// How often a connection that brought bytes and broke is made again.
 const ATTEMPTS: usize = 20;
@@ -33,12 +33,13 @@ impl Part<'_> {
             .timeout_per_read(Some(Duration::from_secs(60)))
             .build()
             .into();
+        let mut pace = Pace::new(self.wanted.bytes, Instant::now());
         for _ in 0..ATTEMPTS {
             if self.len == self.wanted.bytes {
                 break;
             }
             let before = self.len;
-            match self.attempt(&agent, address)? {
+            match self.attempt(&agent, address, &mut pace)? {
                 // A connection that ends early is not always an error for the client.
                 Ok(()) if self.len == before => break,
                 // With new bytes, or after a restart, it is worth another try.
@@ -59,7 +60,12 @@ impl Part<'_> {
     }
 
     /// One request for what is missing.
-    fn attempt(&mut self, agent: &Agent, address: &str) -> io::Result<Result<(), Fault>> {
+    fn attempt(
+        &mut self,
+        agent: &Agent,
+        address: &str,
+        pace: &mut Pace,
+    ) -> io::Result<Result<(), Fault>> {
         let broken = |error: ureq::Error| Fault::Connection {
             reason: error.to_string(),
         };
@@ -101,7 +107,7 @@ impl Part<'_> {
                 }));
             }
         }
-        self.take(&mut response.body_mut().as_reader())
+        self.take(&mut response.body_mut().as_reader(), pace)
     }
 }
 

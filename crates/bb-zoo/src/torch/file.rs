@@ -1,11 +1,13 @@
 //! The two formats of PyTorch's checkpoints: a zip archive (from 1.6 on), and the older one behind a magic number.
 
+use super::layout::{self, MOST_ENTRIES};
 use super::pickle::{
     Element, Limits, Object, Pickle, PickleError, Storage, Tensor, Value, elements, short,
 };
 use crate::sniff;
 use bb_core::artifact::LARGEST_FILE;
 use bb_core::cli::{Coded, exit};
+use bb_core::files::{self, Links};
 use fs_err::File;
 use half::{bf16, f16};
 use std::borrow::Cow;
@@ -14,10 +16,8 @@ use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use zip::{CompressionMethod, ZipArchive};
+use zip::ZipArchive;
 
-/// Most files in an archive; a large network has a few hundred tensors.
-const MOST_ENTRIES: u64 = 20_000;
 /// Largest pickle, in bytes: tensors lie beside it.
 const LARGEST_PICKLE: u64 = 64 << 20;
 
@@ -137,11 +137,7 @@ impl Checkpoint {
             reason,
             hint: None,
         };
-        // A pipe would keep whoever opens it waiting.
-        if !fs_err::metadata(path)?.is_file() {
-            return Err(format("it is no regular file".to_owned()));
-        }
-        let mut file = File::open(path)?;
+        let mut file = files::open(path, Links::Follow)?;
         let len = file.metadata()?.len();
         if len > LARGEST_FILE {
             return Err(format(format!(
@@ -309,15 +305,15 @@ fn open_zip(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source), T
         reason,
         hint: None,
     };
-    let entries = entry_count(&mut file, len)?
-        .ok_or_else(|| format("the archive is cut off, or something follows it".to_owned()))?;
-    if entries > MOST_ENTRIES {
-        return Err(TorchError::Format {
+    let entries = layout::check(&mut file, len).map_err(|fault| match fault {
+        layout::Fault::Read(error) => error.into(),
+        layout::Fault::Layout(reason) => format(reason),
+        layout::Fault::Crowd(entries) => TorchError::Format {
             path: path.to_owned(),
             reason: format!("{entries} files in the archive, expected at most {MOST_ENTRIES}"),
             hint: Some("if a folder was packed into it, unpack it first"),
-        });
-    }
+        },
+    })?;
     let mut archive = ZipArchive::new(file).map_err(|e| format(e.to_string()))?;
     if archive.has_duplicate_names() || archive.len() as u64 != entries {
         return Err(format("two files of the archive have one name".to_owned()));
@@ -339,19 +335,6 @@ fn open_zip(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source), T
             .name()
             .map_err(|e| format(e.to_string()))?
             .into_owned();
-        if entry.compression() != CompressionMethod::Stored || entry.encrypted() {
-            return Err(format(format!(
-                "`{}` is compressed or encrypted, which `torch.save` never does",
-                short(&name)
-            )));
-        }
-        if entry.compressed_size() != entry.size() || entry.size() > len {
-            return Err(format(format!(
-                "`{}` is said to have {} bytes",
-                short(&name),
-                entry.size()
-            )));
-        }
         if let Some(folder) = name.strip_suffix("/data.pkl")
             && root.replace((folder.to_owned(), i, entry.size())).is_some()
         {
@@ -380,7 +363,7 @@ fn open_zip(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source), T
     let read = entry.read_to_end(&mut bytes);
     read.map_err(|e| format(format!("`data.pkl`: {e}")))?;
     drop(entry);
-    let pickle = read_pickle(path, &bytes)?;
+    let pickle = read_pickle(path, &bytes, Limits::default())?;
     if pickle.end != bytes.len() {
         return Err(format("something follows its pickle".to_owned()));
     }
@@ -423,46 +406,8 @@ fn other_archive(names: &[Cow<'_, str>]) -> Option<(String, &'static str)> {
     })
 }
 
-/// How many files the archive says to hold; `None` if its directory does not end the file.
-fn entry_count(file: &mut File, len: u64) -> std::io::Result<Option<u64>> {
-    const END: u64 = 22;
-    const LOCATOR: u64 = 20;
-    if len < END {
-        return Ok(None);
-    }
-    let mut at = |offset: u64, buffer: &mut [u8]| -> std::io::Result<()> {
-        file.seek(SeekFrom::Start(offset))?;
-        file.read_exact(buffer)
-    };
-    let mut end = [0; END as usize];
-    at(len - END, &mut end)?;
-    if !end.starts_with(b"PK\x05\x06") || end[20..] != [0, 0] {
-        return Ok(None);
-    }
-    let mut count = u64::from(u16::from_le_bytes([end[10], end[11]]));
-    // PyTorch always writes the records for large archives as well.
-    if len >= END + LOCATOR {
-        let mut locator = [0; LOCATOR as usize];
-        at(len - END - LOCATOR, &mut locator)?;
-        if locator.starts_with(b"PK\x06\x07") {
-            let offset = u64::from_le_bytes(locator[8..16].try_into().expect("eight bytes"));
-            let mut record = [0; 40];
-            if offset > len - END - LOCATOR - 40 {
-                return Ok(None);
-            }
-            at(offset, &mut record)?;
-            if !record.starts_with(b"PK\x06\x06") {
-                return Ok(None);
-            }
-            count = u64::from_le_bytes(record[32..40].try_into().expect("eight bytes"));
-        }
-    }
-    file.seek(SeekFrom::Start(0))?;
-    Ok(Some(count))
-}
-
-fn read_pickle(path: &Path, bytes: &[u8]) -> Result<Pickle, TorchError> {
-    Pickle::read(bytes, Limits::default()).map_err(|source| TorchError::Pickle {
+fn read_pickle(path: &Path, bytes: &[u8], limits: Limits) -> Result<Pickle, TorchError> {
+    Pickle::read(bytes, limits).map_err(|source| TorchError::Pickle {
         path: path.to_owned(),
         source,
     })
@@ -477,6 +422,17 @@ fn is_legacy(head: &[u8]) -> bool {
 /// `0x1950a86a20f9469cfc6c`, little-endian.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
+/// Limits of the pickles beside the object: a number, or a dozen facts of the system.
+const FACTS: Limits = Limits {
+    values: 1000,
+    bytes: 1 << 16,
+};
+/// Limits of the names of the storages, each of which is one value, and one more where it is remembered.
+const NAMES: Limits = Limits {
+    values: 4 * MOST_ENTRIES as usize,
+    bytes: 4 << 20,
+};
+
 /// Magic number, version, facts of the system, the object, the names of its storages (five pickles), then the storages,
 /// each behind its element count.
 fn open_legacy(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source), TorchError> {
@@ -490,8 +446,8 @@ fn open_legacy(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source)
     let mut bytes = Vec::new();
     file.by_ref().take(LARGEST_PICKLE).read_to_end(&mut bytes)?;
     let mut at = 0;
-    let mut next = || -> Result<Pickle, TorchError> {
-        let pickle = read_pickle(path, &bytes[at..]).map_err(|error| match error {
+    let mut next = |limits| -> Result<Pickle, TorchError> {
+        let pickle = read_pickle(path, &bytes[at..], limits).map_err(|error| match error {
             TorchError::Pickle { path, mut source } => {
                 source.offset += at;
                 TorchError::Pickle { path, source }
@@ -501,21 +457,21 @@ fn open_legacy(path: &Path, mut file: File, len: u64) -> Result<(Pickle, Source)
         at += pickle.end;
         Ok(pickle)
     };
-    if next()?.root != Value::Bytes(MAGIC.into()) {
+    if next(FACTS)?.root != Value::Bytes(MAGIC.into()) {
         return Err(format("its magic number is wrong"));
     }
-    if next()?.root != Value::Int(1001) {
+    if next(FACTS)?.root != Value::Int(1001) {
         return Err(format("its version is not 1001"));
     }
-    let system = next()?;
+    let system = next(FACTS)?;
     let little = system.dict(&system.root).is_some_and(|entries| {
         entries.contains(&(Value::Text("little_endian".into()), Value::Bool(true)))
     });
     if !little {
         return Err(format("it is not said to be little-endian"));
     }
-    let pickle = next()?;
-    let names = next()?;
+    let pickle = next(Limits::default())?;
+    let names = next(NAMES)?;
     let mut at = at as u64;
     let mut sizes = HashMap::new();
     for object in pickle.storages() {

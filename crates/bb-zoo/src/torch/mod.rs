@@ -6,6 +6,7 @@
 
 pub mod attack;
 pub mod file;
+mod layout;
 pub mod nested;
 pub mod scan;
 pub mod write;
