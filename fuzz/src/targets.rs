@@ -2,17 +2,21 @@
 
 use std::fmt::Write as _;
 use std::io::{Cursor, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use bb_attack::method::Given;
 use bb_attack::picture::Picture;
 use bb_core::artifact::sha256_hex;
-use bb_core::cell::{Cell, CellSpec, Kind, MANIFEST, MODEL, SCHEMA};
-use bb_core::data::Images;
+use bb_core::cell::{
+    Cell, CellSpec, ENV, FAILED, Failed, Kind, LOG, MANIFEST, MODEL, POISON_TEST, SCHEMA,
+};
+use bb_core::data::{Images, OpenOptions, open};
 use bb_core::poison::PoisonSet;
 use bb_eval::grid::Grid;
-use bb_eval::zoo::Rules;
-use bb_nn::{ArchSpec, Net, StateDict};
+use bb_eval::prepare::{Places, Prepared};
+use bb_eval::zoo::{self, Rules};
+use bb_nn::{ArchSpec, Compute, Net, StateDict};
 use bb_zoo::Index;
 use bb_zoo::safetensors::Safetensors;
 use bb_zoo::torch::pickle::{Limits, Pickle};
@@ -20,11 +24,11 @@ use bb_zoo::torch::{
     AttackResult, Checkpoint, Item, NamedTensor, TensorData, attack, nested, write,
 };
 use rand_chacha::ChaCha8Rng;
-use serde_json::json;
+use serde_json::{Value, json};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use crate::{Target, datasets, program};
+use crate::{Target, datasets, made, program};
 
 /// All readers.
 pub static TARGETS: &[Target] = &[
@@ -53,6 +57,60 @@ pub static TARGETS: &[Target] = &[
         read: manifest,
     },
     Target {
+        name: "cell",
+        seeds: || vec![cell().manifest.to_string().into_bytes()],
+        make: Some(|random| made::manifest(&cell().manifest, random)),
+        read: whole_cell,
+    },
+    Target {
+        name: "record",
+        seeds: || {
+            [&b"e{\"seconds\":1.5}"[..], b"l{\"data\":{\"seconds\":2}}\n"]
+                .map(<[u8]>::to_vec)
+                .into()
+        },
+        make: Some(made::record),
+        read: record_beside,
+    },
+    Target {
+        name: "grid",
+        seeds: || vec![GRID.as_bytes().to_vec()],
+        make: Some(made::grid),
+        read: grid,
+    },
+    Target {
+        name: "network",
+        seeds: Vec::new,
+        make: Some(made::network),
+        read: network,
+    },
+    Target {
+        name: "array",
+        seeds: || vec![bb_attack::npy::to_bytes(&[2, 2, 3], &[1.0; 12])],
+        make: Some(made::array),
+        read: |bytes, folder| {
+            let path = put(folder, "t.npy", bytes);
+            let whole = bb_attack::npy::read(&path).is_ok();
+            let rows = bb_attack::npy::ByteArray::open(&path).and_then(|mut array| {
+                let some = array.shape().first().copied().unwrap_or(0).min(2);
+                array.rows(&(0..some).collect::<Vec<_>>())
+            });
+            whole || rows.is_ok()
+        },
+    },
+    Target {
+        name: "table",
+        seeds: Vec::new,
+        make: Some(|random| [b"p".to_vec(), made::table(random)].concat()),
+        read: datasets::read,
+    },
+    Target {
+        name: "image",
+        seeds: Vec::new,
+        make: Some(|random| [b"i".to_vec(), made::picture(random)].concat()),
+        read: datasets::read,
+    },
+    Target {
         name: "settings",
         seeds: settings,
         make: None,
@@ -69,7 +127,7 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "picture",
         seeds: pictures,
-        make: None,
+        make: Some(made::picture),
         read: |bytes, folder| {
             // Wrong checksums would keep most changes from the decoder.
             let accepted = [bytes.to_vec(), with_checksums(bytes)].map(|bytes| {
@@ -98,7 +156,7 @@ pub static TARGETS: &[Target] = &[
         read: |bytes, folder| {
             let path = put(folder, "model.safetensors", bytes);
             let _ = StateDict::metadata(bytes, &path);
-            let _ = bb_eval::zoo::scan(&path, None, true);
+            let _ = zoo::scan(&path, None, true);
             let strangers = Safetensors::open(&path).and_then(Safetensors::tensors);
             let ours = StateDict::from_bytes(bytes, &path);
             ours.is_ok() || strangers.is_ok()
@@ -220,7 +278,7 @@ fn program_in_archive(random: &mut ChaCha8Rng) -> Vec<u8> {
 fn checkpoint(bytes: &[u8], folder: &Path) -> bool {
     let path = put(folder, "attack_result.pt", bytes);
     // People look at what they do not trust.
-    let _ = bb_eval::zoo::scan(&path, None, true);
+    let _ = zoo::scan(&path, None, true);
     let Ok(checkpoint) = Checkpoint::open(&path) else {
         return false;
     };
@@ -237,7 +295,7 @@ fn checkpoint(bytes: &[u8], folder: &Path) -> bool {
     }
     if let Ok(state) = &state {
         let arch = ArchSpec::new("preactresnet18", 1, 10).expect("a known one");
-        let _ = bb_eval::zoo::tensors::matched(state, &arch);
+        let _ = zoo::tensors::matched(state, &arch);
         let _ = Rules::default().apply(&path, state.clone());
     }
     record.is_ok() || state.is_ok()
@@ -332,4 +390,130 @@ fn networks() -> Vec<Vec<u8>> {
     let state = Net::new(&arch, 0).state().expect("a network's tensors");
     let metadata = [("arch".to_owned(), "preactresnet18".to_owned())].into();
     vec![state.to_bytes(&metadata).expect("finite tensors")]
+}
+
+/// A cell with a network that can be measured: its manifest as a value, and its other files.
+struct Whole {
+    manifest: Value,
+    model: Vec<u8>,
+    poison: Vec<u8>,
+}
+
+fn cell() -> &'static Whole {
+    static CELL: OnceLock<Whole> = OnceLock::new();
+    CELL.get_or_init(|| {
+        let arch = ArchSpec::new("preactresnet18", 1, 10).expect("a known one");
+        let state = Net::new(&arch, 0).state().expect("a network's tensors");
+        let model = state.to_bytes(&[].into()).expect("finite tensors");
+        let images = Images::new(3, 32, 32, vec![7; 3 * 3072]).expect("three images");
+        let poison = PoisonSet::new(vec![1, 2, 3], images, vec![0; 3], vec![1, 2, 3]);
+        let poison = poison.expect("three images").to_bytes();
+        let limits = OpenOptions {
+            train_limit: Some(64),
+            test_limit: Some(20),
+            ..OpenOptions::default()
+        };
+        let data = open("synthetic", None, &limits).expect("it is made by the program");
+        let spec = CellSpec {
+            kind: Kind::Attack,
+            method: "badnets".to_owned(),
+            dataset: "synthetic".to_owned(),
+            arch: "preactresnet18-w1".to_owned(),
+            settings: json!({
+                "compute": { "precision": "f32" },
+                "data": { "dataset": "synthetic", "test_limit": 20, "train_limit": 64 },
+                "model": { "arch": "preactresnet18", "classes": 10, "width": 1 },
+                "target": 0, "ratio": 0.1, "label": "all2one", "train": { "epochs": 1 },
+            }),
+            inputs: [("dataset".to_owned(), data.digest)].into(),
+            seed: 0,
+        };
+        let mut manifest = serde_json::to_value(&spec).expect("plain data");
+        manifest["schema"] = json!(SCHEMA);
+        manifest["id"] = json!(spec.id());
+        let entry = |bytes: &[u8]| json!({ "bytes": bytes.len(), "sha256": sha256_hex(bytes) });
+        manifest["files"] = json!({ MODEL: entry(&model), POISON_TEST: entry(&poison) });
+        let none = json!({ "hits": 0, "total": 3 });
+        manifest["results"] = json!({ "acc": { "hits": 2, "total": 20 }, "asr": none, "ra": none, "poison": { "test": 3, "train": 6 } });
+        Whole {
+            manifest,
+            model,
+            poison,
+        }
+    })
+}
+
+/// A place of a cell below a folder of results, with the good files.
+fn place(folder: &Path) -> PathBuf {
+    let dir = folder.join("attack/badnets/synthetic-preactresnet18-w1/0");
+    fs_err::create_dir_all(&dir).expect("a temporary folder that can be written");
+    put(&dir, MODEL, &cell().model);
+    put(&dir, POISON_TEST, &cell().poison);
+    dir
+}
+
+fn whole_cell(bytes: &[u8], folder: &Path) -> bool {
+    let dir = place(folder);
+    put(&dir, MANIFEST, bytes);
+    let _ = bb_eval::collect::from_folder(folder, &[]);
+    let measured = bb_eval::verify::verify(&dir, None, None, &Compute::Cpu);
+    let exported = zoo::export(&zoo::ExportRequest {
+        cell: dir.clone(),
+        format: zoo::Format::StateDict,
+        data: None,
+        out: folder.join("exported"),
+    });
+    let _ = fs_err::remove_dir_all(folder.join("exported"));
+    // Of another dataset's digest the figures cannot be made again; the cell itself may be a good one.
+    measured.is_ok() || exported.is_ok()
+}
+
+fn record_beside(bytes: &[u8], folder: &Path) -> bool {
+    let Some((kind, bytes)) = bytes.split_first() else {
+        return false;
+    };
+    let dir = place(folder);
+    for name in [ENV, LOG, FAILED] {
+        let _ = fs_err::remove_file(dir.join(name));
+    }
+    let name = match kind {
+        b'e' => ENV,
+        b'l' => LOG,
+        _ => FAILED,
+    };
+    put(&dir, name, bytes);
+    put(&dir, MANIFEST, cell().manifest.to_string().as_bytes());
+    let read = Failed::read(&dir).is_ok_and(|failed| failed.is_some());
+    let _ = bb_eval::collect::from_folder(folder, &[]);
+    let cell = Cell::load(&dir).expect("a good cell");
+    read || bb_eval::collect::seconds(&cell).is_some()
+}
+
+const GRID: &str = "[grid]\nname = \"a\"\ndataset = \"synthetic\"\nwidth = 1\nseeds = [0]\ntrain_limit = 64\ntest_limit = 20\n[[attack]]\nmethod = \"badnets\"\n";
+
+fn grid(bytes: &[u8], folder: &Path) -> bool {
+    let path = put(folder, "grid.toml", bytes);
+    let Ok(grid) = Grid::load(&path) else {
+        return false;
+    };
+    let places = Places {
+        out: Some(folder.join("out")),
+        data: None,
+    };
+    Prepared::new(grid, &places, &[]).is_ok_and(|prepared| bb_eval::plan::plan(&prepared).is_ok())
+}
+
+fn network(bytes: &[u8], folder: &Path) -> bool {
+    let path = put(folder, "m.safetensors", bytes);
+    let _ = zoo::scan(&path, None, true);
+    let Ok(found) = Safetensors::open(&path).and_then(|file| file.tensors()) else {
+        return false;
+    };
+    // How wide a network is follows from its tensors.
+    for arch in bb_nn::arch::NAMES {
+        if let Ok(spec) = zoo::tensors::spec(arch, 10, &found) {
+            let _ = zoo::tensors::matched(&found, &spec);
+        }
+    }
+    true
 }

@@ -1,11 +1,16 @@
 //! Every target runs, accepts its own seeds, and survives some inputs.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bb_fuzz::{Budget, TARGETS, run};
 
+/// What a process has used is that of all its threads, so one test runs at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn seeds_are_accepted() {
+    let _alone = ALONE.lock().expect("no test before has failed");
     let folder = tempfile::tempdir().expect("a temporary folder");
     for target in TARGETS {
         for (i, seed) in (target.seeds)().iter().enumerate() {
@@ -19,6 +24,7 @@ fn seeds_are_accepted() {
 
 #[test]
 fn a_few_hundred_inputs_of_each_kind_do_no_harm() {
+    let _alone = ALONE.lock().expect("no test before has failed");
     let budget = Budget {
         time: Duration::from_secs(20),
         inputs: 300,
