@@ -231,22 +231,12 @@ const OPENS: [&str; 4] = [
 ];
 
 /// Who may open files by themselves, and why.
-const OPENERS: [(&str, &str); 15] = [
+const OPENERS: [(&str, &str); 5] = [
     ("bb-attack/src/golden.rs", "a part of the tests"),
-    ("bb-attack/src/lf/pattern.rs", "looks at the first bytes"),
-    ("bb-attack/src/npy.rs", "arrays that the user names"),
-    ("bb-attack/src/picture.rs", "pictures that the user names"),
     ("bb-core/src/artifact/atomic.rs", "makes new files"),
-    ("bb-core/src/data/batches.rs", "datasets of the user"),
-    ("bb-core/src/data/cache.rs", "datasets of the user"),
-    ("bb-core/src/data/shards.rs", "datasets of the user"),
     ("bb-core/src/events/facts.rs", "reads what the system says"),
     ("bb-core/src/files.rs", "is what the others use"),
-    ("bb-nn/src/state.rs", "networks of cells"),
-    ("bb-nn/src/train.rs", "checkpoints of cells"),
-    ("bb-zoo/src/fetch.rs", "downloads"),
-    ("bb-zoo/src/safetensors.rs", "networks that the user names"),
-    ("bb-zoo/src/torch/file.rs", "networks that the user names"),
+    ("bb-zoo/src/fetch.rs", "brings a folder to the disk"),
 ];
 
 #[test]

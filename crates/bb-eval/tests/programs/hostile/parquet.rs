@@ -148,8 +148,8 @@ impl Page {
         let values = self.lies.values.unwrap_or(self.values);
         let head = Thrift::default()
             .int(1, if self.is_dictionary { 2 } else { 0 })
-            .int(2, long(self.lies.plain.unwrap_or(plain.len())))
-            .int(3, long(self.lies.packed.unwrap_or(packed.len())));
+            .int(2, self.lies.plain.unwrap_or(long(plain.len())))
+            .int(3, self.lies.packed.unwrap_or(long(packed.len())));
         let head = if self.is_dictionary {
             head.inner(7, Thrift::default().int(1, values).int(2, 0))
         } else {
@@ -210,7 +210,7 @@ impl File {
             let mut data = None;
             for page in &column.pages {
                 if !page.is_dictionary {
-                    data = long(data.or(Some(out.len())));
+                    data = data.or(Some(long(out.len())));
                 }
                 out.extend(page.bytes());
             }
