@@ -185,11 +185,11 @@ fn wrong_options_are_told_in_one_line() {
         ),
         (
             "--threads 0",
-            "error: invalid value '0' for '--threads <N>': expected a number from 1 to 1024",
+            "error: invalid value '0' for '--threads <N>': expected a number from 1 to 256",
         ),
         (
             "--threads 1025",
-            "error: invalid value '1025' for '--threads <N>': expected a number from 1 to 1024",
+            "error: invalid value '1025' for '--threads <N>': expected a number from 1 to 256",
         ),
         (
             "--precision fp16",
@@ -225,7 +225,7 @@ fn wrong_options_are_told_in_one_line() {
         ),
         (
             "--threads -1",
-            "error: invalid value '-1' for '--threads <N>': expected a number from 1 to 1024",
+            "error: invalid value '-1' for '--threads <N>': expected a number from 1 to 256",
         ),
         ("--epochs 3", "error: unexpected argument '--epochs' found"),
     ];

@@ -363,11 +363,7 @@ fn a_repair_is_verified_with_what_it_says_of_its_attack() {
     let said = line(&repair);
     assert_eq!(said["agrees"], true);
     assert_eq!(said["checked"][0], "before");
-    assert_eq!(
-        said["unchecked"].as_array().map(Vec::len),
-        Some(2),
-        "{said}"
-    );
+    assert_eq!(said["unchecked"], json!(["metrics.jsonl"]), "{said}");
 
     let whole = fs_err::read(repair.join("manifest.json")).expect("readable");
     for (field, words) in [
@@ -961,7 +957,7 @@ fn mistakes_have_one_clear_error_and_the_right_exit_code() {
         (
             &["run", "grid.toml", "--threads", "99999"],
             2,
-            "error: invalid value '99999' for '--threads <N>': expected a number from 1 to 1024",
+            "error: invalid value '99999' for '--threads <N>': expected a number from 1 to 256",
         ),
     ] {
         let (found, _, stderr) = place.fails(args);

@@ -244,7 +244,7 @@ fn files_are_opened_by_what_knows_pipes_links_and_limits() {
     let mut openers = BTreeSet::new();
     for (path, text) in sources("rs", "crates") {
         let shown = path.display().to_string().replace('\\', "/");
-        let Some((_, place)) = shown.split_once("/crates/") else {
+        let Some((_, place)) = shown.rsplit_once("/crates/") else {
             continue;
         };
         // Options are mostly handed to `files::open_with`, which opens with them.

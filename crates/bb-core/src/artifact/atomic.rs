@@ -15,7 +15,7 @@ use crate::files::Special;
 
 const PREFIX: &str = ".tmp-";
 /// No file or folder takes as long to be written.
-const ABANDONED: Duration = Duration::from_hours(24);
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Writes `bytes` to `path`, in place of any file that is there.
 ///
@@ -311,9 +311,10 @@ pub fn clear_abandoned(folder: &Path) {
         // A link is not followed: what it leads to is not ours.
         let found = fs_err::symlink_metadata(&path);
         if let Some(found) = found.ok().filter(|found| is_ended(&name) && old(found)) {
-            let _ = match found.is_dir() {
-                true => fs_err::remove_dir_all(path),
-                false => fs_err::remove_file(path),
+            let _ = if found.is_dir() {
+                fs_err::remove_dir_all(path)
+            } else {
+                fs_err::remove_file(path)
             };
         }
     }

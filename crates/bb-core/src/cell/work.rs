@@ -304,15 +304,14 @@ fn list(
         let name = format!("{prefix}{part}");
         if kind.is_dir() {
             list(&path, &format!("{name}/"), names, files)?;
-        } else if !names.contains(&name) {
-            continue;
-        } else if kind.is_file() {
+        } else if names.contains(&name) {
+            if !kind.is_file() {
+                return Err(CellError::NotAFile { path });
+            }
             // Lines were added without waiting for the disk, and the manifest must not be there before them.
             atomic::sync(&path).map_err(CellError::io(&path))?;
             let (bytes, sha256) = artifact::measure(&path, Links::Refuse)?;
             files.insert(name, FileEntry { bytes, sha256 });
-        } else {
-            return Err(CellError::NotAFile { path });
         }
     }
     atomic::sync(dir).map_err(CellError::io(dir))

@@ -716,7 +716,7 @@ fn each_bad_cell_is_one_clear_error() {
             draft
         }),
         (
-            "1000000 training images of `synthetic`, expected at most 50000",
+            "1000000 training images of `synthetic`, expected at most 15000",
             3,
             {
                 let mut draft = Draft::new();
