@@ -220,7 +220,7 @@ impl File {
             let names: Vec<Vec<u8>> = (column.path.iter())
                 .map(|part| [varint(part.len() as u64), part.as_bytes().to_vec()].concat())
                 .collect();
-            let data = data.unwrap_or(begin) + self.shift;
+            let data = data.unwrap_or(begin).wrapping_add(self.shift);
             let mut facts = Thrift::default()
                 .int(1, column.kind)
                 .list(2, 5, &[zigzag(0), zigzag(8)], 2)
@@ -231,7 +231,7 @@ impl File {
                 .long(7, size)
                 .long(9, data);
             if has_dictionary {
-                facts = facts.long(11, begin + self.shift);
+                facts = facts.long(11, begin.wrapping_add(self.shift));
             }
             chunks.push(Thrift::default().long(2, begin).inner(3, facts).end());
         }
