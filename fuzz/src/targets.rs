@@ -404,16 +404,21 @@ fn cell() -> &'static Whole {
     CELL.get_or_init(|| {
         let arch = ArchSpec::new("preactresnet18", 1, 10).expect("a known one");
         let state = Net::new(&arch, 0).state().expect("a network's tensors");
-        let model = state.to_bytes(&[].into()).expect("finite tensors");
-        let images = Images::new(3, 32, 32, vec![7; 3 * 3072]).expect("three images");
-        let poison = PoisonSet::new(vec![1, 2, 3], images, vec![0; 3], vec![1, 2, 3]);
-        let poison = poison.expect("three images").to_bytes();
+        let about = [("arch", "preactresnet18"), ("width", "1"), ("classes", "10")];
+        let about = about.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let model = state.to_bytes(&about.into()).expect("finite tensors");
         let limits = OpenOptions {
             train_limit: Some(64),
             test_limit: Some(20),
             ..OpenOptions::default()
         };
         let data = open("synthetic", None, &limits).expect("it is made by the program");
+        let labels = &data.test.labels;
+        let others: Vec<usize> = (0..20).filter(|&i| labels[i] != 0).take(3).collect();
+        let original = others.iter().map(|&i| labels[i]).collect();
+        let images = Images::new(3, 32, 32, vec![7; 3 * 3072]).expect("three images");
+        let poison = PoisonSet::new(others, images, vec![0; 3], original);
+        let poison = poison.expect("three images").to_bytes();
         let spec = CellSpec {
             kind: Kind::Attack,
             method: "badnets".to_owned(),
