@@ -2,7 +2,7 @@
 //!
 //! A pipe keeps whoever opens it waiting, a device never ends, and a link inside a cell leads out of it; so only regular
 //! files are opened, and the question is put to the open file, not to its name.
-//! Sizes come from what is read, never from what a file or the system says of it.
+//! Memory is taken for what is read, never for what a file or the system says of it.
 
 use std::fmt;
 use std::fs::FileType;
@@ -150,13 +150,19 @@ pub fn open_with(path: &Path, options: &mut OpenOptions, links: Links) -> io::Re
 /// As [`open`], and [`FileError::TooLong`].
 pub fn read(path: impl AsRef<Path>, links: Links, limit: u64) -> io::Result<Vec<u8>> {
     let path = path.as_ref();
+    let too_long = || FileError::TooLong {
+        path: path.to_owned(),
+        limit,
+    };
+    let file = open(path, links)?;
+    // A hole of any size is read as zeros, which takes its time; the files of the system say that they are empty.
+    if file.metadata()?.len() > limit {
+        return Err(too_long().into());
+    }
     let mut bytes = Vec::new();
-    open(path, links)?
-        .take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
-        let path = path.to_owned();
-        return Err(FileError::TooLong { path, limit }.into());
+        return Err(too_long().into());
     }
     Ok(bytes)
 }

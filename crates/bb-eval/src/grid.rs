@@ -290,7 +290,12 @@ fn entries(top: &Table<'_>, name: &str, path: &Path) -> Result<Vec<Entry>, GridE
 /// A string that is not empty.
 fn word<'a>(t: &Table<'a>, name: &str) -> Result<Option<Field<'a, String>>, StrictError> {
     t.str(name)?
-        .map(|f| f.check(|v| !v.trim().is_empty(), "a word"))
+        .map(|f| {
+            f.check(
+                |v| !v.trim().is_empty() && !v.contains(char::is_control),
+                "a word",
+            )
+        })
         .transpose()
 }
 

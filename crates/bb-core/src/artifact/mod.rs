@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::cli::{Coded, exit};
-use crate::files::{self, Links, Special};
+use crate::files::{self, FileError, Links, Special};
 
 pub use tensors::{Header, HeaderError, LARGEST_FILE, Listed, MOST_TENSORS, to_safetensors};
 
@@ -90,7 +90,7 @@ pub fn sha256_hex(bytes: impl AsRef<[u8]>) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// The SHA-256 of a file, read in pieces, 64 lower-case hexadecimal digits.
+/// The SHA-256 of a file of at most [`LARGEST_FILE`] bytes, read in pieces, 64 lower-case hexadecimal digits.
 pub fn sha256_file(path: impl AsRef<Path>) -> Result<String, ArtifactError> {
     Ok(measure(path.as_ref(), Links::Follow)?.1)
 }
@@ -102,6 +102,11 @@ pub(crate) fn measure(path: &Path, links: Links) -> Result<(u64, String), Artifa
         source,
     };
     let mut file = files::open(path, links).map_err(fail)?;
+    // A file can have a hole of any size.
+    if file.metadata().map_err(fail)?.len() > LARGEST_FILE {
+        let (path, limit) = (path.to_owned(), LARGEST_FILE);
+        return Err(fail(FileError::TooLong { path, limit }.into()));
+    }
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     let mut length = 0;

@@ -57,7 +57,7 @@ use read::{Entry, Node};
 use crate::files::{self, Links};
 
 /// Most bytes of a file of settings, which is written by hand.
-const LONGEST: u64 = 1 << 20;
+const LONGEST: u64 = 256 << 10;
 
 /// Settings that are still being put together, layer by layer; see the module's head.
 #[derive(Clone, Debug)]

@@ -65,10 +65,10 @@ pub(super) fn document(
         let at = error.span().map_or(0, |span| span.start);
         SettingsError::Syntax {
             message: message(&error),
-            origin: origin(line_of(text, at)),
+            origin: origin(Lines::of(text).number(at)),
         }
     })?;
-    Ok(entries(document.as_table(), text, 1, origin))
+    Ok(entries(document.as_table(), &Lines::of(text), 1, origin))
 }
 
 /// The entry that `key=value` stands for, one table around it for each dot.
@@ -86,7 +86,7 @@ pub(super) fn assignment(assignment: &str) -> Result<Entry, SettingsError> {
         .rev();
     let last = path.next().ok_or_else(refused)?;
     let node = match text.trim().parse::<toml_edit::Value>() {
-        Ok(value) => node(&Item::Value(value), "", 1, &|_| origin.clone()),
+        Ok(value) => node(&Item::Value(value), &Lines::of(""), 1, &|_| origin.clone()),
         Err(error) if text.trim().starts_with(['"', '\'', '[', '{']) => {
             return Err(SettingsError::Syntax {
                 message: message(&error),
@@ -118,20 +118,24 @@ fn message(error: &toml_edit::TomlError) -> String {
     words.join(", ")
 }
 
-/// The line of a byte, counted from 1.
-fn line_of(text: &str, at: usize) -> usize {
-    1 + text
-        .as_bytes()
-        .iter()
-        .take(at)
-        .filter(|&&byte| byte == b'\n')
-        .count()
+/// Where the lines of a text end.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        Self(text.match_indices('\n').map(|(at, _)| at).collect())
+    }
+
+    /// The line of a byte, counted from 1.
+    fn number(&self, at: usize) -> usize {
+        1 + self.0.partition_point(|&end| end < at)
+    }
 }
 
 /// `line` is that of the table itself, for keys that carry no position.
 fn entries(
     table: &dyn TableLike,
-    text: &str,
+    lines: &Lines,
     line: usize,
     origin: &dyn Fn(usize) -> Origin,
 ) -> Vec<Entry> {
@@ -139,19 +143,19 @@ fn entries(
         .iter()
         .map(|(name, item)| {
             let span = table.key(name).and_then(Key::span);
-            let line = span.map_or(line, |span| line_of(text, span.start));
+            let line = span.map_or(line, |span| lines.number(span.start));
             Entry {
                 key: name.to_owned(),
                 origin: origin(line),
-                node: node(item, text, line, origin),
+                node: node(item, lines, line, origin),
             }
         })
         .collect()
 }
 
-fn node(item: &Item, text: &str, line: usize, origin: &dyn Fn(usize) -> Origin) -> Node {
+fn node(item: &Item, lines: &Lines, line: usize, origin: &dyn Fn(usize) -> Origin) -> Node {
     match item.as_table_like() {
-        Some(table) => Node::Table(entries(table, text, line, origin)),
+        Some(table) => Node::Table(entries(table, lines, line, origin)),
         None => match value(item) {
             Ok(value) => Node::Value(value),
             Err((kind, text)) => Node::Foreign { kind, text },

@@ -4,12 +4,21 @@ use serde_json::{Map, Value};
 
 /// Below this likeness (1 is equal) a suggestion is more confusing than none.
 const ALIKE: f64 = 0.6;
+/// Longer names, in bytes, are like nothing: to compare them costs the product of both lengths.
+const LONGEST: usize = 200;
 
 /// How alike two names are, from 0 to 1; an abbreviation and what it stands for are close to equal.
 fn likeness(a: &str, b: &str) -> f64 {
     let stands_for = |short: &str, long: &str| !short.is_empty() && short == initials(long);
     if stands_for(a, b) || stands_for(b, a) {
         return 0.95;
+    }
+    likeness_of_letters(a, b)
+}
+
+fn likeness_of_letters(a: &str, b: &str) -> f64 {
+    if a.len().max(b.len()) > LONGEST {
+        return 0.0;
     }
     strsim::normalized_damerau_levenshtein(a, b)
 }
@@ -54,7 +63,7 @@ pub(super) fn nearest_setting(key: &str, settings: &Map<String, Value>) -> Optio
     best(known.into_iter().map(|known| {
         let (known_table, known_name) = split(&known);
         let here = if known_table == table { 0.1 } else { 0.0 };
-        let whole = strsim::normalized_damerau_levenshtein(key, &known);
+        let whole = likeness_of_letters(key, &known);
         // The whole key of a short name in a long table is always close, so it has to differ less.
         let whole = if known_table == table { 0.0 } else { whole };
         let score = (likeness(name, known_name) + here).max(whole);

@@ -46,12 +46,9 @@ const ON_CIFAR: &str =
     "attack badnets --dataset cifar10 --data data --width 1 --threads 1 -q --out out";
 const ON_SIGNS: &str =
     "attack badnets --dataset gtsrb --data data --width 1 --threads 1 -q --out out";
-const ON_TINY: &str =
-    "attack badnets --dataset tiny --data data --width 1 --threads 1 -q --out out";
 
-const PLACES: [Place; 49] = [
+const PLACES: [Place; 42] = [
     place("record", IMPORT, "record/attack_result.pt", RECORD),
-    place("defense's record", IMPORT, "record/defense_result.pt", &[]),
     place(
         "network to import",
         "eval zoo import m.safetensors --dataset synthetic --out out",
@@ -140,12 +137,6 @@ const PLACES: [Place; 49] = [
     place(
         "array of a trigger",
         "attack lf --dataset synthetic --width 1 --train-limit 64 --test-limit 20 --threads 1 -q --set train.batch_size=32 --set train.epochs=1 --set trigger.source=\"file\" --set trigger.file=\"t.npy\" --out out",
-        "t.npy",
-        &[],
-    ),
-    place(
-        "pairs of a trigger",
-        "attack ssba --dataset synthetic --width 1 --train-limit 64 --test-limit 20 --threads 1 -q --set train.batch_size=32 --set train.epochs=1 --set trigger.source=\"files\" --set trigger.train_file=\"t.npy\" --set trigger.test_file=\"t.npy\" --out out",
         "t.npy",
         &[],
     ),
@@ -255,24 +246,6 @@ const PLACES: [Place; 49] = [
         IMAGES,
     ),
     place(
-        "table of images",
-        ON_CIFAR,
-        "data/train-00000-of-00001.parquet",
-        &[],
-    ),
-    place(
-        "batch of images",
-        ON_CIFAR,
-        "data/cifar-10-batches-py/data_batch_1",
-        &[],
-    ),
-    place(
-        "binary batch of images",
-        ON_CIFAR,
-        "data/cifar-10-batches-bin/data_batch_1.bin",
-        &[],
-    ),
-    place(
         "archive of images",
         ON_CIFAR,
         "data/cifar-10-python.tar.gz",
@@ -288,15 +261,6 @@ const PLACES: [Place; 49] = [
         ],
     ),
     place(
-        "list of words",
-        ON_TINY,
-        "data/words.txt",
-        &[
-            ("images/train/a", "data/train/n01443537/images"),
-            ("images/test/a", "data/val/images"),
-        ],
-    ),
-    place(
         "record of a table",
         "eval table tree",
         "tree/attack/badnets/x/y/env.json",
@@ -309,12 +273,6 @@ const PLACES: [Place; 49] = [
         TREE,
     ),
     place(
-        "record of a repair",
-        "eval metrics repair --threads 1",
-        "repair/env.json",
-        REPAIR,
-    ),
-    place(
         "manifest of a repair",
         "eval metrics repair --threads 1",
         "repair/manifest.json",
@@ -323,7 +281,7 @@ const PLACES: [Place; 49] = [
 ];
 
 /// Settings of a grid in a file beside it.
-const FILES: &str = "[grid]\nname = \"g\"\ndataset = \"synthetic\"\nwidth = 1\nseeds = [0]\ntrain_limit = 64\ntest_limit = 20\n\n[[attack]]\nmethod = \"badnets\"\nconfig = [\"s.toml\"]\n";
+const FILES: &str = "[grid]\nname = \"g\"\ndataset = \"synthetic\"\nwidth = 1\nseeds = [0]\ntrain_limit = 64\ntest_limit = 20\n\n[[attack]]\nmethod = \"badnets\"\nconfig = [\"s.toml\"]\nset = { train.epochs = 1, train.batch_size = 32 }\n";
 
 /// What lies there instead.
 const SPECIALS: [&str; 7] = [
@@ -393,22 +351,26 @@ pub(super) fn cases(base: &Base) -> Vec<Case> {
                 place.command,
                 make,
             );
+            // A name that leads to itself is as good as none, a folder may be a store, and empty settings are settings.
+            let is_named = match what {
+                "link to itself" | "folder" => false,
+                "nothing" => !place.file.ends_with("toml"),
+                _ => true,
+            };
             let named = place.file.rsplit('/').next().expect("a name");
+            let named = if is_named { named } else { "" };
             let case = Case { named, ..case };
-            // A table leaves out what is no cell, a list of words is a help, and what nobody named is not looked for.
+            // A table leaves out what is no cell, a folder of images what is no file, and a description may be missing.
             let optional = [
                 "cell of a table",
-                "list of words",
-                "defense's record",
                 "record of a table",
                 "log of a table",
+                "image of a folder",
+                "what says what a network is",
             ];
-            let empty = what == "nothing" || what == "folder";
             let toml =
                 Path::new(place.file).extension() == Some("toml".as_ref()) && what == "nothing";
-            let may_pass = optional.contains(&place.name)
-                || toml
-                || (empty && place.file.ends_with("model.json"));
+            let may_pass = optional.contains(&place.name) || toml;
             cases.push(if may_pass { case.harmless() } else { case });
         }
     }

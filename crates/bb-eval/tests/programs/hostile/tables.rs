@@ -144,7 +144,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
             add(&format!("a page of {size} bytes, {which}"), file);
         }
     }
-    for mib in [16, 300] {
+    for mib in [16, 100] {
         let zeros = vec![0; mib << 20];
         let labels = vec![Page::data(vec![0; 160], 20, 1)];
         let bomb = Page {
