@@ -226,7 +226,13 @@ impl<'a> Runner<'a> {
         options: Options,
     ) -> Result<Self, Failure> {
         let steps = plan(prepared)?;
-        let end = |step: &Step| step.cell().map_or(End::Open, |_| End::Found);
+        let end = |step: &Step| match step.cell() {
+            Some(cell) => {
+                cell.clear_up();
+                End::Found
+            }
+            None => End::Open,
+        };
         let ends = steps.iter().map(end).collect();
         // What is complete needs no training, so that any machine prints the table of a grid that has run.
         let idle = |step: &Step| match step.state {

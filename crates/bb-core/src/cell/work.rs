@@ -42,12 +42,7 @@ pub fn open(out: &Path, spec: &CellSpec) -> Result<Opened, CellError> {
     let dir = spec.dir(out);
     refuse_links_below(out, &dir)?;
     if let Some(cell) = complete(&dir, spec)? {
-        // A run killed right after its last rename has left this behind; whoever holds the lock clears up itself.
-        if dir.join(CKPT).is_dir()
-            && let Ok(_lock) = Lock::take(&dir, LOCK)
-        {
-            remove_checkpoints(&dir);
-        }
+        cell.clear_up();
         return Ok(Opened::Complete(Box::new(cell)));
     }
     fs_err::create_dir_all(&dir).map_err(CellError::io(&dir))?;
@@ -63,6 +58,19 @@ pub fn open(out: &Path, spec: &CellSpec) -> Result<Opened, CellError> {
         names: Mutex::default(),
         _lock: lock,
     })))
+}
+
+impl Cell {
+    /// Removes the checkpoints that a run left behind which was killed right after its last rename.
+    ///
+    /// Whoever holds the lock clears up itself; what stays harms nobody.
+    pub fn clear_up(&self) {
+        if self.dir.join(CKPT).is_dir()
+            && let Ok(_lock) = Lock::take(&self.dir, LOCK)
+        {
+            remove_checkpoints(&self.dir);
+        }
+    }
 }
 
 /// A cell that this process alone may write to, until the value is dropped.

@@ -172,15 +172,14 @@ impl Coded for io::Error {
     }
 }
 
-/// Whether the system has no room for another open file, which has no kind of its own; the number may lie below errors
-/// that name the file.
+/// Whether the system has no room for another open file, which has no kind of its own. Errors that name the file keep
+/// the number in their words alone.
 fn has_too_many_open_files(error: &io::Error) -> bool {
-    let full = |error: &io::Error| {
-        let number = error.raw_os_error().map(Errno::from_raw_os_error);
-        matches!(number, Some(Errno::MFILE | Errno::NFILE))
-    };
-    let below = |error: &(dyn Error + 'static)| error.downcast_ref().is_some_and(full);
-    full(error) || causes(error).any(below)
+    let words = error.to_string();
+    [Errno::MFILE, Errno::NFILE].iter().any(|full| {
+        let number = full.raw_os_error();
+        error.raw_os_error() == Some(number) || words.ends_with(&format!("(os error {number})"))
+    })
 }
 
 /// A text without anything that a terminal would obey: control characters, but for line breaks and tabs, and those that
