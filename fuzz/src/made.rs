@@ -332,7 +332,7 @@ pub(crate) fn picture(random: &mut ChaCha8Rng) -> Vec<u8> {
         colours.choose(random).expect("some"),
     ]
     .concat();
-    let mut file = [b"\x89PNG\r\n\x1a\n".to_vec(), chunk(b"IHDR", &header)].concat();
+    let mut file = [b"\x89PNG\r\n\x1a\n".to_vec(), chunk(*b"IHDR", &header)].concat();
     for _ in 0..random.random_range(0..4) {
         let zeros = *[0usize, 100, 3104, 1 << 20, 32 << 20]
             .choose(random)
@@ -340,12 +340,12 @@ pub(crate) fn picture(random: &mut ChaCha8Rng) -> Vec<u8> {
         let packed = zlib(zeros);
         let text = [b"a\0\0".to_vec(), packed.clone()].concat();
         let one = match random.random_range(0..7) {
-            0 => chunk(b"zTXt", &text),
-            1 => chunk(b"iCCP", &text),
-            2 => chunk(b"iTXt", &[b"a\0\x01\0\0\0".to_vec(), packed].concat()),
-            3 => chunk(b"PLTE", &vec![7; zeros.min(768)]),
-            4 => chunk(b"tRNS", &vec![7; zeros.min(300)]),
-            _ => chunk(b"IDAT", &packed),
+            0 => chunk(*b"zTXt", &text),
+            1 => chunk(*b"iCCP", &text),
+            2 => chunk(*b"iTXt", &[b"a\0\x01\0\0\0".to_vec(), packed].concat()),
+            3 => chunk(*b"PLTE", &vec![7; zeros.min(768)]),
+            4 => chunk(*b"tRNS", &vec![7; zeros.min(300)]),
+            _ => chunk(*b"IDAT", &packed),
         };
         let times = if random.random_bool(0.05) && one.len() < 200 {
             3000
@@ -354,18 +354,18 @@ pub(crate) fn picture(random: &mut ChaCha8Rng) -> Vec<u8> {
         };
         file.extend(one.repeat(times));
     }
-    file.extend(chunk(b"IDAT", &zlib(97 * 32)));
-    file.extend(chunk(b"IEND", b""));
+    file.extend(chunk(*b"IDAT", &zlib(97 * 32)));
+    file.extend(chunk(*b"IEND", b""));
     file
 }
 
-fn chunk(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
+fn chunk(kind: [u8; 4], content: &[u8]) -> Vec<u8> {
     let mut crc = flate2::Crc::new();
-    crc.update(kind);
+    crc.update(&kind);
     crc.update(content);
     [
         &(content.len() as u32).to_be_bytes()[..],
-        kind,
+        &kind,
         content,
         &crc.sum().to_be_bytes(),
     ]

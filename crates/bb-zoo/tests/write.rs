@@ -242,14 +242,12 @@ fn a_write_that_fails_is_an_error_wherever_it_is() {
             out: Vec::new(),
             left,
         };
-        match write::archive(&mut out, "x", &item) {
-            Err(error) => assert_eq!(error.to_string(), "full"),
-            Ok(()) => {
-                assert!(left > 0, "nothing was written");
-                assert_eq!(out.out, whole);
-                break;
-            }
-        }
+        let Err(error) = write::archive(&mut out, "x", &item) else {
+            assert!(left > 0, "nothing was written");
+            assert_eq!(out.out, whole);
+            break;
+        };
+        assert_eq!(error.to_string(), "full");
     }
 }
 

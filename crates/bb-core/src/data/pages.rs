@@ -90,7 +90,7 @@ fn check_schema(contents: &[u8]) -> Result<(), ParquetError> {
         match (path, seen) {
             (path, Seen::Number(number)) if path == CHILDREN => {
                 children = number;
-                if !(0..=MOST_COLUMNS as i64).contains(&number) {
+                if usize::try_from(number).map_or(true, |n| n > MOST_COLUMNS) {
                     return Err(wrong(
                         "the number of columns in a group",
                         number,

@@ -65,7 +65,7 @@ fn manifests(good: &Value) -> Vec<(String, String)> {
     ] {
         for number in numbers() {
             add(format!("{path} = {number}"), &|manifest| {
-                set(manifest, path, number.clone())
+                set(manifest, path, number.clone());
             });
         }
     }
@@ -86,7 +86,7 @@ fn manifests(good: &Value) -> Vec<(String, String)> {
                 continue;
             }
             add(format!("{path}: {name}"), &|manifest| {
-                set(manifest, path, value.clone())
+                set(manifest, path, value.clone());
             });
         }
     }
@@ -113,7 +113,7 @@ fn manifests(good: &Value) -> Vec<(String, String)> {
         });
     }
     add("no files".to_owned(), &|manifest| {
-        manifest["files"] = json!({})
+        manifest["files"] = json!({});
     });
     add("200,000 files".to_owned(), &|manifest| {
         for i in 0..200_000 {
@@ -143,14 +143,14 @@ fn manifests(good: &Value) -> Vec<(String, String)> {
     ] {
         for name in names {
             add(format!("{key} `{}`", name.escape_debug()), &|manifest| {
-                manifest[key] = json!(name)
+                manifest[key] = json!(name);
             });
         }
     }
     let long = "m".repeat(1 << 20);
     for key in ["method", "dataset", "arch"] {
         add(format!("{key} of 1 MiB"), &|manifest| {
-            manifest[key] = json!(long)
+            manifest[key] = json!(long);
         });
     }
     for (name, acc) in [
@@ -164,7 +164,7 @@ fn manifests(good: &Value) -> Vec<(String, String)> {
         ("another number", json!({ "hits": 20, "total": 20 })),
     ] {
         add(format!("an accuracy {name}"), &|manifest| {
-            manifest["results"]["acc"] = acc.clone()
+            manifest["results"]["acc"] = acc.clone();
         });
     }
     let text = good.to_string();

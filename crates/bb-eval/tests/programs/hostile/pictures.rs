@@ -7,12 +7,12 @@ use super::{Base, Case, copy, put};
 use crate::inputs::SMALL;
 
 /// A chunk of a PNG file, with its checksum.
-fn chunk(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
+fn chunk(kind: [u8; 4], content: &[u8]) -> Vec<u8> {
     let mut crc = flate2::Crc::new();
-    crc.update(kind);
+    crc.update(&kind);
     crc.update(content);
     let len = (content.len() as u32).to_be_bytes();
-    [&len[..], kind, content, &crc.sum().to_be_bytes()].concat()
+    [&len[..], &kind, content, &crc.sum().to_be_bytes()].concat()
 }
 
 fn zlib(bytes: &[u8]) -> Vec<u8> {
@@ -28,8 +28,8 @@ pub(super) fn png(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
 
 fn png_of(width: u32, height: u32, rest: [u8; 5], chunks: &[Vec<u8>]) -> Vec<u8> {
     let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &rest].concat();
-    let head = [b"\x89PNG\r\n\x1a\n".to_vec(), chunk(b"IHDR", &header)].concat();
-    [head, chunks.concat(), chunk(b"IEND", b"")].concat()
+    let head = [b"\x89PNG\r\n\x1a\n".to_vec(), chunk(*b"IHDR", &header)].concat();
+    [head, chunks.concat(), chunk(*b"IEND", b"")].concat()
 }
 
 /// A grey picture of that size, in as few bytes as zlib needs.
@@ -38,7 +38,7 @@ pub(super) fn grey(width: u32, height: u32) -> Vec<u8> {
     png(
         width,
         height,
-        &[chunk(b"IDAT", &zlib(&row.repeat(height as usize)))],
+        &[chunk(*b"IDAT", &zlib(&row.repeat(height as usize)))],
     )
 }
 
@@ -71,7 +71,7 @@ fn bmp(width: i32, height: i32) -> Vec<u8> {
 
 /// Pictures, and the ending of their names.
 fn pictures() -> Vec<(String, &'static str, Vec<u8>)> {
-    let idat = |size: usize| chunk(b"IDAT", &zlib(&vec![0; size]));
+    let idat = |size: usize| chunk(*b"IDAT", &zlib(&vec![0; size]));
     let mut all: Vec<(String, &str, Vec<u8>)> = Vec::new();
     let mut add = |name: &str, ending, bytes| all.push((name.to_owned(), ending, bytes));
     for (name, width, height) in [
@@ -97,21 +97,21 @@ fn pictures() -> Vec<(String, &'static str, Vec<u8>)> {
     add(
         "text of 300 MiB",
         "png",
-        png(32, 32, &[chunk(b"zTXt", &text), idat(97 * 32)]),
+        png(32, 32, &[chunk(*b"zTXt", &text), idat(97 * 32)]),
     );
     let text = [b"Comment\0\x01\0\0\0".to_vec(), much.clone()].concat();
     add(
         "international text of 300 MiB",
         "png",
-        png(32, 32, &[chunk(b"iTXt", &text), idat(97 * 32)]),
+        png(32, 32, &[chunk(*b"iTXt", &text), idat(97 * 32)]),
     );
     let profile = [b"icc\0\0".to_vec(), much].concat();
     add(
         "colours of 300 MiB",
         "png",
-        png(32, 32, &[chunk(b"iCCP", &profile), idat(97 * 32)]),
+        png(32, 32, &[chunk(*b"iCCP", &profile), idat(97 * 32)]),
     );
-    let crumbs = vec![chunk(b"tEXt", b"a\0b"); 100_000];
+    let crumbs = vec![chunk(*b"tEXt", b"a\0b"); 100_000];
     add(
         "100,000 texts",
         "png",
@@ -123,7 +123,7 @@ fn pictures() -> Vec<(String, &'static str, Vec<u8>)> {
         png(
             32,
             32,
-            &[chunk(b"IDAT", b"").repeat(100_000), idat(97 * 32)],
+            &[chunk(*b"IDAT", b"").repeat(100_000), idat(97 * 32)],
         ),
     );
     add("a chunk of 2^31 bytes", "png", {

@@ -304,7 +304,7 @@ fn special(what: &str, path: &Path) {
         "link to a device" => symlink("/dev/zero", path).expect("a link"),
         "link to itself" => symlink(path.file_name().expect("a name"), path).expect("a link"),
         "link to a folder" => {
-            symlink(path.with_file_name("elsewhere-folder"), path).expect("a link")
+            symlink(path.with_file_name("elsewhere-folder"), path).expect("a link");
         }
         "folder" => fs_err::create_dir(path).expect("a folder"),
         "60 GB of nothing" => {
