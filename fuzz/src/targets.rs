@@ -511,7 +511,7 @@ fn grid(bytes: &[u8], folder: &Path) -> bool {
 fn network(bytes: &[u8], folder: &Path) -> bool {
     let path = put(folder, "m.safetensors", bytes);
     let _ = zoo::scan(&path, None, true);
-    let Ok(found) = Safetensors::open(&path).and_then(bb_zoo::safetensors::Safetensors::tensors)
+    let Ok(found) = Safetensors::open(&path).and_then(Safetensors::tensors)
     else {
         return false;
     };
