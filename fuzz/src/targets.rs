@@ -511,8 +511,7 @@ fn grid(bytes: &[u8], folder: &Path) -> bool {
 fn network(bytes: &[u8], folder: &Path) -> bool {
     let path = put(folder, "m.safetensors", bytes);
     let _ = zoo::scan(&path, None, true);
-    let Ok(found) = Safetensors::open(&path).and_then(Safetensors::tensors)
-    else {
+    let Ok(found) = Safetensors::open(&path).and_then(Safetensors::tensors) else {
         return false;
     };
     // How wide a network is follows from its tensors.

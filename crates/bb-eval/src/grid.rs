@@ -290,17 +290,16 @@ fn entries(top: &Table<'_>, name: &str, path: &Path) -> Result<Vec<Entry>, GridE
 /// A string that is not empty.
 fn word<'a>(t: &Table<'a>, name: &str) -> Result<Option<Field<'a, String>>, StrictError> {
     t.str(name)?
-        .map(|f| {
-            f.check(
-                |v| !v.trim().is_empty() && !v.contains(char::is_control),
-                "a word",
-            )
-        })
+        .map(|f| f.check(|v| !v.trim().is_empty(), "a word"))
         .transpose()
 }
 
 fn required<'a>(t: &Table<'a>, name: &str) -> Result<Field<'a, String>, StrictError> {
-    word(t, name)?.ok_or_else(|| t.missing(name, "a string"))
+    // Tables and messages print it.
+    word(t, name)?
+        .map(|f| f.check(|v| !v.contains(char::is_control), "one line of text"))
+        .transpose()?
+        .ok_or_else(|| t.missing(name, "a string"))
 }
 
 fn count(t: &Table<'_>, name: &str, most: usize) -> Result<Option<usize>, StrictError> {

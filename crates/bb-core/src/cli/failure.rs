@@ -172,14 +172,17 @@ impl Coded for io::Error {
     }
 }
 
-/// Whether the system has no room for another open file, which has no kind of its own. Errors that name the file keep
-/// the number in their words alone.
+/// Whether the system has no room for another open file, which has no kind of its own. The number may lie below errors
+/// that name the file, and those of `fs_err` keep it in their words alone.
 fn has_too_many_open_files(error: &io::Error) -> bool {
-    let words = error.to_string();
-    [Errno::MFILE, Errno::NFILE].iter().any(|full| {
-        let number = full.raw_os_error();
-        error.raw_os_error() == Some(number) || words.ends_with(&format!("(os error {number})"))
-    })
+    let full = |error: &io::Error| {
+        [Errno::MFILE, Errno::NFILE].iter().any(|full| {
+            let number = full.raw_os_error();
+            let words = format!("(os error {number})");
+            error.raw_os_error() == Some(number) || error.to_string().ends_with(&words)
+        })
+    };
+    full(error) || causes(error).any(|error| error.downcast_ref().is_some_and(full))
 }
 
 /// A text without anything that a terminal would obey: control characters, but for line breaks and tabs, and those that

@@ -297,14 +297,14 @@ fn a_table_of_contents_is_not_taken_at_its_word() {
         vec![element("x", Some(6), None)],
     ];
     let wide = [
-        vec![element("s", None, Some(5000))],
+        vec![element("s", None, Some(4096))],
         vec![element("x", Some(6), None); 5000],
     ];
     let named = [
         element("s", None, Some(1)),
         element(&"x".repeat(257), Some(6), None),
     ];
-    let groups = [element("s", None, Some(-1))];
+    let groups = [-1, i64::from(i32::MAX)].map(|children| [element("s", None, Some(children))]);
     // The reader would take the bytes of the text for the number of the version and fields behind it.
     let other = Fields::default().text(1, "12").list(2, 12, &schema());
     // Two thousand million truth values, which have no bytes where they are skipped.
@@ -324,8 +324,12 @@ fn a_table_of_contents_is_not_taken_at_its_word() {
             "the length of a column's name is 257, expected at most 256",
         ),
         (
-            contents(0, &groups, &[]).end(),
+            contents(0, &groups[0], &[]).end(),
             "the number of columns in a group is -1, expected at most 4096",
+        ),
+        (
+            contents(0, &groups[1], &[]).end(),
+            "the number of columns in a group is 2147483647, expected at most 4096",
         ),
         (other.end(), "a field has another type than it should"),
         (truths.end(), "it has a list of truth values"),
