@@ -79,7 +79,7 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), ArtifactError> {
     sealed(path, content)?.commit()
 }
 
-/// [`write`] that leaves the checkpoint that was there beside it, as [`Version::Before`].
+/// [`write()`] that leaves the checkpoint that was there beside it, as [`Version::Before`].
 ///
 /// # Errors
 /// As [`atomic::write`].
