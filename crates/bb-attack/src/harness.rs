@@ -607,7 +607,7 @@ impl<'a> LoopPart<'a> {
         self.work.dir().join(CKPT).join(name)
     }
 
-    /// The content of one of its checkpoints; nothing if there is none that can be used, which is told.
+    /// The content of a checkpoint, or `None` if there is no usable one; a damaged one is logged.
     fn saved(&self, path: &Path) -> Result<Option<Vec<u8>>, AttackError> {
         match checkpoint::read(path, Version::Last)? {
             Found::Whole(state) => Ok(Some(state)),

@@ -38,7 +38,7 @@ impl Prep<'_> {
         Ok(Some(folder.join(name)))
     }
 
-    /// What `make` gives, or what it gave in an earlier run of the same settings; a damaged file is made anew.
+    /// What `make` gives, or what it gave in an earlier run of the same settings; a damaged file is replaced.
     ///
     /// `fits` says whether bytes can be used.
     pub fn kept(

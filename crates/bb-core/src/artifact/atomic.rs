@@ -336,7 +336,7 @@ fn is_ended(name: &OsStr) -> bool {
     })
 }
 
-/// The folder that `path` lies in.
+/// The parent folder of `path`.
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,

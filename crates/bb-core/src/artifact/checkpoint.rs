@@ -98,7 +98,7 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), ArtifactError> {
 /// Reads a checkpoint.
 ///
 /// # Errors
-/// [`ArtifactError::Read`] if the system refuses, or the file is none.
+/// [`ArtifactError::Read`] if the file cannot be read, or is not a regular file.
 pub fn read(path: &Path, version: Version) -> Result<Found, ArtifactError> {
     let file = version.file(path);
     let mut bytes = match files::read(&file, Links::Refuse, LARGEST_FILE) {
