@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The signal of a process that was killed, by itself or because it took too long.
 pub(crate) const KILLED: i32 = 9;
@@ -102,22 +102,39 @@ fn program(name: &str) -> PathBuf {
     static CHECKED: OnceLock<()> = OnceLock::new();
     let place = |name: &str| Path::new(env!("CARGO_BIN_EXE_bb-eval")).with_file_name(name);
     CHECKED.get_or_init(|| {
+        let crates = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         // Cargo builds those of the other crates for their own tests only.
         for name in ["bb-attack", "bb-defense"] {
             let how = format!("`{name}` is not built of this source: `cargo build --bins` first");
-            let changed = |path: &Path| fs_err::metadata(path).and_then(|facts| facts.modified());
             let built = changed(&place(name)).expect(&how);
-            let sources = fs_err::read_to_string(place(&format!("{name}.d"))).expect(&how);
-            let (_, sources) = sources.split_once(": ").expect("a list of sources");
-            for source in sources.split_whitespace() {
-                assert!(
-                    changed(Path::new(source)).is_ok_and(|time| time <= built),
-                    "{how}: {source}"
-                );
+            for part in [name, "bb-core", "bb-nn"] {
+                let newest = newest(&crates.join(part).join("src"));
+                assert!(newest <= built, "{how}: {part} has changed");
             }
         }
     });
     place(name)
+}
+
+/// When a file or folder was last changed.
+fn changed(path: &Path) -> std::io::Result<SystemTime> {
+    fs_err::metadata(path)?.modified()
+}
+
+/// When the file that was changed last, of a folder and those in it, was.
+fn newest(folder: &Path) -> SystemTime {
+    let entries = fs_err::read_dir(folder).expect("the sources of a crate");
+    entries
+        .map(|entry| entry.expect("an entry of the sources").path())
+        .map(|path| {
+            if path.is_dir() {
+                newest(&path)
+            } else {
+                changed(&path).expect("a source file")
+            }
+        })
+        .max()
+        .expect("a folder of sources is not empty")
 }
 
 /// The folder of what is written in C, compiled once for a process.
