@@ -1,14 +1,17 @@
 //! Broken files for everything that reads files of strangers.
 //!
-//! The decision this crate embodies: it runs on the stable toolchain, with the workspace, in its tests. It has no coverage
-//! feedback; instead the inputs are near to what the readers accept, whole files with a few changes, and programs of
-//! opcodes that mostly fit together ([`program`]), and whole files in which a few numbers are lies (`made`).
-//!
+//! The decision this crate embodies: it runs on the stable toolchain, with the workspace, in its tests. The inputs are near
+//! to what the readers accept: whole files with a few changes, programs of opcodes that mostly fit together
+//! ([`program`]), and whole files in which a few numbers are lies (`made`).
 //! Input `n` of a target follows from the target's name, the seed and `n` alone.
+//!
+//! With the feature `guided` the program `bb-fuzz-guided` gives the same inputs to libFuzzer, which changes them further
+//! wherever that reaches new code; `scripts/fuzz.sh` builds and runs it.
 
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bb_core::events::usage;
@@ -39,7 +42,7 @@ pub struct Target {
     /// A new input, where changing a seed is not enough.
     pub make: Option<fn(&mut ChaCha8Rng) -> Vec<u8>>,
     /// Reads an input, in whatever way; true if it was accepted.
-    pub read: fn(&[u8], &std::path::Path) -> bool,
+    pub read: fn(&[u8], &Path) -> bool,
 }
 
 /// How much to try.
@@ -93,6 +96,65 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// What became of one input.
+#[derive(Debug)]
+pub struct Fed {
+    /// Whether the reader accepted it.
+    pub accepted: bool,
+    /// Time of the processor.
+    pub time: Duration,
+    /// Memory beside what the process had before, in KiB.
+    pub memory: u64,
+    panicked: bool,
+}
+
+impl Fed {
+    /// What the input did that no input may.
+    pub fn too_much(&self) -> Option<String> {
+        if self.panicked {
+            Some("a panic".to_owned())
+        } else if self.time > MOST_TIME {
+            Some(format!("{} ms", self.time.as_millis()))
+        } else if self.memory > MOST_MEMORY {
+            Some(format!("{} KiB", self.memory))
+        } else {
+            None
+        }
+    }
+}
+
+/// Gives one input to the reader, which may write into `folder`.
+pub fn feed(target: &Target, input: &[u8], folder: &Path) -> Fed {
+    let had = peak_from_here();
+    let (begun, before) = (Instant::now(), usage());
+    let read = catch_unwind(AssertUnwindSafe(|| (target.read)(input, folder)));
+    let after = usage();
+    // On a machine that does many things at once the clock says little.
+    let time = match (before, after) {
+        (Some(before), Some(after)) => after.processor.saturating_sub(before.processor),
+        _ => begun.elapsed(),
+    };
+    Fed {
+        panicked: read.is_err(),
+        accepted: read.unwrap_or(false),
+        time,
+        memory: after.map_or(0, |usage| usage.peak_kib.saturating_sub(had)),
+    }
+}
+
+/// Input `number` of a target: made, or changed from `seeds`.
+///
+/// # Panics
+/// Without seeds, if the target makes no inputs.
+pub fn input(target: &Target, seeds: &[Vec<u8>], seed: u64, number: u64) -> Vec<u8> {
+    let mut random = bb_core::rng::stream(seed, target.name, 0, number);
+    match target.make {
+        // Half of the inputs are made, the others changed.
+        Some(make) if seeds.is_empty() || random.random_bool(0.5) => make(&mut random),
+        _ => mutate::changed(seeds, &mut random),
+    }
+}
+
 /// Feeds a target with inputs from number `from` on, changed from its seeds and from `more`.
 ///
 /// # Errors
@@ -116,38 +178,15 @@ pub fn run(
         time: Duration::ZERO,
         finding: None,
     };
-    let before_all = peak_from_here();
     let mut number = from;
     while outcome.inputs < budget.inputs && begun.elapsed() < budget.time {
-        let mut random = bb_core::rng::stream(seed, target.name, 0, number);
-        let input = match target.make {
-            // Half of the inputs are made, the others changed.
-            Some(make) if seeds.is_empty() || random.random_bool(0.5) => make(&mut random),
-            _ => mutate::changed(&seeds, &mut random),
-        };
-        peak_from_here();
-        let (one, before) = (Instant::now(), usage());
-        let read = catch_unwind(AssertUnwindSafe(|| (target.read)(&input, folder.path())));
-        // On a machine that does many things at once the clock says little.
-        let after = usage();
-        let time = match (before, after) {
-            (Some(before), Some(after)) => after.processor.saturating_sub(before.processor),
-            _ => one.elapsed(),
-        };
-        let memory = after.map_or(0, |usage| usage.peak_kib.saturating_sub(before_all));
+        let input = input(target, &seeds, seed, number);
+        let fed = feed(target, &input, folder.path());
         outcome.inputs += 1;
-        outcome.largest = outcome.largest.max(memory);
-        outcome.slowest = outcome.slowest.max(time);
-        let what = match read {
-            Err(_) => Some("a panic".to_owned()),
-            Ok(_) if time > MOST_TIME => Some(format!("{} ms", time.as_millis())),
-            Ok(_) if memory > MOST_MEMORY => Some(format!("{memory} KiB")),
-            Ok(accepted) => {
-                outcome.accepted += u64::from(accepted);
-                None
-            }
-        };
-        if let Some(what) = what {
+        outcome.accepted += u64::from(fed.accepted);
+        outcome.largest = outcome.largest.max(fed.memory);
+        outcome.slowest = outcome.slowest.max(fed.time);
+        if let Some(what) = fed.too_much() {
             outcome.finding = Some(Finding {
                 what,
                 number,

@@ -1,11 +1,11 @@
 //! Feeds broken files to everything that reads files of strangers; see `bb-fuzz --help`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use bb_core::cli::{self, Failure};
-use bb_fuzz::{Budget, TARGETS, run};
+use bb_fuzz::{Budget, TARGETS, Target, run};
 use clap::Parser;
 
 /// Feed broken files to the readers
@@ -18,6 +18,9 @@ struct Args {
     /// Reader to feed; all of them, one after the other, without
     #[arg(value_name = "TARGET", value_parser = clap::builder::PossibleValuesParser::new(TARGETS.iter().map(|t| t.name)))]
     target: Option<String>,
+    /// Name the readers, and feed none
+    #[arg(long, exclusive = true)]
+    list: bool,
     /// How long to feed each
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
@@ -33,6 +36,9 @@ struct Args {
     /// Folder whose files are changed as well as the built-in ones
     #[arg(long, value_name = "DIR")]
     corpus: Option<PathBuf>,
+    /// Write seeds and inputs into this folder, and feed none
+    #[arg(long, value_name = "DIR", requires = "target", requires = "inputs")]
+    write: Option<PathBuf>,
     /// Folder for inputs that were found
     #[arg(long, value_name = "DIR", default_value = "fuzz/found")]
     found: PathBuf,
@@ -44,6 +50,10 @@ fn main() -> ExitCode {
 }
 
 fn feed(args: &Args) -> Result<(), Failure> {
+    if args.list {
+        let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+        return cli::print(&format!("{}\n", names.join("\n")));
+    }
     let mut more = Vec::new();
     if let Some(folder) = &args.corpus {
         for entry in fs_err::read_dir(folder)? {
@@ -61,6 +71,9 @@ fn feed(args: &Args) -> Result<(), Failure> {
     };
     let wanted = |name: &str| args.target.as_deref().is_none_or(|target| target == name);
     for target in TARGETS.iter().filter(|target| wanted(target.name)) {
+        if let Some(folder) = &args.write {
+            return write(target, &more, args, folder);
+        }
         let outcome = run(target, &more, args.seed, args.from, budget)?;
         cli::print(&format!("{}: {outcome}\n", target.name))?;
         if let Some(finding) = &outcome.finding {
@@ -76,6 +89,21 @@ fn feed(args: &Args) -> Result<(), Failure> {
                 path.display()
             )));
         }
+    }
+    Ok(())
+}
+
+/// A file for each seed and each input, where libFuzzer finds them.
+fn write(target: &Target, more: &[Vec<u8>], args: &Args, folder: &Path) -> Result<(), Failure> {
+    let mut seeds = (target.seeds)();
+    seeds.extend_from_slice(more);
+    fs_err::create_dir_all(folder)?;
+    for (i, seed) in seeds.iter().enumerate() {
+        fs_err::write(folder.join(format!("seed-{i}")), seed)?;
+    }
+    for number in (args.from..).take(args.inputs.unwrap_or(0) as usize) {
+        let input = bb_fuzz::input(target, &seeds, args.seed, number);
+        fs_err::write(folder.join(format!("{}-{number}", args.seed)), input)?;
     }
     Ok(())
 }

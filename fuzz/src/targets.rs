@@ -14,6 +14,7 @@ use bb_core::cell::{
 use bb_core::data::{Images, OpenOptions, open};
 use bb_core::poison::PoisonSet;
 use bb_eval::grid::Grid;
+use bb_eval::paper::Paper;
 use bb_eval::prepare::{Places, Prepared};
 use bb_eval::zoo::{self, Rules};
 use bb_nn::{ArchSpec, Compute, Net, StateDict};
@@ -460,7 +461,7 @@ fn place(folder: &Path) -> PathBuf {
 fn whole_cell(bytes: &[u8], folder: &Path) -> bool {
     let dir = place(folder);
     put(&dir, MANIFEST, bytes);
-    let _ = bb_eval::collect::from_folder(folder, &[]);
+    let _ = bb_eval::collect::from_folder(folder, &[], &Paper::tsbd_table1());
     let measured = bb_eval::verify::verify(&dir, None, None, &Compute::Cpu);
     let exported = zoo::export(&zoo::ExportRequest {
         cell: dir.clone(),
@@ -489,7 +490,7 @@ fn record_beside(bytes: &[u8], folder: &Path) -> bool {
     put(&dir, name, bytes);
     put(&dir, MANIFEST, cell().manifest.to_string().as_bytes());
     let read = Failed::read(&dir).is_ok_and(|failed| failed.is_some());
-    let _ = bb_eval::collect::from_folder(folder, &[]);
+    let _ = bb_eval::collect::from_folder(folder, &[], &Paper::tsbd_table1());
     let cell = Cell::load(&dir).expect("a good cell");
     read || bb_eval::collect::seconds(&cell).is_some()
 }

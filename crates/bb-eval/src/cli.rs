@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::analyze::{self, command::AnalyzeCommand};
 use crate::grid::Grid;
+use crate::paper::{DEFAULT_PAPER, Paper};
 use crate::plan;
 use crate::prepare::{Places, Prepared};
 use crate::table::{self, Layout, Table};
@@ -74,6 +75,10 @@ enum Command {
         /// One row per attack and defense, or the defenses side by side; CSV is always long [default: long]
         #[arg(long, value_enum)]
         layout: Option<LayoutArg>,
+        /// Whose numbers to compare with: a name, or a file as those in `docs/papers` [default: that of the grid, or
+        /// tsbd]
+        #[arg(long, value_name = "NAME|FILE")]
+        paper: Option<String>,
         #[command(flatten)]
         places: PlaceArgs,
     },
@@ -386,6 +391,7 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             source,
             format,
             layout,
+            paper,
             places,
         } => {
             if (format, layout) == (Format::Csv, Some(LayoutArg::Wide)) {
@@ -394,7 +400,8 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
                 )
                 .hint("leave it out"));
             }
-            let tables = tables(&source, places, extra)?;
+            let paper = paper.as_deref().map(Paper::open).transpose()?;
+            let tables = tables(&source, places, extra, paper)?;
             // The other formats say it below the table.
             if format == Format::Csv {
                 for line in tables.iter().flat_map(|table| &table.left_out) {
@@ -570,6 +577,7 @@ fn tables(
     source: &Path,
     places: PlaceArgs,
     extra: &[&'static dyn AnyDefense],
+    paper: Option<Paper>,
 ) -> Result<Vec<Table>, Failure> {
     if source.is_dir() {
         if places.out.is_some() || places.data.is_some() {
@@ -577,7 +585,8 @@ fn tables(
                 "`--out` and `--data` go with a grid file, and a folder of results was given",
             ));
         }
-        return Ok(collect::from_folder(source, extra)?);
+        let paper = paper.map_or_else(|| Paper::open(DEFAULT_PAPER), Ok)?;
+        return Ok(collect::from_folder(source, extra, &paper)?);
     }
     let prepared = places.prepare(source, extra).map_err(|failure| {
         // A table of what is there needs neither the grid nor the data.
@@ -589,7 +598,8 @@ fn tables(
         failure
     })?;
     let steps = plan::plan(&prepared)?;
-    Ok(vec![collect::from_steps(&prepared, &steps)?])
+    let paper = paper.as_ref().unwrap_or(&prepared.paper);
+    Ok(vec![collect::from_steps(&prepared, &steps, paper)?])
 }
 
 fn write(tables: &[Table], format: Format, layout: Layout) -> String {

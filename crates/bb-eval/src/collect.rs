@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use bb_core::cell::{Cell, CellError, ENV, Kind, LOG, MANIFEST, Manifest, canonical_json};
+use bb_core::cell::{Cell, CellError, ENV, Kind, LOG, MANIFEST, canonical_json};
 use bb_core::cli::{Coded, exit};
 use bb_core::data::{self, NamedClass};
 use bb_core::files::{self, Links};
@@ -15,6 +15,8 @@ use bb_defense::method::AnyDefense;
 use bb_defense::results::Results;
 use serde_json::{Value, json};
 
+use crate::leaves::leaves;
+use crate::paper::profile::Own;
 use crate::paper::{Facts, Paper, RepairFacts};
 use crate::plan::{State, Step};
 use crate::prepare::Prepared;
@@ -179,7 +181,7 @@ fn end_of(path: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 /// What the table compares with a paper's setting.
-pub fn facts(cell: &Cell) -> Facts {
+pub fn facts(cell: &Cell, paper: &Paper) -> Facts {
     let settings = &cell.manifest.settings;
     let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     Facts {
@@ -192,7 +194,7 @@ pub fn facts(cell: &Cell) -> Facts {
         epochs: settings["train"]["epochs"].as_u64(),
         train_limit: settings["data"]["train_limit"].as_u64(),
         test_limit: settings["data"]["test_limit"].as_u64(),
-        unlike_recipe: unlike_attack(cell),
+        unlike: unlike_attack(cell, paper),
     }
 }
 
@@ -213,66 +215,58 @@ fn target(cell: &Cell) -> Option<NamedClass> {
 /// What the table compares with a paper's setting, of a defense with these settings.
 fn repair_facts(
     defense: Option<&dyn AnyDefense>,
-    dataset: &str,
-    settings: &Value,
+    own: Own<'_>,
     precision: &str,
+    paper: &Paper,
 ) -> RepairFacts {
     // Who repaired a network elsewhere may have done it in any way, whatever the defense is called.
-    let defense = defense.filter(|_| settings.get("imported").is_none());
-    let recipe = defense.and_then(|defense| {
-        defense
-            .resolve(dataset, &bb_defense::method::Given::default())
-            .ok()
+    let defense = defense.filter(|_| own.settings.get("imported").is_none());
+    let unlike = defense.and_then(|defense| {
+        let published = paper.profile.method(Kind::Defense, defense.info().id);
+        let given = bb_defense::method::Given {
+            set: published.given(own.dataset, own.arch),
+            ..Default::default()
+        };
+        let expected = defense.resolve(own.dataset, &given).ok()?;
+        Some(published.differences(own, expected.tree(), &["clean.ratio"]))
     });
     RepairFacts {
         precision: precision.to_owned(),
-        clean_ratio: settings["clean"]["ratio"].as_f64(),
-        unlike_recipe: recipe.map(|recipe| unlike(settings, recipe.tree(), &["clean.ratio"])),
+        clean_ratio: own.settings["clean"]["ratio"].as_f64(),
+        unlike,
     }
 }
 
-/// The settings of an attack's cell that are not those of its recipe; `None` if nothing is known of them.
-fn unlike_attack(cell: &Cell) -> Option<Vec<String>> {
+/// What was done otherwise than for the published attack; `None` if nothing is known of a cell's settings.
+fn unlike_attack(cell: &Cell, paper: &Paper) -> Option<Vec<String>> {
     let manifest = &cell.manifest;
     // Who published a network may have trained it in any way, whatever the attack is called.
     if manifest.settings.get("imported").is_some() {
         return None;
     }
-    let attack = bb_attack::registry::find(&manifest.method).ok()?;
-    let recipe = attack
-        .resolve(&manifest.dataset, &bb_attack::method::Given::default())
-        .ok()?;
-    let compared = ["ratio", "label", "train.epochs"];
-    Some(unlike(&manifest.settings, recipe.tree(), &compared))
-}
-
-/// Tables that the harness adds to a method's own settings.
-const ADDED: [&str; 3] = ["compute", "data", "model"];
-
-/// Whether a setting says only how often is measured and what is recorded or tried beside the result.
-fn measures(key: &str) -> bool {
-    matches!(key, "eval_every" | "probe_every" | "record_layer" | "sweep")
-        || key.starts_with("sweep_")
-}
-
-/// The keys by which settings differ from a recipe, but for those that are `compared` by themselves.
-fn unlike(settings: &Value, recipe: &Value, compared: &[&str]) -> Vec<String> {
-    let leaves = |settings: &Value| {
-        let mut own = settings.clone();
-        if let Value::Object(table) = &mut own {
-            table.retain(|name, _| !ADDED.contains(&name.as_str()));
-        }
-        let mut leaves = BTreeMap::new();
-        flatten(&own, "", &mut leaves);
-        leaves
+    let own = own(cell);
+    let published = paper.profile.method(Kind::Attack, &manifest.method);
+    let given = bb_attack::method::Given {
+        set: published.given(own.dataset, own.arch),
+        ..Default::default()
     };
-    let (ours, theirs) = (leaves(settings), leaves(recipe));
-    let keys: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
-    keys.into_iter()
-        .filter(|key| !measures(key) && !compared.contains(&key.as_str()))
-        .filter(|key| ours.get(*key) != theirs.get(*key))
-        .cloned()
-        .collect()
+    let attack = bb_attack::registry::find(&manifest.method).ok()?;
+    let expected = attack.resolve(own.dataset, &given).ok()?;
+    let compared = ["ratio", "label", "train.epochs"];
+    Some(published.differences(own, expected.tree(), &compared))
+}
+
+/// What a paper's profile looks at.
+fn own(cell: &Cell) -> Own<'_> {
+    let manifest = &cell.manifest;
+    Own {
+        settings: &manifest.settings,
+        digests: &manifest.inputs,
+        dataset: &manifest.dataset,
+        arch: manifest.settings["model"]["arch"]
+            .as_str()
+            .unwrap_or_default(),
+    }
 }
 
 /// How convolutions multiplied when a cell's networks were trained; in `f32` if it is older than the choice.
@@ -283,9 +277,15 @@ fn precision(cell: &Cell) -> &str {
 }
 
 /// The table of a grid, from the complete cells among its steps.
-pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectError> {
+pub fn from_steps(
+    prepared: &Prepared,
+    steps: &[Step],
+    paper: &Paper,
+) -> Result<Table, CollectError> {
     let mut defenses = vec![DefenseColumn::undefended()];
     let grid = &prepared.grid;
+    // No setting of a defense names a file whose content is part of its cell.
+    let none = BTreeMap::new();
     for prepared in &prepared.defenses {
         defenses.push(DefenseColumn {
             method: prepared.defense.info().id.to_owned(),
@@ -293,9 +293,14 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
             role: Role::Defended,
             facts: Some(repair_facts(
                 Some(prepared.defense),
-                &grid.dataset,
-                prepared.settings(),
+                Own {
+                    settings: prepared.settings(),
+                    digests: &none,
+                    dataset: &grid.dataset,
+                    arch: &grid.arch,
+                },
                 grid.precision.name(),
+                paper,
             )),
         });
     }
@@ -323,20 +328,25 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
         };
         match step.defense {
             None => {
-                let known = || (facts(cell), target(cell));
+                let known = || (facts(cell, paper), target(cell));
                 facts_of.entry(step.attack).or_insert_with(known);
                 gathered.attack(step.attack, step.seed, cell)?;
             }
             Some(defense) => gathered.defense(step.attack, 1 + defense, step.seed, cell)?,
         }
     }
+    let own = prepared.arch.label();
     let attacks = prepared.attacks.iter().enumerate().map(|(i, attack)| {
         let (facts, target) = facts_of.remove(&i).unwrap_or_default();
         AttackRow {
-            method: attack.attack.info().id.to_owned(),
+            method: attack.method().to_owned(),
             label: attack.label.clone(),
             facts,
             target,
+            arch: attack
+                .network()
+                .filter(|arch| *arch != own)
+                .map(str::to_owned),
         }
     });
     let mut input = Input {
@@ -357,7 +367,7 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
         observations: gathered.observations,
         damaged,
         failed,
-        paper: Some(Paper::tsbd_table1()),
+        paper: Some(paper.clone()),
         classes: Some(prepared.dataset.spec.classes),
         asr_floor: grid.asr_floor,
     };
@@ -374,6 +384,7 @@ pub fn from_steps(prepared: &Prepared, steps: &[Step]) -> Result<Table, CollectE
 pub fn from_folder(
     out: &Path,
     extra: &[&'static dyn AnyDefense],
+    paper: &Paper,
 ) -> Result<Vec<Table>, CollectError> {
     let mut unusable = Unusable::default();
     let attacks = cells(out, Kind::Attack, &mut unusable)?;
@@ -394,8 +405,8 @@ pub fn from_folder(
     for ((dataset, arch, data), attacks) in &groups {
         let key = (dataset.clone(), arch.clone(), data.clone());
         let defenses: Vec<&Cell> = defenses.iter().filter(|c| group(c) == key).collect();
-        let mut input = folder_input(attacks, &defenses, extra, &mut left_out)?;
-        let limits = facts(attacks[0]);
+        let mut input = folder_input(attacks, &defenses, extra, paper, &mut left_out)?;
+        let limits = facts(attacks[0], paper);
         let limit = |l: Option<u64>| l.map(|l| l as usize);
         let (train, test) = (limit(limits.train_limit), limit(limits.test_limit));
         let precisions = attacks.iter().chain(&defenses).map(|c| precision(c));
@@ -414,6 +425,7 @@ fn folder_input(
     attacks: &[&Cell],
     defenses: &[&Cell],
     extra: &[&'static dyn AnyDefense],
+    paper: &Paper,
     left_out: &mut Vec<String>,
 ) -> Result<Input, CollectError> {
     let attack_title = |id: &str| {
@@ -455,14 +467,15 @@ fn folder_input(
             .map(|(cell, label)| AttackRow {
                 method: cell.manifest.method.clone(),
                 label,
-                facts: facts(cell),
+                facts: facts(cell, paper),
                 target: target(cell),
+                arch: None,
             })
             .collect(),
         defenses: vec![DefenseColumn::undefended()],
         seeds: seeds.into_iter().collect(),
         observations: gathered.observations,
-        paper: Some(Paper::tsbd_table1()),
+        paper: Some(paper.clone()),
         classes: classes(attacks[0]),
         asr_floor: DEFAULT_ASR_FLOOR,
         ..Input::default()
@@ -470,18 +483,13 @@ fn folder_input(
     input
         .defenses
         .extend(columns.into_iter().map(|(cell, label)| {
-            let Manifest {
-                method,
-                dataset,
-                settings,
-                ..
-            } = &cell.manifest;
+            let method = &cell.manifest.method;
             let defense = bb_defense::registry::find(method, extra).ok();
             DefenseColumn {
                 method: method.clone(),
                 label,
                 role: Role::Defended,
-                facts: Some(repair_facts(defense, dataset, settings, precision(cell))),
+                facts: Some(repair_facts(defense, own(cell), precision(cell), paper)),
             }
         }));
     add_oracles(&mut input, &gathered.oracles);
@@ -626,14 +634,8 @@ fn variants<'a>(
             found.len() - 1
         }));
     }
-    let leaves: Vec<BTreeMap<String, String>> = found
-        .iter()
-        .map(|cell| {
-            let mut leaves = BTreeMap::new();
-            flatten(&settings(cell), "", &mut leaves);
-            leaves
-        })
-        .collect();
+    let leaves: Vec<BTreeMap<String, String>> =
+        found.iter().map(|cell| leaves(&settings(cell))).collect();
     let mut labels: Vec<String> = Vec::new();
     for (i, cell) in found.iter().enumerate() {
         let method = &cell.manifest.method;
@@ -656,27 +658,6 @@ fn variants<'a>(
         labels.push(label);
     }
     (found.into_iter().zip(labels).collect(), which)
-}
-
-fn flatten(value: &Value, key: &str, into: &mut BTreeMap<String, String>) {
-    match value {
-        Value::Object(table) => {
-            for (name, below) in table {
-                let key = if key.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{key}.{name}")
-                };
-                flatten(below, &key, into);
-            }
-        }
-        Value::String(text) => {
-            into.insert(key.to_owned(), text.clone());
-        }
-        other => {
-            into.insert(key.to_owned(), other.to_string());
-        }
-    }
 }
 
 /// All complete cells of a kind, by path; what is wrong with the others is added to `unusable`.
@@ -753,88 +734,4 @@ fn title(
         let _ = write!(title, ", seed{plural} {}", numbers.join(", "));
     }
     title
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_that_make_another_model_differ_from_the_recipe_and_no_others() {
-        let recipe = json!({
-            "eval_every": 1, "ratio": 0.1, "sweep": false, "sweep_ratios": [0.1], "target": 0,
-            "train": { "epochs": 100, "lr": 0.01, "schedule": { "kind": "cosine", "t_max": 100 } },
-        });
-        let check = |change: Value, expect: &[&str]| {
-            let mut settings = recipe.clone();
-            for (key, value) in change.as_object().expect("a table") {
-                settings[key] = value.clone();
-            }
-            assert_eq!(
-                unlike(&settings, &recipe, &["ratio", "train.epochs"]),
-                expect
-            );
-        };
-        check(json!({}), &[]);
-        check(
-            json!({ "eval_every": 4, "sweep": true, "sweep_ratios": [0.2] }),
-            &[],
-        );
-        check(json!({ "probe_every": 1, "record_layer": "last" }), &[]);
-        check(json!({ "ratio": 0.2 }), &[]);
-        check(
-            json!({ "data": { "test_limit": 5 }, "model": {}, "compute": { "precision": "bf16" } }),
-            &[],
-        );
-        check(json!({ "target": 3 }), &["target"]);
-        check(
-            json!({ "train": { "epochs": 12, "lr": 0.1, "schedule": { "kind": "triangle", "warmup": 0.2 } } }),
-            &[
-                "train.lr",
-                "train.schedule.kind",
-                "train.schedule.t_max",
-                "train.schedule.warmup",
-            ],
-        );
-        // A cell of a version that lacked the setting says nothing of it.
-        check(
-            json!({ "train": { "epochs": 100, "lr": 0.01 } }),
-            &["train.schedule.kind", "train.schedule.t_max"],
-        );
-    }
-
-    #[test]
-    fn a_defense_differs_by_its_settings_and_its_share_of_clean_images_is_a_fact() {
-        let rnp = bb_defense::registry::find("rnp", &[]).expect("it is registered");
-        let given = |set: &[&str]| bb_defense::method::Given {
-            set: set.iter().map(|&set| set.to_owned()).collect(),
-            ..Default::default()
-        };
-        let facts = |set: &[&str]| {
-            let ready = rnp.resolve("cifar10", &given(set)).expect("valid settings");
-            repair_facts(Some(rnp), "cifar10", ready.tree(), "f32")
-        };
-        let same = facts(&[]);
-        assert_eq!(same.unlike_recipe, Some(Vec::new()));
-        assert_eq!(same.clean_ratio, Some(0.01), "RNP's own, not the paper's");
-        let paper = Paper::tsbd_table1();
-        assert_eq!(
-            paper.repair_differences(&same),
-            ["share of clean images 0.01 instead of 0.05"]
-        );
-        assert_eq!(
-            paper.repair_differences(&facts(&["clean.ratio=0.05", "sweep=true"])),
-            [""; 0]
-        );
-        assert_eq!(
-            paper.repair_differences(&facts(&["clean.ratio=0.05", "unlearn.lr=0.5"])),
-            ["not as in the recipe: unlearn.lr"]
-        );
-        let clp = bb_defense::registry::find("clp", &[]).expect("it is registered");
-        let ready = clp.resolve("cifar10", &given(&[])).expect("valid settings");
-        let data_free = repair_facts(Some(clp), "cifar10", ready.tree(), "f32");
-        assert_eq!(paper.repair_differences(&data_free), [""; 0]);
-        let unknown = repair_facts(None, "cifar10", ready.tree(), "f32");
-        assert_eq!(paper.repair_differences(&unknown), ["settings unknown"]);
-    }
 }

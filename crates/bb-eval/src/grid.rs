@@ -14,6 +14,7 @@
 //! test_limit = 500
 //! asr_floor = 0.5                     # optional: an attack below is marked, see `table`; this is the default
 //! test_split = "val"                  # optional: measure on this split, where it is not the usual one
+//! paper = "tsbd"                      # optional: whose numbers stand beside ours; a name, or a file as `docs/papers` has
 //!
 //! [[attack]]
 //! method = "badnets"
@@ -21,11 +22,19 @@
 //! config = ["../attack/mine.toml"]    # optional: settings files, relative to this file
 //! set = { train.epochs = 3 }          # optional: single settings, over the files
 //!
-//! [[defense]]                         # the same keys
+//! [[model]]                           # a model that was trained elsewhere, in place of an attack or beside some
+//! path = "record/*"                   # what `bb-eval zoo import` takes, relative to this file; `*` and `?` stand for any
+//! attack = "badnets"                  # optional: the attack it is filed under
+//! label = "mine"                      # optional: what the table prints, for a path of one model; else the last folder
+//! key = "model"                       # optional: where the network lies in the file
+//! arch = "resnet18"                   # optional: for a file that does not name it
+//!
+//! [[defense]]                         # the keys of an attack
 //! method = "tsbd"
 //! ```
 //!
 //! Every attack is trained with every seed, and every defense repairs every one of these models with the same seed.
+//! A model is what it is, whatever the seed and the network of the grid; it must be of the grid's dataset and limits.
 //! A key that is not listed here is an error.
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -36,6 +45,7 @@ use bb_core::precision::Precision;
 use bb_core::settings::{Origin, did_you_mean};
 use bb_zoo::strict::{Document, Field, StrictError, Table};
 
+use crate::paper;
 use crate::table::DEFAULT_ASR_FLOOR;
 
 /// Seeds of a grid that names none: enough for a mean and a spread.
@@ -46,7 +56,7 @@ const MOST_SEEDS: usize = 1000;
 const MOST_CELLS: usize = 10_000;
 
 /// The fields of `[grid]`.
-pub const GRID_FIELDS: [&str; 12] = [
+pub const GRID_FIELDS: [&str; 13] = [
     "name",
     "dataset",
     "data",
@@ -59,6 +69,7 @@ pub const GRID_FIELDS: [&str; 12] = [
     "test_limit",
     "test_split",
     "asr_floor",
+    "paper",
 ];
 
 /// What can be wrong with a grid file.
@@ -69,7 +80,7 @@ pub enum GridError {
     #[error(transparent)]
     Strict(#[from] StrictError),
     /// The grid has no attack.
-    #[error("the grid has no `[[attack]]`\n  in {}", path.display())]
+    #[error("the grid has no `[[attack]]` and no `[[model]]`\n  in {}", path.display())]
     NoAttack {
         /// The file.
         path: PathBuf,
@@ -147,8 +158,12 @@ pub struct Grid {
     pub asr_floor: f64,
     /// The split to measure on, where it is not the usual one.
     pub test_split: Option<String>,
+    /// The paper to compare with, by name or file.
+    pub paper: Option<String>,
     /// The attacks.
     pub attacks: Vec<Entry>,
+    /// The models that were trained elsewhere; in the table they stand behind the attacks.
+    pub models: Vec<Model>,
     /// The defenses.
     pub defenses: Vec<Entry>,
 }
@@ -166,6 +181,23 @@ pub struct Entry {
     pub set: Vec<String>,
     /// Line of each of them in the grid file, counted from 1.
     pub set_lines: Vec<usize>,
+    /// Line of the entry in the grid file, counted from 1.
+    pub line: usize,
+}
+
+/// One model of a grid, or several that a pattern finds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// The path, or a pattern with `*` and `?`.
+    pub path: PathBuf,
+    /// The attack that it is filed under.
+    pub attack: Option<String>,
+    /// What the table prints; empty for the last part of the path.
+    pub label: String,
+    /// Where the network lies in the file.
+    pub key: Option<String>,
+    /// Its architecture, for a file that does not name it.
+    pub arch: Option<String>,
     /// Line of the entry in the grid file, counted from 1.
     pub line: usize,
 }
@@ -192,9 +224,19 @@ impl Grid {
         Self::read(&Document::new(path, text))
     }
 
+    /// Checks that so many attacks and models are no more than anybody computes.
+    pub(crate) fn check_size(&self, rows: usize) -> Result<(), GridError> {
+        let cells = rows * (1 + self.defenses.len()) * self.seeds.len();
+        if cells > MOST_CELLS {
+            let path = self.path.clone();
+            return Err(GridError::TooManyCells { path, cells });
+        }
+        Ok(())
+    }
+
     fn read(document: &Document) -> Result<Self, GridError> {
         document.parse(|top| {
-            top.only(&["grid", "attack", "defense"])?;
+            top.only(&["grid", "attack", "model", "defense"])?;
             let t = top
                 .table("grid")?
                 .ok_or_else(|| top.missing("grid", "a table"))?;
@@ -232,20 +274,33 @@ impl Grid {
                 test_limit: count(&t, "test_limit", MOST_IMAGES)?,
                 asr_floor: share(&t, "asr_floor")?.unwrap_or(DEFAULT_ASR_FLOOR),
                 test_split: word(&t, "test_split")?.map(|f| f.value),
+                paper: whose_numbers(&t, document.path())?,
                 attacks: entries(&top, "attack", document.path())?,
+                models: models(&top, document.path())?,
                 defenses: entries(&top, "defense", document.path())?,
             };
-            if grid.attacks.is_empty() {
+            if grid.attacks.is_empty() && grid.models.is_empty() {
                 return Err(GridError::NoAttack { path: grid.path });
             }
-            let cells = grid.attacks.len() * (1 + grid.defenses.len()) * grid.seeds.len();
-            if cells > MOST_CELLS {
-                let path = grid.path;
-                return Err(GridError::TooManyCells { path, cells });
-            }
+            grid.check_size(grid.attacks.len() + grid.models.len())?;
             Ok(grid)
         })
     }
+}
+
+/// A name, or a file relative to the grid.
+fn whose_numbers(t: &Table<'_>, path: &Path) -> Result<Option<String>, StrictError> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let Some(field) = word(t, "paper")? else {
+        return Ok(None);
+    };
+    if !paper::is_file(&field.value) {
+        return Ok(Some(field.value));
+    }
+    let path = folder.join(&field.value).into_os_string();
+    let path = path.into_string();
+    path.map(Some)
+        .map_err(|_| field.refuse("a file below a folder whose name is UTF-8"))
 }
 
 fn entries(top: &Table<'_>, name: &str, path: &Path) -> Result<Vec<Entry>, GridError> {
@@ -285,6 +340,30 @@ fn entries(top: &Table<'_>, name: &str, path: &Path) -> Result<Vec<Entry>, GridE
         entries.push(entry);
     }
     Ok(entries)
+}
+
+fn models(top: &Table<'_>, path: &Path) -> Result<Vec<Model>, StrictError> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let read = |t: &Table<'_>| {
+        t.only(&["path", "attack", "label", "key", "arch"])?;
+        let line = |name| {
+            let field = word(t, name)?;
+            let line = |v: &String| !v.contains(char::is_control);
+            let field = field
+                .map(|f| f.check(line, "one line of text"))
+                .transpose()?;
+            Ok::<_, StrictError>(field.map(|f| f.value))
+        };
+        Ok(Model {
+            path: folder.join(required(t, "path")?.value),
+            attack: line("attack")?,
+            label: line("label")?.unwrap_or_default(),
+            key: line("key")?,
+            arch: line("arch")?,
+            line: t.line(),
+        })
+    };
+    top.tables("model")?.iter().map(read).collect()
 }
 
 /// A string that is not empty.
@@ -620,7 +699,7 @@ set.n = 0.3
         let error = Grid::parse("g.toml", &GOOD[..end]).expect_err("no attack");
         assert_eq!(
             error.to_string(),
-            "the grid has no `[[attack]]`\n  in g.toml"
+            "the grid has no `[[attack]]` and no `[[model]]`\n  in g.toml"
         );
     }
 }

@@ -14,6 +14,7 @@ pub mod analyze;
 pub mod cli;
 pub mod collect;
 pub mod grid;
+mod leaves;
 mod network;
 pub mod paper;
 pub mod plan;

@@ -18,8 +18,10 @@ use bb_defense::method::AnyDefense;
 use bb_nn::ArchSpec;
 use serde_json::Value;
 
-use crate::grid::{Entry, Grid};
+use crate::grid::{Entry, Grid, Model};
+use crate::paper::{DEFAULT_PAPER, Paper};
 use crate::table::{AVERAGE, UNDEFENDED, oracle_label};
+use crate::zoo::{self, ImportRequest};
 
 /// Folder for results where neither the command line nor the grid names one.
 pub const DEFAULT_OUT: &str = "runs";
@@ -56,21 +58,57 @@ pub enum PrepareError {
         /// Line of the entry that has it already.
         first: usize,
     },
+    /// A pattern of paths that is none.
+    #[error("`{}` is no pattern: {why}", path.display())]
+    Pattern {
+        /// The pattern.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A pattern that fits nothing.
+    #[error("nothing fits `{}`, expected at least one model", path.display())]
+    NoModel {
+        /// The pattern.
+        path: PathBuf,
+    },
+    /// One label for several models.
+    #[error("the label `{label}` is for one model, and the path fits {found}")]
+    OneLabel {
+        /// The label.
+        label: String,
+        /// How many models there are.
+        found: usize,
+    },
+    /// A model of other images than the grid's.
+    #[error("`{}` was trained on {} images, and the grid has {expected}", path.display(), found.map_or("all".to_owned(), |n| format!("the first {n}")))]
+    OtherImages {
+        /// The model.
+        path: PathBuf,
+        /// How many training images it saw, if not all.
+        found: Option<u64>,
+        /// How many training images the grid has.
+        expected: usize,
+    },
 }
 
 impl Coded for PrepareError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::OutIsFile { .. } => exit::INPUT,
-            Self::LabelLine { .. } | Self::LabelTaken { .. } | Self::LabelTwice { .. } => {
-                exit::USAGE
-            }
+            _ => exit::USAGE,
         }
     }
 
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::OutIsFile { .. } => "give another folder with `--out DIR`".to_owned(),
+            Self::Pattern { .. } | Self::NoModel { .. } => {
+                "a path is relative to the grid file".to_owned()
+            }
+            Self::OneLabel { .. } => "leave it out; each is called by its folder then".to_owned(),
+            Self::OtherImages { found: Some(n), .. } => format!("set `train_limit = {n}`"),
+            Self::OtherImages { found: None, .. } => "leave `train_limit` out".to_owned(),
             _ => "give the entry a `label` of its own".to_owned(),
         })
     }
@@ -85,15 +123,57 @@ pub struct Places {
     pub out: Option<PathBuf>,
 }
 
-/// An attack of the grid.
+/// What is repaired in a row of the table: an attack, or a model that was trained elsewhere.
 pub struct PreparedAttack {
     /// What the table prints.
     pub label: String,
+    /// Where its model comes from.
+    pub source: Source,
+    /// Line in the grid file, counted from 1.
+    line: usize,
+}
+
+/// Where an attacked model comes from.
+pub enum Source {
+    /// It is trained.
+    Trained(Trained),
+    /// It is imported.
+    Imported(Box<Imported>),
+}
+
+/// An attack to be trained.
+pub struct Trained {
     /// The method.
     pub attack: &'static dyn AnyAttack,
     /// Where its settings come from.
     pub given: bb_attack::method::Given,
     ready: Box<dyn bb_attack::method::Ready>,
+}
+
+/// A model to be imported, which was read and compared with the data.
+pub struct Imported {
+    /// What is imported.
+    pub request: ImportRequest,
+    /// What its cell follows from, whatever the seed.
+    pub spec: CellSpec,
+}
+
+impl PreparedAttack {
+    /// The method that its cells are filed under.
+    pub fn method(&self) -> &str {
+        match &self.source {
+            Source::Trained(trained) => trained.attack.info().id,
+            Source::Imported(imported) => &imported.spec.method,
+        }
+    }
+
+    /// Its network, if it need not be that of the grid.
+    pub(crate) fn network(&self) -> Option<&str> {
+        match &self.source {
+            Source::Trained(_) => None,
+            Source::Imported(imported) => Some(&imported.spec.arch),
+        }
+    }
 }
 
 /// A defense of the grid.
@@ -124,7 +204,7 @@ pub struct Prepared {
     pub out: PathBuf,
     /// Folder with the datasets.
     pub data: Option<PathBuf>,
-    /// The attacks, in the order of the grid.
+    /// The attacks, in the order of the grid, and behind them the models.
     pub attacks: Vec<PreparedAttack>,
     /// The defenses, in the order of the grid.
     pub defenses: Vec<PreparedDefense>,
@@ -132,6 +212,8 @@ pub struct Prepared {
     pub dataset: Dataset,
     /// The network.
     pub arch: ArchSpec,
+    /// The published numbers to compare with.
+    pub paper: Paper,
 }
 
 impl Prepared {
@@ -147,6 +229,10 @@ impl Prepared {
             .or_else(|| grid.out.clone())
             .unwrap_or_else(|| PathBuf::from(DEFAULT_OUT));
         check_out(&out)?;
+        let paper = Paper::open(grid.paper.as_deref().unwrap_or(DEFAULT_PAPER)).map_err(|e| {
+            let grid = grid.path.display();
+            Failure::from(e).context(format!("`paper` of {grid} cannot be used"))
+        })?;
         let data = places.data.clone().or_else(|| grid.data.clone());
         let (mut attacks, mut defenses) = methods(&grid, extra)?;
         let options = OpenOptions {
@@ -166,16 +252,27 @@ impl Prepared {
         })?;
         let arch = ArchSpec::for_dataset(&grid.arch, grid.width, &dataset.spec)?;
         for (prepared, entry) in attacks.iter_mut().zip(&grid.attacks) {
+            let Source::Trained(trained) = &mut prepared.source else {
+                continue;
+            };
             // What it warns of is said by the run of the cell.
-            let bound = prepared.ready.bind(&dataset).map(|_| ());
+            let bound = trained.ready.bind(&dataset).map(|_| ());
             bound
                 .map_err(|e| in_grid(e, &grid, entry))
-                .and_then(|()| check_choice(prepared, &dataset, &grid.seeds))
-                .map_err(|e| located(e.into(), &grid, entry, Kind::Attack))?;
+                .and_then(|()| check_choice(trained, &dataset, &grid.seeds))
+                .map_err(|e| located(e.into(), &grid, entry.line, Kind::Attack.as_str()))?;
         }
+        for (path, model) in found(&grid)? {
+            let imported = imported(&grid, model, path, (&out, data.as_deref()))
+                .and_then(|imported| fits(imported, &dataset))
+                .map_err(|e| located(e, &grid, model.line, MODEL))?;
+            attacks.push(imported);
+        }
+        check_labels(&attacks, &defenses, &grid)?;
         for (prepared, entry) in defenses.iter_mut().zip(&grid.defenses) {
             let armed = prepared.ready.grant(&dataset);
-            let granted = armed.map_err(|e| located(e.into(), &grid, entry, Kind::Defense))?;
+            let granted =
+                armed.map_err(|e| located(e.into(), &grid, entry.line, Kind::Defense.as_str()))?;
             prepared.clean_indices = granted.granted().map(|g| g.indices_sha256.clone());
         }
         Ok(Self {
@@ -186,12 +283,17 @@ impl Prepared {
             defenses,
             dataset,
             arch,
+            paper,
         })
     }
 
     /// What attack number `attack` with this seed follows from: the same as `bb_attack::run` finds, without running.
     pub fn attack_spec(&self, attack: usize, seed: u64) -> Result<CellSpec, Failure> {
         let prepared = &self.attacks[attack];
+        let trained = match &prepared.source {
+            Source::Trained(trained) => trained,
+            Source::Imported(imported) => return Ok(imported.spec.clone()),
+        };
         let data = GivenData {
             id: &self.grid.dataset,
             train_limit: self.grid.train_limit,
@@ -200,18 +302,16 @@ impl Prepared {
             dataset: &self.dataset,
         };
         let spec = bb_attack::harness::cell_spec(
-            prepared.attack,
-            &*prepared.ready,
+            trained.attack,
+            &*trained.ready,
             &data,
             &self.arch,
             self.grid.precision,
             seed,
         );
         // A file of the settings that cannot be read, say.
-        spec.map_err(|e| {
-            let entry = &self.grid.attacks[attack];
-            located(e.into(), &self.grid, entry, Kind::Attack)
-        })
+        let kind = Kind::Attack.as_str();
+        spec.map_err(|e| located(e.into(), &self.grid, prepared.line, kind))
     }
 
     /// What defense number `defense` on a complete attack follows from: the same as `bb_defense::run` finds.
@@ -229,60 +329,165 @@ impl Prepared {
     }
 }
 
-/// The methods of a grid with their settings, checked; needs no data.
+/// The methods of a grid with their settings, checked; needs no data, and leaves models out.
 pub fn methods(
     grid: &Grid,
     extra: &[&'static dyn AnyDefense],
 ) -> Result<(Vec<PreparedAttack>, Vec<PreparedDefense>), Failure> {
-    let attacks = grid
-        .attacks
-        .iter()
-        .map(|e| attack(grid, e).map_err(|f| located(f, grid, e, Kind::Attack)));
-    let attacks = attacks.collect::<Result<_, _>>()?;
-    let defenses = grid
-        .defenses
-        .iter()
-        .map(|e| defense(grid, e, extra).map_err(|f| located(f, grid, e, Kind::Defense)));
-    let (attacks, defenses): (Vec<PreparedAttack>, Vec<PreparedDefense>) =
-        (attacks, defenses.collect::<Result<_, _>>()?);
-    let labels: Vec<&str> = attacks.iter().map(|a| a.label.as_str()).collect();
-    check_labels(&labels, grid, Kind::Attack)?;
-    let labels: Vec<&str> = defenses.iter().map(|d| d.label.as_str()).collect();
-    check_labels(&labels, grid, Kind::Defense)?;
+    let attacks = grid.attacks.iter().map(|e| {
+        let prepared = attack(grid, e);
+        prepared.map_err(|f| located(f, grid, e.line, Kind::Attack.as_str()))
+    });
+    let attacks: Vec<PreparedAttack> = attacks.collect::<Result<_, _>>()?;
+    let defenses = grid.defenses.iter().map(|e| {
+        let prepared = defense(grid, e, extra);
+        prepared.map_err(|f| located(f, grid, e.line, Kind::Defense.as_str()))
+    });
+    let defenses: Vec<PreparedDefense> = defenses.collect::<Result<_, _>>()?;
+    check_labels(&attacks, &defenses, grid)?;
     Ok((attacks, defenses))
 }
 
+/// A label with its line and what the grid calls its table.
+type Label<'a> = (&'a str, usize, &'static str);
+
 /// Checks that every label is one line, and that no two rows of a table are called the same.
-fn check_labels(labels: &[&str], grid: &Grid, kind: Kind) -> Result<(), Failure> {
-    let entries = match kind {
-        Kind::Attack => &grid.attacks,
-        Kind::Defense => &grid.defenses,
-    };
+fn check_labels(
+    attacks: &[PreparedAttack],
+    defenses: &[PreparedDefense],
+    grid: &Grid,
+) -> Result<(), Failure> {
+    let attacks: Vec<Label<'_>> = attacks
+        .iter()
+        .map(|attack| {
+            let kind = match &attack.source {
+                Source::Trained(_) => Kind::Attack.as_str(),
+                Source::Imported(_) => MODEL,
+            };
+            (attack.label.as_str(), attack.line, kind)
+        })
+        .collect();
+    let defenses: Vec<Label<'_>> = defenses
+        .iter()
+        .zip(&grid.defenses)
+        .map(|(defense, entry)| (defense.label.as_str(), entry.line, Kind::Defense.as_str()))
+        .collect();
     let same = |one: &str, other: &str| one.to_lowercase() == other.to_lowercase();
-    let taken = |label: &str| match kind {
-        Kind::Attack => same(label, AVERAGE).then(|| "the average over the attacks".to_owned()),
-        Kind::Defense if same(label, UNDEFENDED) => Some("the model without a defense".to_owned()),
-        Kind::Defense => {
-            let defense = labels.iter().find(|l| same(label, &oracle_label(l)));
-            defense.map(|defense| format!("the oracle of `{defense}`"))
+    let of_attack =
+        |label: &str| same(label, AVERAGE).then(|| "the average over the attacks".to_owned());
+    let of_defense = |label: &str| {
+        if same(label, UNDEFENDED) {
+            return Some("the model without a defense".to_owned());
         }
+        let oracle = defenses
+            .iter()
+            .find(|(l, ..)| same(label, &oracle_label(l)));
+        oracle.map(|(defense, ..)| format!("the oracle of `{defense}`"))
     };
-    for (i, (&label, entry)) in labels.iter().zip(entries).enumerate() {
-        let first = labels[..i].iter().position(|earlier| same(earlier, label));
-        let label = label.to_owned();
-        let error = if label.chars().any(char::is_control) {
-            PrepareError::LabelLine { label }
-        } else if let Some(what) = taken(&label) {
-            PrepareError::LabelTaken { label, what }
-        } else if let Some(first) = first {
-            let first = entries[first].line;
-            PrepareError::LabelTwice { label, first }
-        } else {
+    let check = |labels: &[Label<'_>], taken: &dyn Fn(&str) -> Option<String>| {
+        for (i, &(label, line, kind)) in labels.iter().enumerate() {
+            let first = labels[..i].iter().find(|earlier| same(earlier.0, label));
+            let label = label.to_owned();
+            let error = if label.chars().any(char::is_control) {
+                PrepareError::LabelLine { label }
+            } else if let Some(what) = taken(&label) {
+                PrepareError::LabelTaken { label, what }
+            } else if let Some(&(_, first, _)) = first {
+                PrepareError::LabelTwice { label, first }
+            } else {
+                continue;
+            };
+            return Err(located(error.into(), grid, line, kind));
+        }
+        Ok(())
+    };
+    check(&attacks, &of_attack)?;
+    check(&defenses, &of_defense)
+}
+
+/// What the grid calls a model that was trained elsewhere.
+const MODEL: &str = "model";
+
+/// The paths of the models of a grid, each with its entry; a pattern may find several.
+fn found(grid: &Grid) -> Result<Vec<(PathBuf, &Model)>, Failure> {
+    let mut all = Vec::new();
+    for model in &grid.models {
+        let at = |error: PrepareError| located(error.into(), grid, model.line, MODEL);
+        let path = model.path.clone();
+        let pattern = path.to_str().filter(|text| text.contains(['*', '?', '[']));
+        let Some(pattern) = pattern else {
+            all.push((path, model));
             continue;
         };
-        return Err(located(error.into(), grid, entry, kind));
+        let paths = glob::glob(pattern).map_err(|error| {
+            at(PrepareError::Pattern {
+                path: path.clone(),
+                why: error.msg,
+            })
+        })?;
+        // A folder that cannot be listed has nothing that could be imported.
+        let paths: Vec<PathBuf> = paths.filter_map(Result::ok).collect();
+        if paths.is_empty() {
+            return Err(at(PrepareError::NoModel { path }));
+        }
+        if paths.len() > 1 && !model.label.is_empty() {
+            let (label, found) = (model.label.clone(), paths.len());
+            return Err(at(PrepareError::OneLabel { label, found }));
+        }
+        all.extend(paths.into_iter().map(|path| (path, model)));
     }
-    Ok(())
+    grid.check_size(grid.attacks.len() + all.len())?;
+    Ok(all)
+}
+
+/// A model that was read and checked.
+fn imported(
+    grid: &Grid,
+    model: &Model,
+    path: PathBuf,
+    (out, data): (&Path, Option<&Path>),
+) -> Result<PreparedAttack, Failure> {
+    let attack = model.attack.as_deref().map(zoo::attack_name).transpose()?;
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    let label = match model.label.as_str() {
+        "" => name.to_string_lossy().into_owned(),
+        label => label.to_owned(),
+    };
+    let request = ImportRequest {
+        path,
+        dataset: grid.dataset.clone(),
+        data: data.map(Path::to_owned),
+        arch: model.arch.clone(),
+        attack: attack.map(str::to_owned),
+        key: model.key.clone(),
+        test_split: grid.test_split.clone(),
+        test_limit: grid.test_limit,
+        out: out.to_owned(),
+        ..ImportRequest::default()
+    };
+    let spec = zoo::check(&request)?.spec;
+    Ok(PreparedAttack {
+        label,
+        source: Source::Imported(Box::new(Imported { request, spec })),
+        line: model.line,
+    })
+}
+
+/// The model, if it is of the images of the grid.
+fn fits(prepared: PreparedAttack, dataset: &Dataset) -> Result<PreparedAttack, Failure> {
+    let Source::Imported(imported) = &prepared.source else {
+        return Ok(prepared);
+    };
+    let Imported { request, spec } = &**imported;
+    if spec.inputs.get("dataset") == Some(&dataset.digest) {
+        return Ok(prepared);
+    }
+    Err(PrepareError::OtherImages {
+        path: request.path.clone(),
+        found: spec.settings["data"]["train_limit"].as_u64(),
+        expected: dataset.train.len(),
+    }
+    .into())
 }
 
 /// Checks that results can lie in a folder, which need not be there yet.
@@ -310,11 +515,7 @@ fn no_data(error: DataError) -> Failure {
 const IN_LOOP: [&str; 2] = [Wanet::INFO.id, InputAware::INFO.id];
 
 /// Checks what an attack would find out when it chooses its images, which it does when other cells are trained already.
-fn check_choice(
-    prepared: &PreparedAttack,
-    dataset: &Dataset,
-    seeds: &[u64],
-) -> Result<(), AttackError> {
+fn check_choice(prepared: &Trained, dataset: &Dataset, seeds: &[u64]) -> Result<(), AttackError> {
     let settings = prepared.ready.tree();
     let Some(map) = LabelMap::of_settings(settings, dataset.spec.classes)? else {
         return Ok(());
@@ -351,9 +552,12 @@ fn attack(grid: &Grid, entry: &Entry) -> Result<PreparedAttack, Failure> {
     let ready = ready.map_err(|e| in_grid(e, grid, entry))?;
     Ok(PreparedAttack {
         label: label(entry, attack.info().title),
-        attack,
-        given,
-        ready,
+        source: Source::Trained(Trained {
+            attack,
+            given,
+            ready,
+        }),
+        line: entry.line,
     })
 }
 
@@ -401,10 +605,9 @@ fn label(entry: &Entry, title: &str) -> String {
     }
 }
 
-fn located(failure: Failure, grid: &Grid, entry: &Entry, kind: Kind) -> Failure {
+fn located(failure: Failure, grid: &Grid, line: usize, table: &str) -> Failure {
     failure.context(format!(
-        "`[[{kind}]]` in {}, line {}, cannot be used",
+        "`[[{table}]]` in {}, line {line}, cannot be used",
         grid.path.display(),
-        entry.line
     ))
 }

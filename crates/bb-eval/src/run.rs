@@ -23,8 +23,9 @@ use serde_json::Value;
 
 use crate::collect;
 use crate::plan::{State, Step, attack_of, look_again, plan};
-use crate::prepare::{Prepared, cache};
+use crate::prepare::{Prepared, Source, Trained, cache};
 use crate::table::{Layout, Table, csv, latex, markdown, text};
+use crate::zoo;
 
 /// First pause before busy cells are looked at again; each pause is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -184,6 +185,16 @@ impl End {
 enum Trouble {
     Busy(Option<Holder>),
     Failed(Failure),
+}
+
+impl Trouble {
+    /// What a failure is that may come of a cell that another process works on.
+    fn of(failure: Failure) -> Self {
+        match failure.error().downcast_ref() {
+            Some(CellError::Locked { holder, .. }) => Self::Busy(holder.clone()),
+            _ => Self::Failed(failure),
+        }
+    }
 }
 
 impl From<AttackError> for Trouble {
@@ -463,9 +474,15 @@ fn one(
     quiet: bool,
 ) -> Result<Cell, Trouble> {
     let body = || match (step.defense, attack) {
-        (None, _) => Ok(bb_attack::run(&attack_request(
-            prepared, step, compute, quiet,
-        ))?),
+        (None, _) => match &prepared.attacks[step.attack].source {
+            Source::Trained(trained) => Ok(bb_attack::run(&attack_request(
+                prepared, trained, step, compute, quiet,
+            ))?),
+            Source::Imported(imported) => {
+                let (cell, _) = zoo::import(&imported.request, compute).map_err(Trouble::of)?;
+                Ok(cell)
+            }
+        },
         (Some(defense), Some(attack)) => Ok(bb_defense::run(&defense_request(
             prepared, step, defense, attack, compute, quiet,
         ))?),
@@ -482,11 +499,12 @@ fn one(
 
 fn attack_request(
     prepared: &Prepared,
+    attack: &Trained,
     step: &Step,
     compute: &Compute,
     quiet: bool,
 ) -> AttackRequest {
-    let (attack, grid) = (&prepared.attacks[step.attack], &prepared.grid);
+    let grid = &prepared.grid;
     AttackRequest {
         method: attack.attack.info().id.to_owned(),
         dataset: grid.dataset.clone(),
@@ -554,7 +572,7 @@ fn write_tables(prepared: &Prepared, steps: &mut [Step], log: &Log) -> Result<Ta
     // Whoever wrote tables here and was killed held the same lock.
     atomic::clear_abandoned(out);
     look_again(prepared, steps)?;
-    let table = collect::from_steps(prepared, steps)?;
+    let table = collect::from_steps(prepared, steps, &prepared.paper)?;
     let files = [
         ("table.txt", text::write(&table, Layout::Long)),
         ("table.md", markdown::write(&table, Layout::Long)),

@@ -542,29 +542,28 @@ fn what_a_table_leaves_out_is_said_in_every_format() {
 }
 
 #[test]
-fn a_table_compares_the_recipe_with_the_papers() {
+fn a_cell_is_compared_with_what_was_published() {
     use bb_eval::paper::Paper;
     let place = Place::new(&tinier());
     place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
     let attack = place.manifests("out").into_keys().next().expect("cells");
     let attack = Cell::load(place.path("out").join(attack)).expect("a cell");
-    let facts = bb_eval::collect::facts(&attack);
-    assert_eq!(
-        facts.unlike_recipe,
-        Some(vec!["train.batch_size".to_owned()])
+    let paper = Paper::tsbd_table1();
+    let facts = bb_eval::collect::facts(&attack, &paper);
+    let unlike = facts.unlike.as_deref().expect("it is one of ours");
+    assert!(
+        matches!(unlike, [only] if only.starts_with("train.batch_size ")),
+        "{unlike:?}"
     );
-    let differences = Paper::tsbd_table1().differences(&facts);
-    assert_eq!(
-        differences.last().map(String::as_str),
-        Some("not as in the recipe: train.batch_size")
-    );
+    assert_eq!(paper.differences(&facts).last(), unlike.last());
     // Of a model that somebody published the settings are not known, whatever it is filed under.
+    let unlike = |cell: &Cell| bb_eval::collect::facts(cell, &paper).unlike;
     let mut published = attack.clone();
     published.manifest.settings["imported"] = Value::Object(serde_json::Map::new());
-    assert_eq!(bb_eval::collect::facts(&published).unlike_recipe, None);
+    assert_eq!(unlike(&published), None);
     published.manifest.settings = attack.manifest.settings.clone();
     published.manifest.method = "none-of-ours".to_owned();
-    assert_eq!(bb_eval::collect::facts(&published).unlike_recipe, None);
+    assert_eq!(unlike(&published), None);
 }
 
 #[test]
@@ -1195,5 +1194,143 @@ fn a_missing_file_has_one_exit_code() {
         let (code, stdout, stderr) = place.fails(words);
         assert_eq!((code, stdout.as_str()), (3, ""), "{words:?}: {stderr}");
         assert!(stderr.contains("absent"), "{stderr}");
+    }
+}
+
+/// A grid over models that another grid has trained and exported as the benchmark's folders.
+#[test]
+fn models_that_were_trained_elsewhere_are_repaired_by_a_grid() {
+    let place = Place::new(TINY);
+    place.ok(&["run", "grid.toml", "--out", "out", "--quiet"]);
+    let cells: Vec<PathBuf> = place.manifests("out").into_keys().collect();
+    let attacks: Vec<&PathBuf> = cells.iter().filter(|c| c.starts_with("attack")).collect();
+    assert_eq!(attacks.len(), 2, "{cells:?}");
+    for (cell, name) in attacks.iter().zip(["first", "second"]) {
+        let cell = place.path("out").join(cell.parent().expect("a folder"));
+        let cell = cell.to_str().expect("plain");
+        let to = format!("record/{name}");
+        place.ok(&[
+            "zoo",
+            "export",
+            cell,
+            "--format",
+            "backdoorbench",
+            "--out",
+            &to,
+        ]);
+    }
+    let head = TINY.split("[[attack]]").next().expect("the head");
+    let defense = "[[defense]]\nmethod = \"clp\"\nset = { u = 1000.0 }\n";
+    let grid = |head: &str, model: &str| format!("{head}[[model]]\n{model}\n{defense}");
+    let all = grid(head, "path = \"record/*\"\nattack = \"badnets\"").replace("[0]", "[0, 1]");
+    place.write("models.toml", &all);
+
+    let plan = place.ok(&["plan", "models.toml", "--out", "models"]);
+    let count = |word: &str| plan.lines().filter(|line| line.contains(word)).count();
+    assert_eq!(
+        (
+            count("  missing   attack   first, seed"),
+            count("  missing  ")
+        ),
+        (2, 8),
+        "{plan}"
+    );
+    assert!(
+        place.manifests("models").is_empty(),
+        "a plan computes nothing"
+    );
+
+    let table = place.ok(&["run", "models.toml", "--out", "models", "--quiet"]);
+    // A defense that prunes nothing leaves what its model had, and so has the attack that was exported.
+    let values = |table: &str, block: usize, row: usize| -> Vec<String> {
+        let block = table.split("\n----").nth(1 + block).expect("a block");
+        let line = block.lines().skip(1).nth(row).expect("a row");
+        let number = |word: &&str| word.parse::<f64>().is_ok() || word.ends_with('*');
+        let words = line.split_whitespace().filter(number).take(1);
+        words
+            .map(|word| word.trim_end_matches('*').to_owned())
+            .collect()
+    };
+    let trained = place.ok(&["table", "out"]);
+    for block in 0..2 {
+        let expect = values(&trained, block, 0);
+        assert_eq!(expect.len(), 1, "{trained}");
+        assert_eq!(values(&table, block, 0), expect, "{table}\n{trained}");
+        assert_eq!(values(&table, block, 1), expect, "{table}");
+    }
+    assert!(
+        table.contains("\nfirst ") && table.contains("\nsecond "),
+        "{table}"
+    );
+    let made = place.manifests("models");
+    // One cell for each model, whatever the seed, and one for each seed of the defense.
+    assert_eq!(made.len(), 2 + 4, "{:?}", made.keys());
+    place.ok(&["run", "models.toml", "--out", "models", "--quiet"]);
+    assert_eq!(place.manifests("models"), made);
+
+    // A model need not have the network of the grid, which is said then.
+    let wider = grid(
+        &head.replace("width = 4", "width = 8"),
+        "path = \"record/first\"",
+    );
+    place.write("wider.toml", &wider);
+    let table = place.ok(&["run", "wider.toml", "--out", "models", "--quiet"]);
+    assert!(
+        table.contains("\nother networks: first preactresnet18-w4\n"),
+        "{table}"
+    );
+    let csv = place.ok(&["table", "wider.toml", "--out", "models", "--format", "csv"]);
+    assert!(
+        csv.contains(",preactresnet18-w4,") && !csv.contains("-w8,"),
+        "{csv}"
+    );
+
+    let refused = [
+        (
+            grid(head, "path = \"record/none*\""),
+            "nothing fits `record/none*`, expected at least one model",
+        ),
+        (
+            grid(head, "path = \"record/*\"\nlabel = \"x\""),
+            "the label `x` is for one model, and the path fits 2",
+        ),
+        (grid(head, "path = \"record/a**b\""), "is no pattern"),
+        (
+            grid(head, "path = \"record/first\"\nattack = \"badnet5\""),
+            "unknown attack `badnet5`",
+        ),
+        (
+            grid(head, "path = \"record/first\"\nmethod = \"badnets\""),
+            "unknown key `model[0].method`",
+        ),
+        (grid(head, "label = \"x\""), "`model[0].path` is missing"),
+        (
+            grid(
+                head,
+                "path = \"record/first\"\n[[model]]\npath = \"record/first\"",
+            ),
+            "the label `first` is that of line",
+        ),
+        (
+            grid(&head.replace("200", "199"), "path = \"record/first\""),
+            "was trained on the first 200 images, and the grid has 199",
+        ),
+        (
+            grid(head, "path = \"record/first/bd_test_dataset\""),
+            "has no `attack_result.pt`",
+        ),
+    ];
+    for (text, expect) in refused {
+        place.write("bad.toml", &text);
+        let (code, stdout, stderr) = place.fails(&["run", "bad.toml", "--out", "bad"]);
+        assert!(
+            matches!(code, 2 | 3) && stdout.is_empty(),
+            "{code} {stderr}"
+        );
+        assert!(
+            stderr.contains(expect) && stderr.contains("bad.toml"),
+            "{stderr}\n{expect}"
+        );
+        assert!(place.manifests("bad").is_empty(), "{expect}");
     }
 }

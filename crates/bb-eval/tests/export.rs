@@ -8,6 +8,7 @@ use bb_attack::AttackRequest;
 use bb_attack::method::Given;
 use bb_core::cell::{Cell, MODEL, POISON_TEST, POISON_TRAIN};
 use bb_core::precision::Precision;
+use bb_eval::paper::Paper;
 use bb_eval::zoo::{ExportRequest, Format, ImportRequest, Rules, export, import};
 use bb_nn::{ArchSpec, Compute, Net, StateDict};
 use bb_zoo::torch::{AttackResult, Checkpoint, Item, attack, write};
@@ -106,7 +107,10 @@ fn a_folder_for_backdoorbench_is_imported_as_the_same_cell() {
     let data = |cell: &Cell| cell.manifest.settings["data"].clone();
     assert_eq!(data(&back), data(&cell));
     // 20 of 200 images, which the settings of a stranger's cell do not say.
-    assert_eq!(bb_eval::collect::facts(&back).ratio, Some(0.1));
+    assert_eq!(
+        bb_eval::collect::facts(&back, &Paper::tsbd_table1()).ratio,
+        Some(0.1)
+    );
 
     // The record says what the benchmark's own does.
     let record = AttackResult::read(&out.join("attack_result.pt")).expect("a record");

@@ -45,6 +45,7 @@ fn committed_grids_are_valid() {
             "ci-cifar10",
             "cifar10-small",
             "defenses-cifar10-small",
+            "models",
             "quickstart"
         ]
     );

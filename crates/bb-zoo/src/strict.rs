@@ -315,6 +315,16 @@ impl<'a> Table<'a> {
             .transpose()
     }
 
+    /// A truth value, if the key is there.
+    pub fn bool(&self, name: &str) -> Result<Option<Field<'a, bool>>, StrictError> {
+        self.get(name)
+            .map(|f| {
+                let value = f.value.as_bool().ok_or_else(|| wrong(&f, "a boolean"))?;
+                Ok(f.with(value))
+            })
+            .transpose()
+    }
+
     /// An integer, if the key is there.
     pub fn int(&self, name: &str) -> Result<Option<Field<'a, i64>>, StrictError> {
         self.get(name).map(|f| integer(&f)).transpose()

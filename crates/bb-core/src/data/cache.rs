@@ -10,8 +10,9 @@
 //! The content of 50,000 small files costs half a second on one thread, their sizes and times alone 0.15.
 //! Of a split of which a part is wanted, only that part is kept.
 //!
-//! A file that is absent, of another key, or damaged is made anew without a word; one that cannot be written is
-//! done without, because the cache only saves time.
+//! A file that is absent, of another key, or damaged is replaced without a word. One that cannot be written is done
+//! without, because the cache only saves time; so is a folder that is a link, which in a stranger's results could lead
+//! anywhere.
 
 use std::io::{Read, Write};
 use std::ops::Range;
@@ -93,7 +94,8 @@ pub(super) fn open(
     limit: Option<usize>,
     build: impl FnOnce(Option<usize>) -> Result<Decoded, DataError>,
 ) -> Result<Digested, DataError> {
-    let Some(dir) = dir else {
+    let linked = |dir: &Path| fs_err::symlink_metadata(dir).is_ok_and(|facts| facts.is_symlink());
+    let Some(dir) = dir.filter(|dir| !linked(dir)) else {
         return Ok(Digested::new(build(limit)?).take(limit));
     };
     let fingerprint = key.fingerprint()?;
@@ -189,7 +191,7 @@ fn shape_digest(n: usize, h: usize, w: usize) -> Sha256 {
 
 /// Reads the first `limit` images of a cache file; nothing if it is not exactly what [`store`] wrote for this fingerprint.
 fn load(path: &Path, fingerprint: &[u8; 32], limit: Option<usize>) -> Option<Digested> {
-    let mut file = files::open(path, Links::Follow).ok()?;
+    let mut file = files::open(path, Links::Refuse).ok()?;
     let length = file.metadata().ok()?.len();
     let mut header = [0; HEADER];
     file.read_exact(&mut header).ok()?;

@@ -157,6 +157,30 @@ fn a_cache_that_cannot_be_written_is_done_without() {
 }
 
 #[test]
+fn nothing_is_written_through_a_link() {
+    let (root, data, cache) = place();
+    let fresh = cached(&data, &cache);
+    let elsewhere = root.path().join("elsewhere");
+    fs_err::create_dir(&elsewhere).expect("a folder");
+    let link = root.path().join("link");
+    fs_err::os::unix::fs::symlink(&elsewhere, &link).expect("a link");
+    same(&cached(&data, &link), &fresh);
+    assert_eq!(entries(&elsewhere), [""; 0].map(PathBuf::from));
+
+    // Nor is a file in the cache that is a link, and what it leads to stays.
+    let file = entries(&cache).remove(0);
+    let kept = elsewhere.join("kept");
+    fs_err::rename(&file, &kept).expect("moved");
+    let before = fs_err::metadata(&kept).and_then(|facts| facts.modified());
+    fs_err::os::unix::fs::symlink(&kept, &file).expect("a link");
+    same(&cached(&data, &cache), &fresh);
+    let facts = fs_err::symlink_metadata(&file).expect("it is there");
+    assert!(facts.is_symlink());
+    let after = fs_err::metadata(&kept).and_then(|facts| facts.modified());
+    assert_eq!(after.expect("a time"), before.expect("a time"));
+}
+
+#[test]
 fn two_at_a_time_do_not_disturb_each_other() {
     let (_root, data, cache) = place();
     let fresh = plain("cifar10", &data).expect("opens");

@@ -59,7 +59,8 @@ pub fn write(tables: &[Table]) -> String {
             });
         for row in &block.rows {
             let names = |kind: &str, seed: String, n: usize| {
-                let (dataset, arch) = (table.dataset.clone(), table.arch.clone());
+                let dataset = table.dataset.clone();
+                let arch = block.arch.as_ref().unwrap_or(&table.arch).clone();
                 let (attack, defense) = (block.attack.clone(), row.defense.clone());
                 vec![
                     kind.to_owned(),

@@ -114,6 +114,8 @@ pub struct AttackRow {
     pub facts: Facts,
     /// The class that poisoned images are to be given, where there is one and the cells say it.
     pub target: Option<NamedClass>,
+    /// Its network, if that is another than the table's.
+    pub arch: Option<String>,
 }
 
 /// One defense of a table.
@@ -233,8 +235,10 @@ impl Input {
 pub struct PaperRow {
     /// Percentages as printed, in the order of [`COLUMNS`].
     pub values: Printed,
-    /// Whether dataset, network, poisoning, training and defense agree with ours; if not, the difference means little.
+    /// Whether nothing differs between the published setting and ours; if something does, the difference means little.
     pub same_setting: bool,
+    /// Which of the values cannot be right; nothing is compared with them.
+    pub broken: [bool; N],
 }
 
 /// One attack with one defense (or an average over attacks with one defense).
@@ -265,8 +269,10 @@ pub struct Row {
 impl Row {
     /// Ours minus the paper's, in percentage points, in the order of [`COLUMNS`].
     pub fn delta(&self) -> [Option<f64>; N] {
-        let paper = self.paper.map_or([None; N], |p| p.values);
-        std::array::from_fn(|i| Some(shown(i, self.values[i]?.mean) - paper[i]?))
+        std::array::from_fn(|i| {
+            let paper = self.paper.filter(|paper| !paper.broken[i])?;
+            Some(shown(i, self.values[i]?.mean) - paper.values[i]?)
+        })
     }
 }
 
@@ -308,6 +314,8 @@ pub struct Block {
     pub clean: bool,
     /// The class that poisoned images are to be given, where there is one and it is known.
     pub target: Option<NamedClass>,
+    /// Its network, if that is another than the table's.
+    pub arch: Option<String>,
     /// What to know of the attacked model, and so of all its rows.
     pub marks: Marks,
     /// One row per defense, the same defenses in every block.
@@ -472,6 +480,7 @@ fn block(
                 Some(PaperRow {
                     values,
                     same_setting,
+                    broken: p.broken(&named.method, &column.method).0,
                 })
             });
             let seconds = Summary::of(&cells.iter().filter_map(|c| c.seconds).collect::<Vec<_>>());
@@ -510,6 +519,7 @@ fn block(
         average: false,
         clean: cells.peek().is_some() && cells.all(|cell| cell.scores.asr.total == 0),
         target: named.target.clone(),
+        arch: named.arch.clone(),
         marks,
         rows,
     }
@@ -555,6 +565,8 @@ fn average(input: &Input, blocks: &[Block]) -> Block {
         let paper = printed.map(|printed| PaperRow {
             values: paper_average(input, blocks, &column.method, &printed),
             same_setting: printed.iter().all(|p| p.same_setting),
+            // A number that cannot be right is one of many here.
+            broken: [false; N],
         });
         let seconds: Option<Vec<f64>> = rows.iter().map(|r| r.seconds).collect();
         let complete = rows.iter().all(|r| !r.cells.is_empty());
@@ -581,6 +593,7 @@ fn average(input: &Input, blocks: &[Block]) -> Block {
         average: true,
         clean: false,
         target: None,
+        arch: None,
         marks: Marks::default(),
         rows: rows.collect(),
     }
@@ -748,6 +761,14 @@ fn notes(input: &Input, blocks: &[Block]) -> Vec<String> {
         ));
     }
     notes.extend(targets(blocks));
+    let others = blocks.iter().filter_map(|b| {
+        let arch = b.arch.as_ref()?;
+        Some(format!("{} {arch}", b.attack))
+    });
+    let others: Vec<String> = others.collect();
+    if !others.is_empty() {
+        notes.push(format!("other networks: {}", others.join(", ")));
+    }
     if rows().any(|r| r.role == Role::Oracle && r.values[0].is_some()) {
         notes.push("(oracle): chosen on the poisoned test set, which no defender has; never marked as best".into());
     }
@@ -816,6 +837,7 @@ fn paper_notes(input: &Input, blocks: &[Block]) -> Vec<String> {
             .filter(|b| b.average)
             .flat_map(|b| &b.rows)
             .any(|r| r.paper.is_some());
+        notes.extend(broken(input, paper, blocks));
         if averages && !paper.is_all(methods(input, blocks)) {
             let which = if blocks.iter().any(|b| b.marks.any()) {
                 "in ours"
@@ -831,6 +853,30 @@ fn paper_notes(input: &Input, blocks: &[Block]) -> Vec<String> {
             "no published numbers for this dataset and network in {}",
             paper.short
         ));
+    }
+    notes
+}
+
+/// What is wrong with printed numbers that stand here.
+fn broken(input: &Input, paper: &Paper, blocks: &[Block]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (block, attack) in blocks.iter().zip(&input.attacks) {
+        for (row, defense) in block.rows.iter().zip(&input.defenses) {
+            let (which, why) = paper.broken(&attack.method, &defense.method);
+            let Some(why) = why.filter(|_| row.paper.is_some() && row.role != Role::Oracle) else {
+                continue;
+            };
+            let metrics: Vec<&str> = (0..N)
+                .filter(|i| which[*i])
+                .map(|i| metric(i).title)
+                .collect();
+            notes.push(format!(
+                "nothing is compared with the printed {} of {} / {}: {why}",
+                metrics.join(" and "),
+                attack.label,
+                defense.label
+            ));
+        }
     }
     notes
 }

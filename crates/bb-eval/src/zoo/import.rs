@@ -10,6 +10,7 @@ use bb_core::artifact::{atomic, sha256_file, sha256_hex};
 use bb_core::cell::{self, Cell, CellSpec, ENV, Kind, MODEL, Opened, POISON_TEST, POISON_TRAIN};
 use bb_core::cli::Failure;
 use bb_core::events::env_facts;
+use bb_core::poison::PoisonSet;
 use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
 use serde_json::{Value, json};
 
@@ -47,8 +48,28 @@ pub struct ImportRequest {
     pub out: PathBuf,
 }
 
+/// A published model that was read and checked, of which nothing was measured yet.
+pub struct Importable {
+    /// What its cell follows from.
+    pub spec: CellSpec,
+    report: Report,
+    out: PathBuf,
+    file: PathBuf,
+    arch: ArchSpec,
+    data: record::Data,
+    state: StateDict,
+    net: Net,
+    train: PoisonSet,
+    test: PoisonSet,
+}
+
 /// Makes a cell of a published model; one that was made before is verified and returned.
 pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Report), Failure> {
+    check(request)?.complete(compute)
+}
+
+/// Reads a published model and compares it with its dataset.
+pub fn check(request: &ImportRequest) -> Result<Importable, Failure> {
     let wanted = Wanted {
         key: request.key.as_deref(),
         arch: request.arch.as_deref(),
@@ -96,7 +117,6 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         request.report.as_deref(),
     )?;
     let (train, test) = record::sets(request, &found, &data)?;
-    let (train_bytes, test_bytes) = (train.to_bytes(), test.to_bytes());
 
     let default = match &described.attack {
         _ if found.sets.is_some() => UNKNOWN,
@@ -129,51 +149,80 @@ pub fn import(request: &ImportRequest, compute: &Compute) -> Result<(Cell, Repor
         inputs: BTreeMap::from([
             ("dataset".to_owned(), dataset.digest.clone()),
             ("checkpoint".to_owned(), sha256_file(&found.file)?),
-            ("poison_train".to_owned(), sha256_hex(&train_bytes)),
-            ("poison_test".to_owned(), sha256_hex(&test_bytes)),
+            ("poison_train".to_owned(), sha256_hex(train.to_bytes())),
+            ("poison_test".to_owned(), sha256_hex(test.to_bytes())),
         ]),
         seed: 0,
     };
-    let work = match cell::open(&request.out, &cell)? {
-        Opened::Complete(cell) => return Ok((*cell, report)),
-        Opened::Work(work) => work,
-    };
-    let metadata = [
-        ("arch", spec.name().to_owned()),
-        ("width", spec.width().to_string()),
-        ("classes", spec.classes().to_string()),
-        ("dataset", request.dataset.clone()),
-        ("method", method.to_owned()),
-    ];
-    let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
-    // Before anything is measured, because NaN is refused here.
-    let model = state
-        .to_bytes(&metadata)
-        .map_err(network::in_file(&found.file))?;
-    let mut net = net.on(compute)?;
-    let scores = eval::scores(&mut net, &dataset.test, &test, &dataset.spec)
-        .map_err(network::scores_of(&found.file))?;
-    let mut facts = env_facts();
-    facts["device"] = json!(compute.name());
-    facts["imported_from"] = json!(std::path::absolute(&found.file)?);
-    work.write(ENV, facts.to_string().as_bytes())?;
-    work.write(MODEL, &model)?;
-    work.write(POISON_TRAIN, &train_bytes)?;
-    work.write(POISON_TEST, &test_bytes)?;
-    let some = |ratio| (!test.is_empty()).then_some(ratio);
-    let cell = work.finish(json!({
-        "acc": scores.acc,
-        "asr": some(scores.asr),
-        "ra": some(scores.ra),
-        "classes": dataset.class_names,
-        "target": dataset.target_of(&test),
-        "poison": { "train": train.len(), "test": test.len() },
-        "images": record::counts(&data, &test),
-        "tensors": {
-            "loaded": report.loaded.len(), "ignored": report.ignored.len(),
-        },
-    }))?;
-    Ok((cell, report))
+    Ok(Importable {
+        spec: cell,
+        report,
+        out: request.out.clone(),
+        file: found.file,
+        arch: spec,
+        data,
+        state,
+        net,
+        train,
+        test,
+    })
+}
+
+impl Importable {
+    /// Measures the network and writes the cell; one that is complete is verified and returned.
+    pub fn complete(self, compute: &Compute) -> Result<(Cell, Report), Failure> {
+        let Self {
+            spec,
+            report,
+            out,
+            file,
+            arch,
+            data,
+            state,
+            net,
+            train,
+            test,
+        } = self;
+        let dataset = &data.dataset;
+        let work = match cell::open(&out, &spec)? {
+            Opened::Complete(cell) => return Ok((*cell, report)),
+            Opened::Work(work) => work,
+        };
+        let metadata = [
+            ("arch", arch.name().to_owned()),
+            ("width", arch.width().to_string()),
+            ("classes", arch.classes().to_string()),
+            ("dataset", spec.dataset.clone()),
+            ("method", spec.method.clone()),
+        ];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
+        // Before anything is measured, because NaN is refused here.
+        let model = state.to_bytes(&metadata).map_err(network::in_file(&file))?;
+        let mut net = net.on(compute)?;
+        let scores = eval::scores(&mut net, &dataset.test, &test, &dataset.spec)
+            .map_err(network::scores_of(&file))?;
+        let mut facts = env_facts();
+        facts["device"] = json!(compute.name());
+        facts["imported_from"] = json!(std::path::absolute(&file)?);
+        work.write(ENV, facts.to_string().as_bytes())?;
+        work.write(MODEL, &model)?;
+        work.write(POISON_TRAIN, &train.to_bytes())?;
+        work.write(POISON_TEST, &test.to_bytes())?;
+        let some = |ratio| (!test.is_empty()).then_some(ratio);
+        let cell = work.finish(json!({
+            "acc": scores.acc,
+            "asr": some(scores.asr),
+            "ra": some(scores.ra),
+            "classes": dataset.class_names,
+            "target": dataset.target_of(&test),
+            "poison": { "train": train.len(), "test": test.len() },
+            "images": record::counts(&data, &test),
+            "tensors": {
+                "loaded": report.loaded.len(), "ignored": report.ignored.len(),
+            },
+        }))?;
+        Ok((cell, report))
+    }
 }
 
 /// Reads a file, and renames its tensors; gives the names of those that are left out as well.

@@ -30,7 +30,7 @@ pub mod tensors;
 
 pub use attacks::attack_name;
 pub use export::{ExportRequest, Exported, Format, export};
-pub use import::{ImportRequest, import};
+pub use import::{ImportRequest, Importable, check, import};
 pub use repaired::{RepairedRequest, import_repaired};
 pub use scan::scan;
 pub use tensors::{Report, Rules};
