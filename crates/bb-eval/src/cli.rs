@@ -14,13 +14,15 @@ use serde_json::Value;
 use crate::analyze::{self, command::AnalyzeCommand};
 use crate::grid::Grid;
 use crate::paper::{DEFAULT_PAPER, Paper};
-use crate::plan;
+use crate::part::{Part, Shard};
+use crate::plan::{self, Step};
 use crate::prepare::{Places, Prepared};
+use crate::run::{self, OnFailure};
 use crate::table::{self, Layout, Table};
 use crate::zoo::published::{self, CheckRequest, GetRequest};
 use crate::zoo::tensors::RuleError;
 use crate::zoo::{self, ExportRequest, ImportRequest, RepairedRequest, Rules};
-use crate::{collect, run, verify};
+use crate::{collect, verify};
 
 /// Compare backdoor attacks and defenses
 ///
@@ -52,6 +54,11 @@ enum Command {
         /// Compute cells again that failed in an earlier run
         #[arg(long)]
         retry: bool,
+        /// Begin no cell after one that failed
+        #[arg(long)]
+        fail_fast: bool,
+        #[command(flatten)]
+        part: PartArgs,
         /// No progress and no log lines, only warnings and errors
         #[arg(short, long)]
         quiet: bool,
@@ -61,6 +68,8 @@ enum Command {
         /// Grid file
         #[arg(value_name = "GRID")]
         grid: PathBuf,
+        #[command(flatten)]
+        part: PartArgs,
         #[command(flatten)]
         places: PlaceArgs,
     },
@@ -304,6 +313,23 @@ pub(crate) struct MachineArgs {
     threads: Option<NonZeroUsize>,
 }
 
+/// Which cells of a grid.
+#[derive(Args, Debug)]
+struct PartArgs {
+    /// Only cells of this attack or defense, by its name or its label in the table; may be given several times
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Only the I-th of N parts, which have no cell in common: each has every N-th attack and seed, with all repairs
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+}
+
+impl From<PartArgs> for Part {
+    fn from(PartArgs { only, shard }: PartArgs) -> Self {
+        Self { only, shard }
+    }
+}
+
 impl MachineArgs {
     /// Opens the device, says which if there was a choice, and starts the threads.
     pub(crate) fn start(&self, quiet: bool) -> Result<Compute, Failure> {
@@ -368,6 +394,8 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             wait: _,
             no_wait,
             retry,
+            fail_fast,
+            part,
             quiet,
         } => {
             // Opening the data uses the threads already.
@@ -377,14 +405,25 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
                 quiet,
                 wait: !no_wait,
                 retry,
+                on_failure: if fail_fast {
+                    OnFailure::Stop
+                } else {
+                    OnFailure::GoOn
+                },
+                part: part.into(),
             };
             let outcome = run::run(&prepared, &compute, options)?;
             cli::print(&table::text::write(&outcome.table, Layout::Long))?;
             outcome.into_result()
         }
-        Command::Plan { grid, places } => {
+        Command::Plan { grid, part, places } => {
             let prepared = places.prepare(&grid, extra)?;
             let steps = plan::plan(&prepared)?;
+            let asked = Part::from(part).of(&prepared, &steps)?;
+            let steps = steps.into_iter().zip(asked);
+            let steps: Vec<Step> = steps
+                .filter_map(|(step, asked)| asked.then_some(step))
+                .collect();
             cli::print(&plan::show(&prepared, &steps))
         }
         Command::Table {
@@ -488,6 +527,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                     test_split,
                     test_limit,
                     match_rows,
+                    quiet: false,
                     out,
                 };
                 zoo::import(&request, &compute)?

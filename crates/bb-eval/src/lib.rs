@@ -5,7 +5,7 @@
 //! whoever has the folders has the table.
 //!
 //! - [`grid`] reads the file, [`prepare`] finds methods, settings and data, [`plan`] says what is to be done,
-//!   [`run`] does it.
+//!   [`run`] does it, all of it or a [`part`].
 //! - [`collect`] reads complete cells, [`table`] compares them, [`paper`] has the published numbers.
 //! - [`verify`] measures the model of a cell again; [`zoo`] makes cells of models that others published.
 //! - [`analyze`] looks into backdoored models, for studies and not for repairs.
@@ -17,6 +17,7 @@ pub mod grid;
 mod leaves;
 mod network;
 pub mod paper;
+pub mod part;
 pub mod plan;
 pub mod prepare;
 pub mod run;

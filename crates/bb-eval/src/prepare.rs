@@ -462,6 +462,7 @@ fn imported(
         key: model.key.clone(),
         test_split: grid.test_split.clone(),
         test_limit: grid.test_limit,
+        quiet: true,
         out: out.to_owned(),
         ..ImportRequest::default()
     };

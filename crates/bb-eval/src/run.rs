@@ -22,6 +22,7 @@ use bb_nn::Compute;
 use serde_json::Value;
 
 use crate::collect;
+use crate::part::Part;
 use crate::plan::{State, Step, attack_of, look_again, plan};
 use crate::prepare::{Prepared, Source, Trained, cache};
 use crate::table::{Layout, Table, csv, latex, markdown, text};
@@ -35,7 +36,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const TABLE_LOCK: &str = "table.lock";
 
 /// How a grid is run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// No progress and no log lines, only warnings.
     pub quiet: bool,
@@ -43,6 +44,19 @@ pub struct Options {
     pub wait: bool,
     /// Compute cells again whose last run failed for good.
     pub retry: bool,
+    /// What follows on a cell that failed.
+    pub on_failure: OnFailure,
+    /// Which cells are computed; an attack is, too, where one of its defenses needs it.
+    pub part: Part,
+}
+
+/// What follows on a cell that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// The others are computed.
+    GoOn,
+    /// None is begun any more.
+    Stop,
 }
 
 impl Default for Options {
@@ -51,6 +65,8 @@ impl Default for Options {
             quiet: false,
             wait: true,
             retry: false,
+            on_failure: OnFailure::GoOn,
+            part: Part::default(),
         }
     }
 }
@@ -82,8 +98,10 @@ pub struct Counts {
     pub failed: usize,
     /// Left to another process, which still works on it.
     pub busy: usize,
-    /// Not begun because their attack failed or is busy.
+    /// Not begun because their attack failed or is busy, or because another cell failed.
     pub skipped: usize,
+    /// Not asked for, and not complete.
+    pub left: usize,
 }
 
 impl Counts {
@@ -96,14 +114,16 @@ impl Counts {
             failed,
             busy,
             skipped,
+            left,
         } = *self;
-        let all = found + computed + others + failed + busy + skipped;
+        let all = found + computed + others + failed + busy + skipped + left;
         let mut say = format!("{all} cells: {found} complete before, {computed} computed");
         for (count, what) in [
             (others, "computed by others"),
             (failed, "failed"),
             (busy, "busy"),
             (skipped, "skipped"),
+            (left, "not asked for"),
         ] {
             if count > 0 {
                 let _ = write!(say, ", {count} {what}");
@@ -123,6 +143,7 @@ pub fn run(prepared: &Prepared, compute: &Compute, options: Options) -> Result<O
     let Runner {
         log,
         mut steps,
+        asked,
         ends,
         failures,
         not_retried,
@@ -130,8 +151,9 @@ pub fn run(prepared: &Prepared, compute: &Compute, options: Options) -> Result<O
     } = runner;
     let mut counts = Counts::default();
     let mut busy = Vec::new();
-    for (step, end) in steps.iter().zip(ends) {
+    for ((step, end), asked) in steps.iter().zip(ends).zip(asked) {
         *match end {
+            End::Open if !asked => &mut counts.left,
             End::Found => &mut counts.found,
             End::Computed => &mut counts.computed,
             End::ByOthers => &mut counts.others,
@@ -222,6 +244,8 @@ struct Runner<'a> {
     log: Log,
     began: SystemTime,
     steps: Vec<Step>,
+    /// Which of them are to be computed.
+    asked: Vec<bool>,
     /// What came of each step.
     ends: Vec<End>,
     /// The folders of the cells that were computed here.
@@ -237,6 +261,7 @@ impl<'a> Runner<'a> {
         options: Options,
     ) -> Result<Self, Failure> {
         let steps = plan(prepared)?;
+        let asked = options.part.of(prepared, &steps)?;
         let end = |step: &Step| match step.cell() {
             Some(cell) => {
                 cell.clear_up();
@@ -257,16 +282,18 @@ impl<'a> Runner<'a> {
                 && attack.is_some_and(|attack| attack.cell().is_none() && idle(attack));
             !idle(step) && !waits
         };
-        if steps.iter().any(needs_training) {
+        let mut wanted = steps.iter().zip(&asked);
+        if wanted.any(|(step, asked)| *asked && needs_training(step)) {
             compute.supports(prepared.grid.precision)?;
         }
         Ok(Self {
             prepared,
             compute,
-            options,
             log: Log::new(options.quiet),
+            options,
             began: SystemTime::now(),
             steps,
+            asked,
             ends,
             computed: BTreeSet::new(),
             failures: Vec::new(),
@@ -282,10 +309,17 @@ impl<'a> Runner<'a> {
             let settled = |ends: &[End]| ends.iter().filter(|end| end.is_settled()).count();
             let before = settled(&self.ends);
             for i in 0..self.steps.len() {
-                self.settle(i)?;
+                let stop = self.options.on_failure == OnFailure::Stop;
+                if stop && !self.failures.is_empty() {
+                    return Ok(());
+                }
+                if self.asked[i] {
+                    self.settle(i)?;
+                }
             }
             let after = settled(&self.ends);
-            if after == self.ends.len() {
+            let mut asked = self.ends.iter().zip(&self.asked);
+            if asked.all(|(end, asked)| end.is_settled() || !asked) {
                 return Ok(());
             }
             if after > before {
@@ -435,11 +469,12 @@ impl<'a> Runner<'a> {
         }
         let title = self.steps[i].title(self.prepared);
         let report = failure.report(false);
-        self.log.warn(
-            "failed",
-            &format!("{title} failed, the others go on\n{}", report.trim_end()),
-            &Value::Null,
-        )?;
+        let others = match self.options.on_failure {
+            OnFailure::GoOn => "the others go on",
+            OnFailure::Stop => "no other is begun",
+        };
+        let say = format!("{title} failed, {others}\n{}", report.trim_end());
+        self.log.warn("failed", &say, &Value::Null)?;
         self.failures.push((title, failure));
         Ok(End::Failed)
     }

@@ -63,6 +63,7 @@ fn import_of(path: PathBuf, out: &Path) -> ImportRequest {
         test_split: None,
         test_limit: None,
         match_rows: false,
+        quiet: true,
         out: out.to_owned(),
     }
 }

@@ -2,6 +2,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bb_core::cli::Coded as _;
 use bb_core::method::{MethodInfo, Needs, Status};
 use bb_core::settings::{SettingsError, Valid, Validate};
 use bb_defense::DefenseError;
@@ -9,16 +10,19 @@ use bb_defense::context::Ctx;
 use bb_defense::data::NoImages;
 use bb_defense::method::{Defense, Repaired, Suspect};
 use bb_eval::grid::{GRID_FIELDS, Grid};
+use bb_eval::part::{Part, Shard};
+use bb_eval::plan::plan;
 use bb_eval::prepare::{Places, Prepared, methods};
-use bb_eval::run::{Counts, Options, run};
+use bb_eval::run::{Counts, OnFailure, Options, run};
 use bb_nn::Compute;
 use serde::{Deserialize, Serialize};
 
-const QUIET: Options = Options {
-    quiet: true,
-    wait: true,
-    retry: false,
-};
+fn quiet() -> Options {
+    Options {
+        quiet: true,
+        ..Options::default()
+    }
+}
 
 #[test]
 fn committed_grids_are_valid() {
@@ -116,7 +120,7 @@ fn a_panic_is_kept_as_a_failure_of_its_cell() {
     let prepared = Prepared::new(grid, &places, &[&Buggy, &Nothing]).expect("all is there");
     let retry = Options {
         retry: true,
-        ..QUIET
+        ..quiet()
     };
     let failed = |found, computed| Counts {
         found,
@@ -125,9 +129,9 @@ fn a_panic_is_kept_as_a_failure_of_its_cell() {
         ..Counts::default()
     };
     for (options, calls, counts) in [
-        (QUIET, 1, failed(0, 2)),
-        (QUIET, 1, failed(2, 0)),
-        (retry, 2, failed(2, 0)),
+        (quiet(), 1, failed(0, 2)),
+        (quiet(), 1, failed(2, 0)),
+        (retry.clone(), 2, failed(2, 0)),
     ] {
         let outcome = run(&prepared, &Compute::Cpu, options).expect("the others go on");
         assert_eq!(CALLS.load(Ordering::Relaxed), calls);
@@ -198,7 +202,7 @@ fn a_defense_of_another_crate_runs_in_a_grid() {
     let error = prepare(&[]).err().expect("bb-defense does not have it");
     assert_eq!(error.exit_code(), 2);
     let prepared = prepare(&[&Nothing]).expect("all is there");
-    let outcome = run(&prepared, &Compute::Cpu, QUIET).expect("it runs");
+    let outcome = run(&prepared, &Compute::Cpu, quiet()).expect("it runs");
     assert_eq!(
         outcome.counts,
         Counts {
@@ -217,7 +221,7 @@ fn a_defense_of_another_crate_runs_in_a_grid() {
         assert_eq!(rows[0].values[i], rows[1].values[i]);
     }
     outcome.into_result().expect("nothing failed");
-    let outcome = run(&prepared, &Compute::Cpu, QUIET).expect("it runs again");
+    let outcome = run(&prepared, &Compute::Cpu, quiet()).expect("it runs again");
     assert_eq!(
         outcome.counts,
         Counts {
@@ -225,4 +229,153 @@ fn a_defense_of_another_crate_runs_in_a_grid() {
             ..Counts::default()
         }
     );
+}
+
+/// A defense that always panics.
+struct Broken;
+
+impl Defense for Broken {
+    const INFO: MethodInfo = MethodInfo {
+        id: "broken",
+        title: "Broken",
+        ..Buggy::INFO
+    };
+    type Data = NoImages;
+    type Config = NoSettings;
+
+    fn repair(
+        _: &Valid<NoSettings>,
+        _: Suspect<'_, NoImages>,
+        _: &mut Ctx<'_>,
+    ) -> Result<Repaired, DefenseError> {
+        panic!("always")
+    }
+}
+
+/// Two attacks, two seeds and two defenses: four and eight cells.
+const TWELVE: &str = "
+    grid = { name = 'twelve', dataset = 'synthetic', width = 4, seeds = [0, 1], train_limit = 100, test_limit = 40 }
+    attack = [
+        { method = 'badnets', set = { train = { epochs = 1, batch_size = 20 } } },
+        { method = 'blended', label = 'Mix', set = { train = { epochs = 1, batch_size = 20 } } },
+    ]
+    defense = [{ method = 'nothing' }, { method = 'broken', label = 'B' }]
+";
+
+fn twelve(out: &Path) -> Prepared {
+    let places = Places {
+        out: Some(out.to_owned()),
+        data: None,
+    };
+    let grid = Grid::parse("g.toml", TWELVE).expect("a good grid");
+    Prepared::new(grid, &places, &[&Broken, &Nothing]).expect("all is there")
+}
+
+#[test]
+fn a_part_is_named_by_attacks_and_defenses_and_cut_into_shards() {
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let prepared = twelve(out.path());
+    let steps = plan(&prepared).expect("a plan");
+    let part = |only: &[&str], shard: Option<&str>| Part {
+        only: only.iter().map(|&name| name.to_owned()).collect(),
+        shard: shard.map(|text| text.parse().expect("a shard")),
+    };
+    let asked = |part: &Part| -> Vec<String> {
+        let asked = part.of(&prepared, &steps).expect("known names");
+        let asked = steps.iter().zip(asked).filter(|(_, asked)| *asked);
+        asked.map(|(step, _)| step.title(&prepared)).collect()
+    };
+    assert_eq!(asked(&Part::default()).len(), 12);
+    let all = |name: &str| {
+        let steps = steps.iter().map(|step| step.title(&prepared));
+        steps
+            .filter(|title| title.contains(name))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(asked(&part(&["BADNETS"], None)), all("BadNets"));
+    assert_eq!(asked(&part(&["mix"], None)), all("Mix"));
+    assert_eq!(asked(&part(&["blended"], None)), all("Mix"));
+    assert_eq!(asked(&part(&["nothing"], None)), all("Nothing on"));
+    assert_eq!(
+        asked(&part(&["b", "mix"], None)),
+        ["B on Mix, seed 0", "B on Mix, seed 1"]
+    );
+    let mut together: Vec<String> = Vec::new();
+    for shard in ["1/3", "2/3", "3/3"] {
+        let shard = asked(&part(&["nothing"], Some(shard)));
+        assert!((1..=2).contains(&shard.len()), "{shard:?}");
+        together.extend(shard);
+    }
+    together.sort();
+    assert_eq!(together, all("Nothing on"));
+    // An attack and its repairs are in one part.
+    let first = asked(&part(&[], Some("1/4")));
+    let expect = [
+        "BadNets, seed 0",
+        "Nothing on BadNets, seed 0",
+        "B on BadNets, seed 0",
+    ];
+    assert_eq!(first, expect);
+
+    let error = part(&["nothin"], None).of(&prepared, &steps);
+    let error = error.expect_err("no such method");
+    assert_eq!(
+        (error.to_string().as_str(), error.hint().as_deref()),
+        (
+            "the grid has no `nothin`, expected one of `BadNets`, `Mix`, `Nothing`, `B`",
+            Some("did you mean `Nothing`?")
+        )
+    );
+    for text in ["0/2", "3/2", "1", "1/0", "a/b", "-1/2"] {
+        assert!(text.parse::<Shard>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_part_of_a_grid_computes_what_it_needs_and_nothing_else() {
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let prepared = twelve(out.path());
+    let options = Options {
+        part: Part {
+            only: vec!["nothing".to_owned(), "mix".to_owned()],
+            shard: Some("2/2".parse().expect("a shard")),
+        },
+        ..quiet()
+    };
+    let outcome = run(&prepared, &Compute::Cpu, options).expect("it runs");
+    // The defense with the second seed, and the attack that it needs.
+    let expect = Counts {
+        computed: 2,
+        left: 10,
+        ..Counts::default()
+    };
+    assert_eq!(outcome.counts, expect);
+    outcome
+        .into_result()
+        .expect("all that was asked for is there");
+}
+
+#[test]
+fn after_a_failure_no_cell_is_begun_if_so_asked() {
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let prepared = twelve(out.path());
+    let options = Options {
+        on_failure: OnFailure::Stop,
+        part: Part {
+            only: vec!["b".to_owned()],
+            shard: None,
+        },
+        ..quiet()
+    };
+    let outcome = run(&prepared, &Compute::Cpu, options).expect("it ends in order");
+    let expect = Counts {
+        computed: 1,
+        failed: 1,
+        skipped: 3,
+        left: 7,
+        ..Counts::default()
+    };
+    assert_eq!(outcome.counts, expect);
+    let failure = outcome.into_result().expect_err("one failed");
+    assert_eq!(failure.exit_code(), 101);
 }

@@ -128,6 +128,7 @@ fn rows_in_another_order_are_refused_and_found() {
         dataset: "folder".to_owned(),
         data: Some(place(data)),
         match_rows,
+        quiet: true,
         out: place(data).join("runs"),
         ..ImportRequest::default()
     };

@@ -32,6 +32,7 @@ fn request(shared: &Path, path: PathBuf, out: &Path) -> ImportRequest {
         test_split: None,
         test_limit: None,
         match_rows: false,
+        quiet: true,
         out: out.to_owned(),
     }
 }

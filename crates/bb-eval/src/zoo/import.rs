@@ -44,6 +44,8 @@ pub struct ImportRequest {
     pub test_limit: Option<usize>,
     /// Look for the row of each picture of a record, because the dataset stands in another order.
     pub match_rows: bool,
+    /// No line that describes the dataset.
+    pub quiet: bool,
     /// Folder for the results.
     pub out: PathBuf,
 }

@@ -140,7 +140,7 @@ pub(super) fn open(request: &ImportRequest, found: &Found) -> Result<Data, Failu
         data::open(&request.dataset, request.data.as_deref(), &options)
     };
     let whole = open(None, None)?;
-    whole.describe(&Log::new(false))?;
+    whole.describe(&Log::new(request.quiet))?;
     let images = whole.test.len();
     if let Some(limit) = request.test_limit.filter(|&limit| limit > images) {
         return Err(RecordError::WideLimit { limit, images }.into());
