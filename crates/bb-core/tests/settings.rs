@@ -487,6 +487,16 @@ fn every_error_says_what_where_and_what_to_do() {
 }
 
 #[test]
+fn a_list_has_no_more_values_than_a_manifest_can_hold_results_for() {
+    let list = |n: usize| format!("stage1.milestones={:?}", (0..n).collect::<Vec<_>>());
+    assert!(resolve(defaults().set(&list(1000))).is_ok());
+    let said = report(defaults().set(&list(1001)));
+    let expect =
+        "error: setting `stage1.milestones` is `a list of 1001 values`, expected at most 1000\n";
+    assert!(said.starts_with(expect), "{said}");
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let absent = folder.path().join("absent.toml");

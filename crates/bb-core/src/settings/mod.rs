@@ -58,6 +58,8 @@ use crate::files::{self, Links};
 
 /// Most bytes of a file of settings, which is written by hand.
 const LONGEST: u64 = 256 << 10;
+/// Most values of a list. A method makes a model or a row for each, and a manifest has to hold what came of them.
+const MOST_VALUES: usize = 1000;
 
 /// Settings that are still being put together, layer by layer; see the module's head.
 #[derive(Clone, Debug)]
@@ -158,13 +160,24 @@ impl Layers {
             return Err(error.at(origin));
         }
         let mut listed = Vec::new();
+        let mut long = None;
         write::leaves(&canonical, "", &mut |key, leaf| {
+            let length = leaf.as_array().map_or(0, Vec::len);
+            if length > MOST_VALUES {
+                long.get_or_insert_with(|| (key.to_owned(), length));
+            }
             listed.push((
                 key.to_owned(),
                 write::literal(leaf),
                 origin_of(&origins, key),
             ));
         });
+        if let Some((key, length)) = long {
+            let origin = origin_of(&origins, &key);
+            let expected = format!("at most {MOST_VALUES}");
+            let found = format!("a list of {length} values");
+            return Err(SettingsError::value(key, found, expected).at(origin));
+        }
         Ok(Resolved {
             value,
             tree: canonical,
