@@ -26,6 +26,15 @@
 //! epochs = 100
 //! clean_ratio = 0.05                  # of images that a defender has
 //!
+//! [[tolerance]]                       # optional: how far a model without a defense may be off, in percentage points
+//! acc = 1
+//! asr = 3
+//!
+//! [[tolerance]]                       # the same for one attack
+//! attack = "wanet"
+//! acc = 3.5
+//! asr = 10
+//!
 //! [[broken]]                          # optional: a number that cannot be right; it is printed, and nothing compared
 //! attack = "badnets"
 //! defense = "tsbd"                    # without: no defense
@@ -183,6 +192,16 @@ pub struct Paper {
     repair: RepairFacts,
     rows: Vec<PrintedRow>,
     broken: Vec<Broken>,
+    tolerances: Vec<Tolerance>,
+}
+
+/// How far a model without a defense may be off, in percentage points.
+#[derive(Debug, Clone, PartialEq)]
+struct Tolerance {
+    /// Of which attack; of all others without.
+    attack: Option<String>,
+    acc: f64,
+    asr: f64,
 }
 
 /// A printed number that cannot be right.
@@ -219,7 +238,14 @@ impl Paper {
     fn read(document: &Document, values: Option<&str>) -> Result<Self, PaperError> {
         let folder = document.path().parent().unwrap_or(Path::new(""));
         document.parse(|top| {
-            top.only(&["paper", "setting", "broken", "attack", "defense"])?;
+            top.only(&[
+                "paper",
+                "setting",
+                "tolerance",
+                "broken",
+                "attack",
+                "defense",
+            ])?;
             let about = needed(&top, "paper")?;
             about.only(&["short", "citation", "values", "profiles"])?;
             let mut profile = Profile::default();
@@ -254,6 +280,11 @@ impl Paper {
                     .tables("broken")?
                     .iter()
                     .map(broken)
+                    .collect::<Result<_, _>>()?,
+                tolerances: top
+                    .tables("tolerance")?
+                    .iter()
+                    .map(tolerance)
                     .collect::<Result<_, _>>()?,
             })
         })
@@ -334,6 +365,16 @@ impl Paper {
             std::array::from_fn(which),
             found.map(|broken| broken.why.as_str()),
         )
+    }
+
+    /// How far ACC and ASR of an attack's model without a defense may be off, in percentage points, if that is known.
+    pub fn tolerance(&self, attack: &str) -> Option<[f64; 2]> {
+        let attack = canonical(attack);
+        let own = |t: &&Tolerance| t.attack.as_ref() == Some(&attack);
+        let all = |t: &&Tolerance| t.attack.is_none();
+        let tolerances = || self.tolerances.iter();
+        let found = tolerances().find(own).or_else(|| tolerances().find(all))?;
+        Some([found.acc, found.asr])
     }
 
     /// Whether the paper has this attack.
@@ -445,6 +486,26 @@ fn setting(table: &Table<'_>) -> Result<(Facts, RepairFacts), StrictError> {
         unlike: Some(Vec::new()),
     };
     Ok((facts, repair))
+}
+
+fn tolerance(table: &Table<'_>) -> Result<Tolerance, StrictError> {
+    table.only(&["attack", "acc", "asr"])?;
+    let points = |name| {
+        let field = table
+            .number(name)?
+            .ok_or_else(|| table.missing(name, "a number"))?;
+        let points = |points: &f64| (0.0..=100.0).contains(points);
+        Ok::<_, StrictError>(
+            field
+                .check(points, "percentage points from 0 to 100")?
+                .value,
+        )
+    };
+    Ok(Tolerance {
+        attack: table.str("attack")?.map(|field| canonical(&field.value)),
+        acc: points("acc")?,
+        asr: points("asr")?,
+    })
 }
 
 fn broken(table: &Table<'_>) -> Result<Broken, StrictError> {
@@ -769,6 +830,21 @@ precision = [\"bf16\"]
 ";
     const VALUES: &str =
         "# a comment\n\nattack,defense,asr,acc\nBadNet,No Defense,99,\nBadNet,FP,1.5,90\n";
+
+    #[test]
+    fn a_tolerance_is_that_of_the_attack_or_of_all() {
+        let paper = Paper::tsbd_table1();
+        for (attack, expect) in [
+            ("sig", [1.0, 3.0]),
+            ("badnets", [1.0, 6.0]),
+            ("Input-aware", [3.5, 3.0]),
+            ("wanet", [3.5, 10.0]),
+        ] {
+            assert_eq!(paper.tolerance(attack), Some(expect), "{attack}");
+        }
+        let paper = written(ABOUT, VALUES).expect("a paper");
+        assert_eq!(paper.tolerance("sig"), None);
+    }
 
     #[test]
     fn anybody_can_write_one() {

@@ -42,7 +42,14 @@ pub fn write(tables: &[Table]) -> String {
     for prefix in ["paper", "delta"] {
         header.extend(COLUMNS.iter().map(|name| format!("{prefix}_{name}")));
     }
-    let last = ["seconds", "seeds", "flags", "target", "target_name"];
+    let last = [
+        "seconds",
+        "seeds",
+        "flags",
+        "target",
+        "target_name",
+        "verdict",
+    ];
     header.extend(last.map(str::to_owned));
     line(header);
 
@@ -81,6 +88,7 @@ pub fn write(tables: &[Table]) -> String {
                 fields.push(cell.seconds.map(digits).unwrap_or_default());
                 fields.extend([cell.seed.to_string(), flags(cell.marks, false)]);
                 fields.extend(target.clone());
+                fields.push(String::new());
                 line(fields);
             }
             let n = row.values[0].map_or(0, |s| s.n);
@@ -99,6 +107,9 @@ pub fn write(tables: &[Table]) -> String {
             let seeds: Vec<String> = row.seeds.iter().map(u64::to_string).collect();
             fields.extend([seeds.join(" "), flags(marks, row.expected.is_some())]);
             fields.extend(target.clone());
+            let agrees = row.paper.and_then(|paper| paper.agrees);
+            let verdict = agrees.map_or("", |agrees| if agrees { "agrees" } else { "differs" });
+            fields.push(verdict.to_owned());
             line(fields);
         }
     }

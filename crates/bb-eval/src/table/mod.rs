@@ -239,6 +239,8 @@ pub struct PaperRow {
     pub same_setting: bool,
     /// Which of the values cannot be right; nothing is compared with them.
     pub broken: [bool; N],
+    /// Of a model without a defense in the published setting: whether ACC and ASR are within the paper's tolerance.
+    pub agrees: Option<bool>,
 }
 
 /// One attack with one defense (or an average over attacks with one defense).
@@ -468,19 +470,32 @@ fn block(
                 ));
             }
             let cells: Vec<_> = cells.into_values().collect();
-            let values = std::array::from_fn(|i| {
+            let values: [Option<Summary>; N] = std::array::from_fn(|i| {
                 Summary::of(&cells.iter().filter_map(|c| c.value(i)).collect::<Vec<_>>())
             });
             let paper = input.paper.as_ref().and_then(|p| {
-                let values = p
+                let printed = p
                     .find(&named.method, &column.method)
                     .filter(|_| p.same_task(&named.facts))?;
                 let same_setting =
                     p.differences(&named.facts).is_empty() && column.differences(p).is_empty();
+                let broken = p.broken(&named.method, &column.method).0;
+                let judged = same_setting && column.role == Role::Undefended;
+                let tolerance = p.tolerance(&named.method).filter(|_| judged);
+                let agrees = tolerance.and_then(|tolerance| {
+                    let off = |i: usize| {
+                        let printed = printed[i].filter(|_| !broken[i])?;
+                        Some((shown(i, values[i]?.mean) - printed).abs())
+                    };
+                    // What is equal as printed is equal.
+                    Some((0..2).all(|i| off(i).is_none_or(|off| off <= tolerance[i] + 1e-9)))
+                        .filter(|_| off(0).is_some() && off(1).is_some())
+                });
                 Some(PaperRow {
-                    values,
+                    values: printed,
                     same_setting,
-                    broken: p.broken(&named.method, &column.method).0,
+                    broken,
+                    agrees,
                 })
             });
             let seconds = Summary::of(&cells.iter().filter_map(|c| c.seconds).collect::<Vec<_>>());
@@ -567,6 +582,7 @@ fn average(input: &Input, blocks: &[Block]) -> Block {
             same_setting: printed.iter().all(|p| p.same_setting),
             // A number that cannot be right is one of many here.
             broken: [false; N],
+            agrees: None,
         });
         let seconds: Option<Vec<f64>> = rows.iter().map(|r| r.seconds).collect();
         let complete = rows.iter().all(|r| !r.cells.is_empty());
@@ -837,6 +853,7 @@ fn paper_notes(input: &Input, blocks: &[Block]) -> Vec<String> {
             .filter(|b| b.average)
             .flat_map(|b| &b.rows)
             .any(|r| r.paper.is_some());
+        notes.extend(verdicts(input, paper, blocks));
         notes.extend(broken(input, paper, blocks));
         if averages && !paper.is_all(methods(input, blocks)) {
             let which = if blocks.iter().any(|b| b.marks.any()) {
@@ -855,6 +872,36 @@ fn paper_notes(input: &Input, blocks: &[Block]) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// Which models without a defense are as published; nothing is said of those in another setting.
+fn verdicts(input: &Input, paper: &Paper, blocks: &[Block]) -> Vec<String> {
+    let (mut same, mut other) = (Vec::new(), Vec::new());
+    for (block, attack) in blocks.iter().zip(&input.attacks) {
+        let verdict = block.rows.iter().find_map(|row| row.paper?.agrees);
+        let Some([acc, asr]) = paper
+            .tolerance(&attack.method)
+            .filter(|_| verdict.is_some())
+        else {
+            continue;
+        };
+        let (acc, asr) = (sheet::percent(acc), sheet::percent(asr));
+        let list = if verdict == Some(true) {
+            &mut same
+        } else {
+            &mut other
+        };
+        list.push(format!("{} ({acc}, {asr})", attack.label));
+    }
+    let line = |what: &str, list: Vec<String>| {
+        let list = (!list.is_empty()).then(|| list.join(", "));
+        list.map(|list| format!("without defense {what} (in ACC, ASR): {list}"))
+    };
+    let lines = [
+        line("as published, within", same),
+        line("not as published, beyond", other),
+    ];
+    lines.into_iter().flatten().collect()
 }
 
 /// What is wrong with printed numbers that stand here.
