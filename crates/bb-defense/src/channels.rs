@@ -677,6 +677,51 @@ mod tests {
     }
 
     #[test]
+    fn masks_that_are_no_numbers_end_the_training() {
+        let part = Training {
+            stage: "test",
+            rounds: 2,
+            steps: 2,
+            lr: 0.1,
+            momentum: 0.9,
+            probe_every: 0,
+        };
+        // The gradient of a step, and what a round must end in; the loss is a number in all.
+        for (wrong, refused) in [(0.5, false), (f32::NAN, true), (f32::INFINITY, true)] {
+            let mut net = network("preactresnet18");
+            let channels = Channels::of(&net).expect("it has some");
+            let (input, labels) = images(2);
+            let batch = Batch {
+                input,
+                labels,
+                indices: vec![0, 1],
+            };
+            let gradient = |_: &mut Net, masks: &[f32], _: &Batch, _| {
+                let mut gradient = vec![0.0; masks.len()];
+                gradient[3] = wrong;
+                let loss = Loss {
+                    mean: 1.0,
+                    correct: 1,
+                };
+                (loss, gradient)
+            };
+            let batches = |_| std::iter::once(batch.clone());
+            let mut ctx = Ctx::detached(0);
+            let trained = train(&part, &mut net, &channels, batches, gradient, &mut ctx);
+            match trained {
+                Ok(masks) => assert!(!refused && masks.values()[3] < 1.0, "{wrong}"),
+                Err(DefenseError::NotFinite { stage, tensor }) => {
+                    assert!(
+                        refused && (&*stage, &*tensor) == ("test", "mask"),
+                        "{wrong}"
+                    );
+                }
+                Err(other) => panic!("{wrong}: {other}"),
+            }
+        }
+    }
+
+    #[test]
     fn pruning_clears_scales_alone() {
         let plain = network("preactresnet18");
         let channels = Channels::of(&plain).expect("it has some");

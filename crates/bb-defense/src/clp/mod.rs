@@ -308,6 +308,23 @@ mod tests {
     }
 
     #[test]
+    fn the_table_names_each_channel_with_its_bound() {
+        let net = Net::new(
+            &ArchSpec::new("preactresnet18", 4, 10).expect("a small network"),
+            0,
+        );
+        let all = &pairs(&net, Pairing::LastSeen)[..2];
+        let table = table(&net, all, &[vec![0.5, 2.0], vec![3.25]]);
+        let expect = "\
+norm,conv,channel,bound
+layer1.0.bn1.weight,conv1.weight,0,0.5
+layer1.0.bn1.weight,conv1.weight,1,2
+layer1.0.bn2.weight,layer1.0.conv1.weight,0,3.25
+";
+        assert_eq!(String::from_utf8(table).expect("text"), expect);
+    }
+
+    #[test]
     fn channels_without_variance_prune_nothing() {
         let arch = ArchSpec::new("preactresnet18", 4, 10).expect("a small network");
         let mut net = Net::new(&arch, 0);

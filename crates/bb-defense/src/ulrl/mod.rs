@@ -189,6 +189,26 @@ mod tests {
     use bb_nn::data::batches;
     use std::f64::consts::PI;
 
+    #[test]
+    fn the_table_says_of_each_class_how_far_it_moved() {
+        let found = Outliers {
+            median: 2.0,
+            mad: 0.5,
+            found: vec![1, 2],
+            kept: vec![2],
+        };
+        let mut cfg = UlrlConfig::default();
+        cfg.detect.scale = 2.0;
+        let table = table(&[2.0, 6.0, 8.5], &found, &cfg);
+        let expect = "\
+class,change,deviations,suspicious,kept
+0,2,0,false,false
+1,6,4,true,false
+2,8.5,6.5,true,true
+";
+        assert_eq!(String::from_utf8(table).expect("text"), expect);
+    }
+
     /// The whole of relearning, written out: the rate goes along half a cosine that ends with the last epoch.
     #[test]
     fn relearning_goes_over_all_images_at_a_rate_that_falls_to_zero() {

@@ -523,9 +523,14 @@ fn without_probes_a_model_is_measured_before_and_at_the_end() {
         let stages = |probe: &str| {
             let mut command = command(quick, &attack.dir, &root.path().join(probe));
             let cell = place(&command.args(["--set", probe]).output().expect("it runs"));
-            let measured = rows(&cell)
-                .into_iter()
-                .filter(|row| row.get("asr").is_some());
+            let rows = rows(&cell);
+            // What is right of the images that it trains on; the suspect model gets some of them right.
+            let right = rows.iter().filter_map(|row| row["train_acc"].as_f64());
+            let right: Vec<f64> = right.collect();
+            let (share, some) = (0.0..=1.0, right.iter().any(|right| *right > 0.0));
+            assert!(right.iter().all(|right| share.contains(right)), "{right:?}");
+            assert!(some || right.is_empty(), "{}: {right:?}", quick.id);
+            let measured = rows.into_iter().filter(|row| row.get("asr").is_some());
             let stage = |row: Value| row["stage"].as_str().map(str::to_owned);
             measured.filter_map(stage).collect::<Vec<_>>()
         };
