@@ -95,7 +95,11 @@ impl Profile {
                 let entry = self.methods.entry(key).or_default();
                 entry.set.extend(set.into_iter().flatten().map(|f| f.value));
                 entry.files.extend(files?);
-                entry.departures.extend(words.into_iter().map(|f| f.value));
+                for word in words {
+                    entry
+                        .departures
+                        .push(word.check(|text| one_line(text), ONE_LINE)?.value);
+                }
             }
         }
         Ok(())
@@ -126,11 +130,19 @@ impl Profile {
     }
 }
 
+/// What a note prints of somebody's file.
+const ONE_LINE: &str = "one line of text";
+
+fn one_line(text: &str) -> bool {
+    !text.trim().is_empty() && !text.contains(char::is_control)
+}
+
 fn file(table: &Table<'_>) -> Result<PublishedFile, StrictError> {
     table.only(&["setting", "name", "sha256", "dataset", "arch", "built_in"])?;
     let word = |name| {
         let field = table.str(name)?;
-        field.ok_or_else(|| table.missing(name, "a string"))
+        let field = field.ok_or_else(|| table.missing(name, "a string"))?;
+        field.check(|text| one_line(text), ONE_LINE)
     };
     let digest = |text: &String| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
     let optional = |name| Ok::<_, StrictError>(table.str(name)?.map(|field| field.value));

@@ -1,5 +1,8 @@
 //! The printed numbers of a table.
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+use bb_zoo::torch::pickle::short;
 
 use crate::table::COLUMNS;
 
@@ -77,10 +80,13 @@ pub(super) fn read(path: &Path, text: &str) -> Result<Vec<PrintedRow>, ValuesErr
             let place = |name| COLUMNS.iter().position(|column| *column == name);
             names.split(',').map(place).collect::<Option<Vec<usize>>>()
         })
-        .ok_or_else(|| wrong(at, format!("the columns are `{names}`"), header))?;
+        .ok_or_else(|| wrong(at, format!("the columns are `{}`", short(names)), header))?;
     let mut rows: Vec<PrintedRow> = Vec::new();
+    // A file of a megabyte has a hundred thousand rows.
+    let mut seen = BTreeSet::new();
     for (at, line) in lines {
         let fields: Vec<&str> = line.split(',').collect();
+        let line = short(line);
         let (names, numbers) = fields.split_at(fields.len().min(2));
         let [attack, defense] = names else {
             return Err(wrong(at, format!("`{line}`"), "an attack and a defense"));
@@ -97,13 +103,12 @@ pub(super) fn read(path: &Path, text: &str) -> Result<Vec<PrintedRow>, ValuesErr
                     text.parse()
                         .ok()
                         .filter(|value| (0.0..=100.0).contains(value))
-                        .ok_or_else(|| wrong(at, format!("`{text}`"), "a percentage"))?,
+                        .ok_or_else(|| wrong(at, format!("`{}`", short(text)), "a percentage"))?,
                 ),
             };
         }
         let (attack, defense) = (canonical(attack), canonical(defense));
-        let same = |row: &&PrintedRow| (&row.attack, &row.defense) == (&attack, &defense);
-        if rows.iter().any(|row| same(&row)) {
+        if !seen.insert((attack.clone(), defense.clone())) {
             return Err(wrong(
                 at,
                 format!("`{line}` is there twice"),
