@@ -178,7 +178,9 @@ impl ByteArray {
     /// # Panics
     /// If an index is not below the length of the first axis.
     pub fn rows(&mut self, indices: &[usize]) -> Result<Vec<u8>, NpyError> {
-        let size: usize = self.shape[1..].iter().product();
+        // Where an axis is 0 the others may be anything.
+        let axes = self.shape[1..].iter();
+        let size = axes.fold(1, |size: usize, &n| size.saturating_mul(n));
         let mut bytes = vec![0; indices.len() * size];
         let mut fill = || -> std::io::Result<()> {
             for (row, &i) in bytes.chunks_exact_mut(size.max(1)).zip(indices) {
@@ -656,6 +658,9 @@ mod tests {
         assert_eq!(array.shape(), [3, 2]);
         assert_eq!(array.rows(&[2, 0, 2]).expect("rows"), [5, 6, 1, 2, 5, 6]);
         assert_eq!(array.rows(&[]).expect("no row"), [0; 0]);
+        // Without rows the other axes may be of any length.
+        let mut none = open("|u1", "0, 4294967296, 4294967296", &[]).expect("an empty array");
+        assert_eq!(none.rows(&[]).expect("no row"), [0; 0]);
         let error = open("|u1", "3, 2", &[1, 2, 3]).expect_err("cut off");
         assert!(error.contains("has 3 bytes of data, expected 6"), "{error}");
         let error = open("<f4", "1,", &[0; 4]).expect_err("no bytes");

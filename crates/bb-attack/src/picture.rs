@@ -3,10 +3,11 @@
 use std::io::{Cursor, Read as _};
 use std::path::{Path, PathBuf};
 
+use bb_core::cli::expecting_panics;
 use bb_core::data::resize::pil_bilinear;
 use bb_core::data::without_profile;
 use bb_core::files::{self, Links};
-use image::error::{ParameterError, ParameterErrorKind};
+use image::error::{DecodingError, ImageFormatHint, ParameterError, ParameterErrorKind};
 use image::{ImageError, ImageFormat, ImageReader, Limits};
 
 /// Longest side of a picture that is accepted, in pixels.
@@ -54,6 +55,15 @@ pub enum PictureError {
         /// What the decoder said.
         source: ImageError,
     },
+}
+
+/// The same, but an error where a decoder panics on damage that it does not expect.
+fn guarded<T>(read: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
+    expecting_panics(read).unwrap_or_else(|_| {
+        let what = "the bytes are damaged in a way that the decoder does not know";
+        let error = DecodingError::new(ImageFormatHint::Unknown, what);
+        Err(ImageError::Decoding(error))
+    })
 }
 
 impl Picture {
@@ -112,8 +122,10 @@ impl Picture {
             source,
         };
         let bytes = without_profile(&bytes);
-        let header = ImageReader::new(Cursor::new(&bytes)).with_guessed_format();
-        let found = header.map_err(|e| decode(e.into()))?.into_dimensions();
+        let found = guarded(|| {
+            let header = ImageReader::new(Cursor::new(&bytes)).with_guessed_format();
+            header?.into_dimensions()
+        });
         let (found_width, found_height) = found.map_err(decode)?;
         if (found_height as usize, found_width as usize) != (height, width) {
             return Err(size(format!("{found_height} x {found_width} pixels")));
@@ -122,6 +134,10 @@ impl Picture {
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, ImageError> {
+        guarded(|| Self::decoded(bytes))
+    }
+
+    fn decoded(bytes: &[u8]) -> Result<Self, ImageError> {
         let mut limits = Limits::default();
         limits.max_image_width = Some(MAX_SIDE);
         limits.max_image_height = Some(MAX_SIDE);

@@ -181,8 +181,11 @@ thread_local! {
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a reader whose panic the caller turns into an error, so that no panic is told.
-pub(crate) fn expecting_panics<T>(read: impl FnOnce() -> T) -> std::thread::Result<T> {
+/// Runs a reader of another crate whose panic the caller turns into an error, so that no panic is told.
+///
+/// # Errors
+/// What the reader panicked with.
+pub fn expecting_panics<T>(read: impl FnOnce() -> T) -> std::thread::Result<T> {
     let before = EXPECTED.replace(true);
     let done = catch_unwind(AssertUnwindSafe(read));
     EXPECTED.set(before);

@@ -21,6 +21,7 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageError, Limits};
 use super::budget::Budget;
 use super::images::CHANNELS;
 use super::resize;
+use crate::cli::expecting_panics;
 
 /// Longest side of an image in pixels.
 const MAX_SIDE: u32 = 4096;
@@ -70,6 +71,9 @@ pub enum ImageFault {
     /// A JPEG file that stops early; decoders would fill the rest with grey.
     #[error("the JPEG data ends before its end marker")]
     Truncated,
+    /// The decoder met what it did not expect, and gave up in a panic.
+    #[error("the image bytes are damaged in a way that the decoder does not know")]
+    Unexpected,
     /// The decoder refused the bytes.
     #[error("the image bytes cannot be decoded")]
     Undecodable(#[source] Box<ImageError>),
@@ -144,8 +148,17 @@ fn format(bytes: &[u8]) -> Result<Format, ImageFault> {
     }
 }
 
+/// The same, but an error where a decoder panics.
+fn guarded<T>(read: impl FnOnce() -> Result<T, ImageFault>) -> Result<T, ImageFault> {
+    expecting_panics(read).unwrap_or(Err(ImageFault::Unexpected))
+}
+
 /// Decodes an image file of any format that is read; what it costs is counted in `budget` before.
 pub(super) fn rgb(bytes: &[u8], budget: &Budget) -> Result<Rgb, ImageFault> {
+    guarded(|| decode(bytes, budget))
+}
+
+fn decode(bytes: &[u8], budget: &Budget) -> Result<Rgb, ImageFault> {
     let format = format(bytes)?;
     let bytes = &*without_profile(bytes);
     let reader = Cursor::new(bytes);
@@ -217,6 +230,10 @@ pub(super) fn rgb_into(
 
 /// Height and width from the header alone.
 pub(super) fn size(bytes: &[u8]) -> Result<(usize, usize), ImageFault> {
+    guarded(|| announced(bytes))
+}
+
+fn announced(bytes: &[u8]) -> Result<(usize, usize), ImageFault> {
     let format = format(bytes)?;
     let bytes = without_profile(bytes);
     let reader = Cursor::new(&*bytes);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bb_core::data::DataError;
-use flate2::{Compression, write::GzEncoder, write::ZlibEncoder};
+use flate2::{Compression, Crc, write::GzEncoder, write::ZlibEncoder};
 use image::{ExtendedColorType, ImageEncoder as _};
 
 use crate::data_files::{message, picture, pixels, plain, png, put};
@@ -548,6 +548,42 @@ fn a_colour_profile_is_not_unpacked() {
     let data = plain("cifar10", root.path()).expect("opens");
     assert!(start.elapsed() < AT_MOST);
     assert_eq!(data.train.images.image(299), pixels(5, 32, 32));
+}
+
+/// A picture whose palette ends within a colour, which its pixels have. The PNG decoder panics at it.
+fn torn_palette() -> Vec<u8> {
+    let chunk = |kind: &[u8], content: &[u8]| {
+        let mut sum = Crc::new();
+        sum.update(kind);
+        sum.update(content);
+        let length = (content.len() as u32).to_be_bytes();
+        [&length, kind, content, &sum.sum().to_be_bytes()].concat()
+    };
+    let header = [&[0, 0, 0, 32, 0, 0, 0, 32][..], &[8, 3, 0, 0, 0]].concat();
+    let mut rows = ZlibEncoder::new(Vec::new(), Compression::best());
+    for _ in 0..32 {
+        rows.write_all(&[0]).expect("memory");
+        rows.write_all(&[33; 32]).expect("memory");
+    }
+    let rows = rows.finish().expect("memory");
+    [
+        b"\x89PNG\r\n\x1a\n".to_vec(),
+        chunk(b"IHDR", &header),
+        chunk(b"PLTE", &[7; 100]),
+        chunk(b"IDAT", &rows),
+        chunk(b"IEND", &[]),
+    ]
+    .concat()
+}
+
+#[test]
+fn a_decoder_that_panics_is_one_error() {
+    let root = place(&repeated(&torn_palette(), 3));
+    let text = refused("cifar10", root.path());
+    assert!(
+        text.contains("the image bytes are damaged in a way that the decoder does not know"),
+        "{text}"
+    );
 }
 
 #[test]
