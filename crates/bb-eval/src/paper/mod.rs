@@ -103,7 +103,7 @@ const PROFILES: [(&str, &str, &str); 1] = [(
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PaperError {
-    /// There is none of this name.
+    /// No paper has this name.
     #[error("there is no paper `{name}`, expected one of `{}` or a file that ends in `.toml`", names().join("`, `"))]
     Unknown {
         /// What was asked for.
@@ -217,7 +217,7 @@ impl Paper {
     /// The paper of this name, or that of a file that ends in `.toml`.
     ///
     /// # Errors
-    /// If there is none, and if the file is not as [`crate::paper`] says.
+    /// If no paper has this name, or the file is not as [`crate::paper`] says.
     pub fn open(name: &str) -> Result<Self, PaperError> {
         if is_file(name) {
             let document = Document::read(Path::new(name))?;
