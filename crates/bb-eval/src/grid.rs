@@ -26,7 +26,7 @@
 //! path = "record/*"                   # what `bb-eval zoo import` takes, relative to this file; `*` and `?` stand for any
 //! attack = "badnets"                  # optional: the attack it is filed under
 //! label = "mine"                      # optional: what the table prints, for a path of one model; else the last folder
-//! key = "model"                       # optional: where the network lies in the file
+//! key = "model"                       # optional: key of the network in the file
 //! arch = "resnet18"                   # optional: for a file that does not name it
 //!
 //! [[defense]]                         # the keys of an attack
@@ -194,7 +194,7 @@ pub struct Model {
     pub attack: Option<String>,
     /// What the table prints; empty for the last part of the path.
     pub label: String,
-    /// Where the network lies in the file.
+    /// Key of the network in the file.
     pub key: Option<String>,
     /// Its architecture, for a file that does not name it.
     pub arch: Option<String>,

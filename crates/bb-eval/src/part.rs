@@ -11,7 +11,7 @@ use crate::prepare::Prepared;
 #[derive(Debug, thiserror::Error)]
 #[error("the grid has no `{name}`, expected one of `{}`", known.join("`, `"))]
 pub struct PartError {
-    /// What was asked for.
+    /// The name that was given.
     name: String,
     /// What the table prints for its attacks and defenses.
     known: Vec<String>,
@@ -60,7 +60,7 @@ impl FromStr for Shard {
 }
 
 impl Part {
-    /// For each step of a plan, whether it is asked for.
+    /// For each step of a plan, whether it belongs to the part.
     ///
     /// # Errors
     /// For a name that the grid does not have.

@@ -58,7 +58,7 @@ pub enum PrepareError {
         /// Line of the entry that has it already.
         first: usize,
     },
-    /// A pattern of paths that is none.
+    /// A pattern of paths that cannot be understood.
     #[error("`{}` is no pattern: {why}", path.display())]
     Pattern {
         /// The pattern.

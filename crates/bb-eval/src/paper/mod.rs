@@ -106,7 +106,7 @@ pub enum PaperError {
     /// No paper has this name.
     #[error("there is no paper `{name}`, expected one of `{}` or a file that ends in `.toml`", names().join("`, `"))]
     Unknown {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
     },
     /// The description is not what it should be.

@@ -159,7 +159,7 @@ fn file(table: &Table<'_>) -> Result<PublishedFile, StrictError> {
     })
 }
 
-/// Differences that a note names; of more it gives the number.
+/// Most differences that a note lists; the others are counted.
 const NAMED: usize = 4;
 /// Tables that the harness adds to a method's own settings.
 const ADDED: [&str; 4] = ["compute", "data", "model", "imported"];

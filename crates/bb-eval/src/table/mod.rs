@@ -487,9 +487,9 @@ fn block(
                         let printed = printed[i].filter(|_| !broken[i])?;
                         Some((shown(i, values[i]?.mean) - printed).abs())
                     };
-                    // What is equal as printed is equal.
-                    Some((0..2).all(|i| off(i).is_none_or(|off| off <= tolerance[i] + 1e-9)))
-                        .filter(|_| off(0).is_some() && off(1).is_some())
+                    // Binary dust is no difference.
+                    let within = |i: usize| Some(off(i)? <= tolerance[i] + 1e-9);
+                    Some(within(0)? & within(1)?)
                 });
                 Some(PaperRow {
                     values: printed,
