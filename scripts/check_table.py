@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compute the means, spreads, DERs, averages and deltas of a table again, from its counts alone.
 
-    bb-eval table GRID --format csv > table.csv     (or the table.csv in the folder of results)
+    bb-eval table GRID --format csv > table.csv     (or tables/NAME/table.csv in the folder of results)
     scripts/check_table.py table.csv
 
 Written from what the numbers mean and not from the program, so that a mistake in one of them shows. Prints how many numbers

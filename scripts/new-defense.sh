@@ -268,7 +268,6 @@ width = 8
 seeds = [0]
 train_limit = 2000
 test_limit = 500
-out = "runs/@NAME@"
 
 [[attack]]
 method = "badnets"

@@ -13,9 +13,11 @@ use bb_core::cell::{
 };
 use bb_core::data::{Images, OpenOptions, open};
 use bb_core::poison::PoisonSet;
+use bb_eval::cells::Filter;
 use bb_eval::grid::Grid;
 use bb_eval::paper::Paper;
 use bb_eval::prepare::{Places, Prepared};
+use bb_eval::table::Selection;
 use bb_eval::zoo::{self, Rules};
 use bb_nn::{ArchSpec, Compute, Net, StateDict};
 use bb_zoo::Index;
@@ -461,7 +463,8 @@ fn place(folder: &Path) -> PathBuf {
 fn whole_cell(bytes: &[u8], folder: &Path) -> bool {
     let dir = place(folder);
     put(&dir, MANIFEST, bytes);
-    let _ = bb_eval::collect::from_folder(folder, &[], &Paper::tsbd_table1());
+    let _ =
+        bb_eval::collect::from_folder(folder, &[], &Paper::tsbd_table1(), &Selection::default());
     let measured = bb_eval::verify::verify(&dir, None, None, &Compute::Cpu);
     let exported = zoo::export(&zoo::ExportRequest {
         cell: dir.clone(),
@@ -470,6 +473,12 @@ fn whole_cell(bytes: &[u8], folder: &Path) -> bool {
         out: folder.join("exported"),
     });
     let _ = fs_err::remove_dir_all(folder.join("exported"));
+    if let Ok(cell) = Cell::load(&dir) {
+        let _ = bb_eval::explain::explain(&cell, &[]);
+        let _ = bb_eval::explain::diff(&cell, &cell);
+    }
+    let _ =
+        bb_eval::cells::list(folder, &Filter::default()).map(|cells| bb_eval::cells::show(&cells));
     // Of another dataset's digest the figures cannot be made again; the cell itself may be a good one.
     measured.is_ok() || exported.is_ok()
 }
@@ -490,9 +499,10 @@ fn record_beside(bytes: &[u8], folder: &Path) -> bool {
     put(&dir, name, bytes);
     put(&dir, MANIFEST, cell().manifest.to_string().as_bytes());
     let read = Failed::read(&dir).is_ok_and(|failed| failed.is_some());
-    let _ = bb_eval::collect::from_folder(folder, &[], &Paper::tsbd_table1());
+    let _ =
+        bb_eval::collect::from_folder(folder, &[], &Paper::tsbd_table1(), &Selection::default());
     let cell = Cell::load(&dir).expect("a good cell");
-    read || bb_eval::collect::seconds(&cell).is_some()
+    read || bb_eval::collect::spent(&cell).0.is_some()
 }
 
 const GRID: &str = "[grid]\nname = \"a\"\ndataset = \"synthetic\"\nwidth = 1\nseeds = [0]\ntrain_limit = 64\ntest_limit = 20\n[[attack]]\nmethod = \"badnets\"\n";

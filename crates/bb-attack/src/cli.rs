@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bb_core::cell::env::VERSION;
 use bb_core::cli::{
     self, DEFAULT_ARCH, DEFAULT_DATASET, DEFAULT_WIDTH, Failure, RunArgs, SHOWN_OPTIONS,
 };
@@ -22,7 +23,7 @@ use crate::registry::{self, ATTACKS};
 /// The result is a folder with the network, the poisoned images, the settings and the measurements.
 /// One line of JSON on standard output says where it is and what was measured.
 #[derive(Parser, Debug)]
-#[command(name = "bb-attack", version, disable_help_subcommand = true)]
+#[command(name = "bb-attack", version = VERSION, disable_help_subcommand = true)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(arg_required_else_help = true, after_help = names())]
 #[command(mut_arg("dataset", |arg| arg.help("Dataset to train on [default: cifar10]")))]

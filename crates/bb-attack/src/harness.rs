@@ -15,17 +15,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use bb_core::artifact;
 use bb_core::artifact::checkpoint::{self, Found, Version};
+use bb_core::cell::contract::{self, Input};
+use bb_core::cell::env::{self, Clock, Env};
 use bb_core::cell::{
-    self, CKPT, CONFIG, Cell, CellSpec, ENV, Kind, LOG, METRICS, MODEL, Opened, POISON_TEST,
+    self, CKPT, CONFIG, Cell, CellSpec, Kind, LOG, METRICS, MODEL, Opened, POISON_TEST,
     POISON_TRAIN, Work,
 };
 use bb_core::cli::catch_interrupts;
 use bb_core::data::{Dataset, NamedClass, OpenOptions, Split};
-use bb_core::events::{LONGEST_ROWS, Log, Progress, env_facts};
+use bb_core::events::{LONGEST_ROWS, Log, Progress};
 use bb_core::files::{self, Links};
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::PoisonSet;
@@ -42,7 +43,9 @@ use crate::error::AttackError;
 use crate::in_loop::Counts;
 use crate::labels::LabelMap;
 use crate::method::{AnyAttack, Ctx, Finished, Given, Poisoned, Ready, TrainHook};
+use crate::poison_index::{self, Oversize};
 use crate::prep::Prep;
+use crate::results::{self, AttackResults};
 use crate::{registry, static_attack, stealth};
 
 /// What to run.
@@ -112,6 +115,7 @@ pub fn run(request: &AttackRequest) -> Result<Cell, AttackError> {
 /// # Errors
 /// As [`run`].
 pub fn run_with(attack: &dyn AnyAttack, request: &AttackRequest) -> Result<Cell, AttackError> {
+    let clock = Clock::start();
     let inputs = Inputs::open(attack, request)?;
     let work = match cell::open(&request.out, &inputs.cell_spec(attack, request)?)? {
         Opened::Complete(cell) => {
@@ -137,7 +141,7 @@ pub fn run_with(attack: &dyn AnyAttack, request: &AttackRequest) -> Result<Cell,
         dataset,
         arch,
     };
-    work.complete(|work| run.train(work))
+    work.complete(|work| run.train(work, clock))
 }
 
 /// The cell that [`run`] would leave, so that it can be looked for; opens the data, and writes nothing but their cache.
@@ -273,6 +277,36 @@ pub fn check_limits(data: &GivenData<'_>) -> Result<(), AttackError> {
     Ok(())
 }
 
+/// Checks what an attack would find out when it chooses its images: a grid does so before other cells are trained.
+///
+/// # Errors
+/// Those of the choice, and of [`Attack::check`](crate::method::Attack::check).
+pub fn check_choice(
+    ready: &dyn Ready,
+    dataset: &Dataset,
+    seeds: &[u64],
+) -> Result<(), AttackError> {
+    let settings = ready.tree();
+    let Some(map) = LabelMap::of_settings(settings, dataset.spec.classes)? else {
+        return Ok(());
+    };
+    poison_index::test(&dataset.test.labels, &map)?;
+    for &seed in seeds {
+        ready.check(dataset, seed)?;
+    }
+    let ratio = settings["ratio"].as_f64();
+    let Some(ratio) = ratio.filter(|_| !ready.in_loop()) else {
+        return Ok(());
+    };
+    let labels = &dataset.train.labels;
+    let oversize = serde_json::from_value::<Oversize>(settings["oversize"].clone());
+    let (ratio, _) = poison_index::fitting(labels, &map, ratio, oversize.unwrap_or_default());
+    for &seed in seeds {
+        poison_index::draw_train(labels, &map, ratio, seed)?;
+    }
+    Ok(())
+}
+
 /// What the cell of a run follows from.
 ///
 /// Beside the attack's own settings it has the tables `data` and `model`: what a reader of the cell needs to open
@@ -285,23 +319,25 @@ pub fn cell_spec(
     precision: Precision,
     seed: u64,
 ) -> Result<CellSpec, AttackError> {
-    let mut inputs = BTreeMap::from([("dataset".to_owned(), data.dataset.digest.clone())]);
+    let mut inputs = BTreeMap::from([(
+        Input::Dataset.name().to_owned(),
+        data.dataset.digest.clone(),
+    )]);
     for (setting, path) in ready.files() {
         inputs.insert(setting.to_owned(), artifact::sha256_file(path)?);
     }
     let mut settings = ready.tree().clone();
-    settings["data"] = json!({
-        "dataset": data.id,
-        "train_limit": data.train_limit,
-        "test_limit": data.test_limit,
-    });
-    // Only where it was chosen, so that the names of other cells do not depend on it.
-    if let Some(split) = data.test_split {
-        settings["data"]["test_split"] = json!(split);
-    }
-    settings["model"] =
-        json!({ "arch": arch.name(), "width": arch.width(), "classes": arch.classes() });
-    settings["compute"] = cell::compute(precision, ready.revision());
+    let limits = contract::Limits {
+        dataset: data.id.to_owned(),
+        train_limit: data.train_limit,
+        test_limit: data.test_limit,
+        test_split: data.test_split.map(str::to_owned),
+    };
+    let compute = contract::Compute {
+        precision,
+        revision: ready.revision(),
+    };
+    contract::add_tables(&mut settings, &limits, &arch.in_cell(), compute);
     Ok(CellSpec {
         kind: Kind::Attack,
         method: attack.info().id.to_owned(),
@@ -327,16 +363,16 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Trains the network, writes all files and returns the results.
-    fn train(self, work: &Work) -> Result<Value, AttackError> {
-        // The attack's own networks, of trigger, encoder or mask, are part of its time.
-        let started = Instant::now();
+    fn train(self, work: &Work, clock: Clock) -> Result<Value, AttackError> {
         let dir = work.dir().to_owned();
         let log = Log::open(&dir.join(LOG), self.request.quiet).map_err(AttackError::log(&dir))?;
         work.write(CONFIG, self.ready.to_toml().as_bytes())?;
         self.begin(&log).map_err(AttackError::log(&dir))?;
-        let mut facts = env_facts();
-        facts["device"] = json!(self.request.compute.name());
-        work.write(ENV, facts.to_string().as_bytes())?;
+        let env = Env {
+            data: self.request.data.as_deref().map(env::absolute),
+            ..self.request.compute.env()
+        };
+        env.write(work)?;
 
         let ctx = Ctx {
             dataset: self.dataset,
@@ -425,11 +461,12 @@ impl Run<'_> {
         };
         work.write(MODEL, &net.state()?.to_bytes(&self.metadata())?)?;
 
-        let seconds = started.elapsed().as_secs_f64();
+        env.after(clock).write(work)?;
+        let seconds = clock.elapsed().as_secs_f64();
         let say = format!("{}; {seconds:.0} s", percentages(&scores));
         log.info("trained", &say, &json!({ "seconds": seconds }))
             .map_err(AttackError::log(&dir))?;
-        Ok(self.results(&scores, row.as_ref(), &sets, counts))
+        Ok(json!(self.results(&scores, row.as_ref(), &sets, counts)))
     }
 
     /// Says what is attacked, and what of the settings is perhaps not what was meant.
@@ -512,28 +549,29 @@ impl Run<'_> {
         row: Option<&EpochRow>,
         sets: &Finished,
         counts: Option<Counts>,
-    ) -> Value {
-        let mut poison = json!({ "train": sets.train.len(), "test": sets.test.len() });
-        if let Some(counts) = counts {
-            poison["in_training"] = json!(counts);
-        }
-        // Without poisoned images there is no such score, which is not a score of 0.
+    ) -> AttackResults {
         let some = |ratio: Ratio| (ratio.total > 0).then_some(ratio);
-        json!({
-            "acc": scores.acc,
-            "asr": some(scores.asr),
-            "ra": some(scores.ra),
-            "train": row.map(|row| json!({
-                "epochs": row.epoch + 1,
-                "loss": row.train_loss,
-                "acc": train_acc(row),
-            })),
-            "classes": self.dataset.class_names,
-            "target": self.target(),
-            "poison": poison,
-            "stealth": (!sets.test.is_empty())
+        AttackResults {
+            acc: scores.acc,
+            asr: some(scores.asr),
+            ra: some(scores.ra),
+            train: row.map(|row| results::TrainEnd {
+                epochs: row.epoch as u64 + 1,
+                loss: row.train_loss,
+                acc: train_acc(row),
+            }),
+            classes: self.dataset.class_names.clone(),
+            target: self.target(),
+            poison: results::PoisonCounts {
+                train: sets.train.len() as u64,
+                test: sets.test.len() as u64,
+                in_training: counts,
+            },
+            stealth: (!sets.test.is_empty())
                 .then(|| stealth::measure(&self.dataset.test.images, &sets.test)),
-        })
+            images: None,
+            tensors: None,
+        }
     }
 }
 

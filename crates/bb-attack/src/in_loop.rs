@@ -117,7 +117,7 @@ impl Share {
 }
 
 /// What an attack inside the training loop does to the batches of a whole run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Images that get the trigger and the attacked label, over all epochs.
     pub backdoored: u64,

@@ -8,6 +8,7 @@
 //! - [`registry`] lists the attacks, [`method`] is the trait they implement.
 //! - [`badnets`], [`blended`], [`lf`], [`sig`], [`ssba`], [`trojan`], [`wanet`], [`inputaware`], and [`clean`] training: one folder per attack.
 //! - [`labels`], [`poison_index`], [`static_attack`], [`in_loop`], [`picture`], [`npy`], [`stealth`], [`prep`], [`clean_net`]: what several attacks share.
+//! - [`results`]: what the manifest of a cell says was measured.
 //! - [`harness`] runs an attack and leaves a complete cell, [`preview`] shows its trigger on a few images; [`cli`] is the
 //!   command line around them.
 
@@ -32,6 +33,7 @@ pub mod prep;
 pub mod preview;
 pub mod recipes;
 pub mod registry;
+pub mod results;
 pub mod settings;
 pub mod sig;
 pub mod ssba;

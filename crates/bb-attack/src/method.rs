@@ -25,6 +25,8 @@ pub trait Attack: 'static {
     const INFO: MethodInfo;
     /// The settings. Their default is the reference's choice.
     type Config: Serialize + DeserializeOwned + Default + Validate + 'static;
+    /// Whether it takes its share of every batch, and chooses no images before the training.
+    const IN_LOOP: bool = false;
 
     /// The training recipe in the settings.
     fn recipe(cfg: &Self::Config) -> &Recipe;
@@ -229,6 +231,9 @@ pub trait Ready {
     /// See [`Attack::needs_network`].
     fn needs_network(&self) -> bool;
 
+    /// See [`Attack::IN_LOOP`].
+    fn in_loop(&self) -> bool;
+
     /// Every setting with its value and where it came from.
     fn origins(&self) -> &[(String, String, Origin)];
 
@@ -349,6 +354,10 @@ impl<A: Attack> Ready for Checked<A> {
 
     fn needs_network(&self) -> bool {
         A::needs_network(&self.settings.value)
+    }
+
+    fn in_loop(&self) -> bool {
+        A::IN_LOOP
     }
 
     fn origins(&self) -> &[(String, String, Origin)] {

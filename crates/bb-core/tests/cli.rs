@@ -85,7 +85,7 @@ Options:
 
 Machine:
       --data <DIR>       Folder with the datasets [env: BB_DATA]
-      --out <DIR>        Folder for the results [default: runs]
+      --store <DIR>      Folder of results [default: runs]
       --device <DEVICE>  Where to compute: auto, cpu or cuda:N [default: auto]
       --threads <N>      Number of threads [default: all cores]
   -q, --quiet            No progress and no log lines, only warnings and errors

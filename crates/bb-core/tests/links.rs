@@ -157,7 +157,7 @@ fn folders_below_that_of_the_results_are_no_links_and_that_itself_may_be_one() {
             matches!(&error, CellError::Link { path } if *path == link),
             "{error}"
         );
-        assert!(error.hint().is_some_and(|hint| hint.contains("`--out`")));
+        assert!(error.hint().is_some_and(|hint| hint.contains("`--store`")));
         place.untouched(&part.display().to_string());
     }
     let place = Place::new();

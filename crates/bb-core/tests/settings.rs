@@ -370,7 +370,7 @@ fn every_error_says_what_where_and_what_to_do() {
         (
             "target = \"0123456789012345678901234567890123456789012345678901234567890123456789\"\n",
             "error: setting `target` expects an integer, \
-             found the string `\"01234567890123456789012345678901234567890123456789012345678..`\n  \
+             found the string `\"01234567890123456789012345678901234567890123456789012345678…`\n  \
              in configs/mine.toml, line 1\n",
         ),
         // What only the type knows.

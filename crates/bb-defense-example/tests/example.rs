@@ -42,7 +42,7 @@ fn program(folder: &Path, words: &[&str]) -> Command {
 }
 
 fn run(folder: &Path, out: &str) -> String {
-    let output: Output = program(folder, &["run", "grid.toml", "--quiet", "--out", out])
+    let output: Output = program(folder, &["run", "grid.toml", "--quiet", "--store", out])
         .output()
         .expect("it runs");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -144,7 +144,7 @@ fn a_killed_run_goes_on_to_the_same_bits() {
     run(place.path(), "whole");
     let mut child = program(
         place.path(),
-        &["run", "grid.toml", "--quiet", "--out", "killed"],
+        &["run", "grid.toml", "--quiet", "--store", "killed"],
     )
     .stdout(Stdio::null())
     .spawn()

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bb_core::cell::Cell;
+use bb_core::cell::env::VERSION;
+use bb_core::cell::{Cell, CellError, store};
 use bb_core::cli::{self, Failure, RunArgs, SHOWN_OPTIONS, init_threads, print};
 use bb_core::events::Log;
 use bb_core::method::MethodInfo;
@@ -26,7 +27,7 @@ use crate::registry;
 #[derive(Parser, Debug)]
 #[command(
     name = "bb-defense",
-    version,
+    version = VERSION,
     about,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
@@ -42,7 +43,7 @@ struct Args {
     /// The defense; `bb-defense list` names them
     #[arg(required = true, value_name = "METHOD")]
     method: Option<String>,
-    /// Folder or manifest of the attack's result, which holds the suspect model
+    /// The attack's result, which holds the suspect model: its folder, or the first digits of its id
     #[arg(long, required = true, value_name = "CELL")]
     model: Option<PathBuf>,
     #[command(flatten)]
@@ -100,6 +101,7 @@ fn execute(args: Args, extra: &'static [&'static dyn AnyDefense]) -> Result<(), 
         ))
         .hint("leave it out"));
     }
+    let model = store::find(&args.run.host.out, &model)?;
     let suspect = open_suspect(&model)?;
     check_options(&args.run, &suspect)?;
     let compute = Compute::open(args.run.host.device)?;
@@ -118,7 +120,7 @@ fn execute(args: Args, extra: &'static [&'static dyn AnyDefense]) -> Result<(), 
     };
     if args.run.show_config {
         let settings = show_settings(&request)?;
-        return print(&(shown_options(&args.run, &suspect) + &settings));
+        return print(&(shown_options(&args.run, &suspect)? + &settings));
     }
     if let Some(text) = choice {
         Log::new(args.run.host.quiet).info("device", &text, &Value::Null)?;
@@ -128,24 +130,25 @@ fn execute(args: Args, extra: &'static [&'static dyn AnyDefense]) -> Result<(), 
 }
 
 /// The lines of `--show-config` for what is no setting.
-fn shown_options(run: &RunArgs, suspect: &SuspectCell) -> String {
+fn shown_options(run: &RunArgs, suspect: &SuspectCell) -> Result<String, CellError> {
     let manifest = &suspect.cell.manifest;
     let line = |name: &str, value: Value| option_line(name, &value, "of the model");
-    let limit = |name: &str| match &manifest.settings["data"][name] {
-        Value::Null => line(name, json!("all")),
-        limit => line(name, limit.clone()),
+    let limit = |name: &str, limit: Option<usize>| match limit {
+        None => line(name, json!("all")),
+        Some(limit) => line(name, json!(limit)),
     };
-    [
+    let limits = suspect.cell.limits()?;
+    Ok([
         SHOWN_OPTIONS.to_owned(),
         line("dataset", json!(manifest.dataset)),
-        line("arch", json!(suspect.arch)),
-        line("width", json!(suspect.width)),
-        limit("train_limit"),
-        limit("test_limit"),
+        line("arch", json!(suspect.network.arch)),
+        line("width", json!(suspect.network.width)),
+        limit("train_limit", limits.train_limit),
+        limit("test_limit", limits.test_limit),
         run.shown(),
         "\n".to_owned(),
     ]
-    .concat()
+    .concat())
 }
 
 /// An option that names what the suspect model already fixes must name the same.
@@ -156,11 +159,11 @@ fn check_options(run: &RunArgs, suspect: &SuspectCell) -> Result<(), DefenseErro
             run.dataset.clone(),
             suspect.cell.manifest.dataset.clone(),
         ),
-        ("arch", run.arch.clone(), suspect.arch.clone()),
+        ("arch", run.arch.clone(), suspect.network.arch.clone()),
         (
             "width",
             run.width.map(|width| width.to_string()),
-            suspect.width.to_string(),
+            suspect.network.width.to_string(),
         ),
     ];
     for (option, found, expected) in pairs {

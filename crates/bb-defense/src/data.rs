@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use bb_core::artifact::sha256_hex;
+use bb_core::cli::shorten;
 use bb_core::data::{Dataset, Split};
 use bb_core::files::{self, Links};
 use bb_core::method::Needs;
@@ -254,16 +255,6 @@ fn read_indices(path: &Path, images: usize) -> Result<Vec<usize>, DefenseError> 
     Ok(indices)
 }
 
-/// A word of a file that may be anything, short enough for a message.
-pub(crate) fn shorten(word: &str) -> String {
-    const MOST: usize = 40;
-    let mut text: String = word.chars().take(MOST).collect();
-    if text.len() < word.len() {
-        text.push('…');
-    }
-    text
-}
-
 fn digest(indices: &[usize]) -> String {
     let mut text = String::new();
     for index in indices {
@@ -344,7 +335,7 @@ mod tests {
         assert_eq!(read("1,2"), wrong(1, "1,2"));
         assert_eq!(
             read(&"x".repeat(99)),
-            wrong(1, &format!("{}…", "x".repeat(40)))
+            wrong(1, &format!("{}…", "x".repeat(60)))
         );
         assert_eq!(read(" \n"), Err(format!("`{shown}` holds no index")));
         fs_err::remove_file(&path).expect("removed");

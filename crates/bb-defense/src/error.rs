@@ -50,26 +50,6 @@ pub enum DefenseError {
         /// The folder.
         path: PathBuf,
     },
-    /// The suspect model's folder does not say what it must.
-    #[error("the manifest of `{}` has no valid `{field}`", path.display())]
-    NoField {
-        /// The folder.
-        path: PathBuf,
-        /// The field.
-        field: &'static str,
-    },
-    /// A number in the suspect model's manifest is none that it can be.
-    #[error("`{field}` is {found} in the manifest of `{}`, expected a whole number from 1 to {most}", path.display())]
-    Number {
-        /// The folder.
-        path: PathBuf,
-        /// The field.
-        field: &'static str,
-        /// What stands there.
-        found: String,
-        /// The greatest number.
-        most: usize,
-    },
     /// The suspect model's folder lacks a file.
     #[error("`{}` has no `{name}`", path.display())]
     NoFile {
@@ -340,8 +320,6 @@ impl Coded for DefenseError {
             // The manifest of the suspect model names the architecture.
             Self::Nn(NnError::UnknownArch { .. } | NnError::ArchSize { .. })
             | Self::NotAnAttack { .. }
-            | Self::NoField { .. }
-            | Self::Number { .. }
             | Self::NoFile { .. }
             | Self::OtherDataset { .. }
             | Self::OtherTestSet { .. }

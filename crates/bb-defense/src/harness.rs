@@ -5,14 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
+use bb_core::cell::contract::{Input, Network};
+use bb_core::cell::env::{self, Clock, Env};
 use bb_core::cell::{
-    self, CONFIG, Cell, CellSpec, ENV, Kind, LOG, MODEL, Opened, POISON_TEST, Work, open,
+    self, CONFIG, Cell, CellError, CellSpec, Kind, LOG, MODEL, Opened, POISON_TEST, Work, open,
 };
-use bb_core::cli::{MOST_IMAGES, MOST_WIDTH, catch_interrupts};
+use bb_core::cli::catch_interrupts;
 use bb_core::data::{self, Dataset, OpenOptions};
-use bb_core::events::{Log, env_facts};
+use bb_core::events::Log;
 use bb_core::metrics::{Ratio, Scores};
 use bb_core::poison::{PoisonError, PoisonSet};
 use bb_core::precision::Precision;
@@ -22,7 +23,7 @@ use bb_nn::{ArchSpec, Compute, Net, StateDict};
 use serde_json::{Value, json};
 
 use crate::context::{At, Ctx, Host, not_finite};
-use crate::data::{Granted, shorten};
+use crate::data::Granted;
 use crate::error::DefenseError;
 use crate::method::{AnyDefense, Armed, Given, Ready, Repaired};
 use crate::results::{Oracle, Results, SUSPECT};
@@ -61,10 +62,8 @@ pub struct DefenseRequest {
 pub struct SuspectCell {
     /// The cell.
     pub cell: Cell,
-    /// The architecture's name.
-    pub arch: String,
-    /// Channels of its first stage.
-    pub width: usize,
+    /// Its network.
+    pub network: Network,
 }
 
 /// Opens an attack's cell and checks that it is one.
@@ -81,55 +80,21 @@ pub fn open_suspect(model: &Path) -> Result<SuspectCell, DefenseError> {
             });
         }
     }
-    let (arch, width) = network_of(&cell)?;
-    Ok(SuspectCell { cell, arch, width })
-}
-
-/// The name and the width of the network that an attack's manifest describes.
-///
-/// # Errors
-/// [`DefenseError::NoField`] and [`DefenseError::Number`].
-pub fn network_of(attack: &Cell) -> Result<(String, usize), DefenseError> {
-    let no_field = |field| DefenseError::NoField {
-        path: attack.dir.clone(),
-        field,
-    };
-    let arch = attack.manifest.settings["model"]["arch"].as_str();
-    let arch = arch.ok_or_else(|| no_field("settings.model.arch"))?;
-    let field = "settings.model.width";
-    let width = number(attack, field, MOST_WIDTH)?.ok_or_else(|| no_field(field))?;
-    Ok((arch.to_owned(), width))
-}
-
-/// A number of the settings in a manifest, from 1 to `most`, if it is there: nothing is made because a manifest says so.
-fn number(attack: &Cell, field: &'static str, most: usize) -> Result<Option<usize>, DefenseError> {
-    let below = field.split('.').skip(1);
-    let value = below.fold(&attack.manifest.settings, |table, key| &table[key]);
-    if value.is_null() {
-        return Ok(None);
-    }
-    let number = value.as_u64().and_then(|n| usize::try_from(n).ok());
-    let number = number.filter(|n| (1..=most).contains(n));
-    let refused = || DefenseError::Number {
-        path: attack.dir.clone(),
-        field,
-        found: shorten(&value.to_string()),
-        most,
-    };
-    number.map(Some).ok_or_else(refused)
+    let network = cell.network()?;
+    Ok(SuspectCell { cell, network })
 }
 
 /// How the dataset is opened that an attack's manifest names; `cache` is the folder of decoded images.
 ///
 /// # Errors
-/// [`DefenseError::Number`].
-pub fn options_of(attack: &Cell, cache: Option<&Path>) -> Result<OpenOptions, DefenseError> {
-    let split = attack.manifest.settings["data"]["test_split"].as_str();
+/// [`CellError::Field`].
+pub fn options_of(attack: &Cell, cache: Option<&Path>) -> Result<OpenOptions, CellError> {
+    let limits = attack.limits()?;
     Ok(OpenOptions {
         cache_dir: cache.map(Path::to_owned),
-        train_limit: number(attack, "settings.data.train_limit", MOST_IMAGES)?,
-        test_limit: number(attack, "settings.data.test_limit", MOST_IMAGES)?,
-        test_split: split.map(str::to_owned),
+        train_limit: limits.train_limit,
+        test_limit: limits.test_limit,
+        test_split: limits.test_split,
         // The synthetic data are the same in every run, as those of any other dataset are.
         seed: 0,
     })
@@ -152,7 +117,8 @@ fn checked(req: &DefenseRequest) -> Result<(SuspectCell, Box<dyn Ready>), Defens
     req.compute.supports(req.precision)?;
     // The classes of a folder are counted when it is opened; until then any number does.
     let classes = Some(spec.classes).filter(|&classes| classes > 0);
-    ArchSpec::new(&suspect.arch, suspect.width, classes.unwrap_or(2))?;
+    let Network { arch, width, .. } = &suspect.network;
+    ArchSpec::new(arch, *width, classes.unwrap_or(2))?;
     Ok((suspect, ready))
 }
 
@@ -160,12 +126,11 @@ fn checked(req: &DefenseRequest) -> Result<(SuspectCell, Box<dyn Ready>), Defens
 ///
 /// An interrupted run goes on from its last checkpoint, and ends with the same bits as one that was not interrupted.
 pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
-    let began = Instant::now();
+    let clock = Clock::start();
     let (suspect, ready) = checked(req)?;
     let SuspectCell {
         cell: attack,
-        arch,
-        width,
+        network: Network { arch, width, .. },
     } = suspect;
     let (dataset, poisoned) = open_data(&attack, req.data.as_deref(), req.cache.as_deref())?;
     let arch = ArchSpec::for_dataset(&arch, width, &dataset.spec)?;
@@ -202,7 +167,7 @@ pub fn run(req: &DefenseRequest) -> Result<Cell, DefenseError> {
         armed: &*armed,
         dataset: &dataset,
         poisoned: &poisoned,
-        began,
+        clock,
     };
     work.complete(|work| repair(work, &task, suspect))
 }
@@ -217,7 +182,7 @@ struct Task<'a> {
     armed: &'a dyn Armed,
     dataset: &'a Dataset,
     poisoned: &'a PoisonSet,
-    began: Instant,
+    clock: Clock,
 }
 
 /// Repairs and measures the model, and writes all files; gives the results.
@@ -231,7 +196,7 @@ fn repair(work: &Work, task: &Task<'_>, suspect: Net) -> Result<Value, DefenseEr
         armed,
         dataset,
         poisoned,
-        began,
+        clock,
     } = task;
     catch_interrupts()?;
     let log = Log::open(&work.dir().join(LOG), req.quiet).map_err(DefenseError::log(work.dir()))?;
@@ -324,7 +289,7 @@ fn repair(work: &Work, task: &Task<'_>, suspect: Net) -> Result<Value, DefenseEr
                 .map_err(|error| not_finite(name, error))?,
         )?;
     }
-    write_env(work, attack, req, Some(began))?;
+    write_env(work, attack, req, Some(clock))?;
     let percent = |scores: &Scores| {
         // A model that was trained without a backdoor has no poisoned images, and so no ASR.
         let part = |ratio: Ratio| {
@@ -374,19 +339,12 @@ pub fn open_data(
     cache: Option<&Path>,
 ) -> Result<(Dataset, PoisonSet), DefenseError> {
     let manifest = &attack.manifest;
-    let no_field = |field| DefenseError::NoField {
-        path: attack.dir.clone(),
-        field,
-    };
-    let expected = manifest
-        .inputs
-        .get("dataset")
-        .ok_or_else(|| no_field("inputs.dataset"))?;
+    let expected = attack.input(Input::Dataset)?;
     let dataset = data::open(&manifest.dataset, data, &options_of(attack, cache)?)?;
     if dataset.digest != *expected {
         return Err(DefenseError::OtherDataset {
             id: manifest.dataset.clone(),
-            expected: expected.clone(),
+            expected: expected.to_owned(),
             found: dataset.digest,
         });
     }
@@ -426,7 +384,7 @@ pub fn open_data(
         }
     }
     // Our own attacks made the pictures of this very data, by whatever trigger.
-    if manifest.settings.get("imported").is_some() {
+    if attack.is_imported() {
         rows::check(&poisoned, &dataset.test)
             .map_err(|source| PoisonError::Invalid { path, source })?;
     }
@@ -435,7 +393,7 @@ pub fn open_data(
 
 /// What the cell of a defense follows from; `clean_indices` is the digest of the clean images' indices, if it has any.
 ///
-/// Beside the defense's own settings it has the table [`cell::compute`].
+/// Beside the defense's own settings it has the table [`compute`](cell::contract::Compute).
 pub fn cell_spec(
     defense: &dyn AnyDefense,
     ready: &dyn Ready,
@@ -446,16 +404,18 @@ pub fn cell_spec(
     seed: u64,
 ) -> CellSpec {
     let mut inputs = BTreeMap::from([
-        ("attack".to_owned(), attack.digest()),
-        ("dataset".to_owned(), dataset.digest.clone()),
+        (Input::Attack.name().to_owned(), attack.digest()),
+        (Input::Dataset.name().to_owned(), dataset.digest.clone()),
     ]);
     if let Some(digest) = clean_indices {
-        inputs.insert("clean_indices".to_owned(), digest.to_owned());
+        inputs.insert(Input::CleanIndices.name().to_owned(), digest.to_owned());
     }
     let mut settings = ready.tree().clone();
-    let arch = attack.manifest.settings["model"]["arch"].as_str();
-    let revision = ready.revision(arch.unwrap_or_default());
-    settings["compute"] = cell::compute(precision, revision);
+    let arch = Network::arch_of(&attack.manifest.settings);
+    settings["compute"] = json!(cell::contract::Compute {
+        precision,
+        revision: ready.revision(arch.unwrap_or_default()),
+    });
     CellSpec {
         kind: Kind::Defense,
         method: defense.info().id.to_owned(),
@@ -504,15 +464,16 @@ fn write_env(
     work: &Work,
     attack: &Cell,
     req: &DefenseRequest,
-    began: Option<Instant>,
+    clock: Option<Clock>,
 ) -> Result<(), DefenseError> {
-    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut facts = env_facts();
-    facts["attack_cell"] = json!(absolute(&attack.dir));
-    facts["data"] = json!(req.data.as_deref().map(absolute));
-    facts["device"] = json!(req.compute.name());
-    facts["seconds"] = json!(began.map(|began| began.elapsed().as_secs_f64()));
-    let mut text = serde_json::to_string_pretty(&facts).expect("facts are plain data");
-    text.push('\n');
-    Ok(work.write(ENV, text.as_bytes())?)
+    let env = Env {
+        attack_cell: Some(env::absolute(&attack.dir)),
+        data: req.data.as_deref().map(env::absolute),
+        ..req.compute.env()
+    };
+    let env = match clock {
+        Some(clock) => env.after(clock),
+        None => env,
+    };
+    Ok(env.write(work)?)
 }

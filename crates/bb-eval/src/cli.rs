@@ -3,32 +3,37 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use bb_attack::results::AttackResults;
+use bb_core::cell::env::VERSION;
+use bb_core::cell::{Cell, CellError, Kind, store};
 use bb_core::cli::{self, Device, Failure};
 use bb_core::data::DataError;
 use bb_core::events::Log;
 use bb_defense::method::AnyDefense;
 use bb_nn::Compute;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use crate::analyze::{self, command::AnalyzeCommand};
+use crate::cells::{self, Filter};
 use crate::grid::Grid;
 use crate::paper::{DEFAULT_PAPER, Paper};
 use crate::part::{Part, Shard};
 use crate::plan::{self, Step};
 use crate::prepare::{Places, Prepared};
 use crate::run::{self, OnFailure};
-use crate::table::{self, Layout, Table};
+use crate::table::{self, COLUMNS, Layout, Selection, Table, View};
 use crate::zoo::published::{self, CheckRequest, GetRequest};
 use crate::zoo::tensors::RuleError;
 use crate::zoo::{self, ExportRequest, ImportRequest, RepairedRequest, Rules};
-use crate::{collect, verify};
+use crate::{collect, explain, verify};
 
 /// Compare backdoor attacks and defenses
 ///
 /// A grid file says which attacks meet which defenses; `run` does what is missing and prints the table.
 #[derive(Parser, Debug)]
-#[command(name = "bb-eval", version, disable_help_subcommand = true)]
+#[command(name = "bb-eval", version = VERSION, disable_help_subcommand = true)]
 struct Program {
     #[command(subcommand)]
     command: Command,
@@ -81,9 +86,8 @@ enum Command {
         /// How to write it
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
-        /// One row per attack and defense, or the defenses side by side; CSV is always long [default: long]
-        #[arg(long, value_enum)]
-        layout: Option<LayoutArg>,
+        #[command(flatten)]
+        view: ViewArgs,
         /// Whose numbers to compare with: a name, or a file as those in `docs/papers` [default: that of the grid, or
         /// tsbd]
         #[arg(long, value_name = "NAME|FILE")]
@@ -97,9 +101,11 @@ enum Command {
     /// before a repair, and `unchecked` what the files of the cell do not allow.
     #[command(alias = "metrics")]
     Verify {
-        /// Folder or manifest of an attack's or a defense's result
+        /// Result of an attack or a defense: its folder, or the first digits of its id
         #[arg(value_name = "CELL")]
         cell: PathBuf,
+        #[command(flatten)]
+        store: StoreArgs,
         /// Folder with the datasets
         #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
         data: Option<PathBuf>,
@@ -109,6 +115,55 @@ enum Command {
         attack: Option<PathBuf>,
         #[command(flatten)]
         machine: MachineArgs,
+    },
+    /// List the cells of a folder of results
+    Ls {
+        /// Folder of results
+        #[arg(value_name = "DIR", default_value = store::DEFAULT)]
+        dir: PathBuf,
+        /// Only attacks, or only defenses
+        #[arg(long, value_enum)]
+        kind: Option<KindArg>,
+        /// Only this attack or defense
+        #[arg(long, value_name = "NAME")]
+        method: Option<String>,
+        /// Only this dataset
+        #[arg(long, value_name = "NAME")]
+        dataset: Option<String>,
+        /// Only this network, with or without its width
+        #[arg(long, value_name = "NAME")]
+        arch: Option<String>,
+        /// Only complete cells with this seed
+        #[arg(long, value_name = "N")]
+        seed: Option<u64>,
+        /// Only cells of which so much is there
+        #[arg(long, value_parser = PossibleValuesParser::new(["complete", "partial", "failed", "damaged"]))]
+        state: Option<String>,
+        /// Only the attack whose id begins with these digits, and its repairs
+        #[arg(long, value_name = "ID")]
+        attack: Option<String>,
+        /// One object of JSON on a line for each cell
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say how the numbers of a cell came about: counts, choices, settings with their origins, the run
+    Explain {
+        /// Result of an attack or a defense: its folder, or the first digits of its id
+        #[arg(value_name = "CELL")]
+        cell: PathBuf,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Say what differs between two cells: settings, inputs, results, files
+    Diff {
+        /// A cell: its folder, or the first digits of its id
+        #[arg(value_name = "A")]
+        a: PathBuf,
+        /// Another one
+        #[arg(value_name = "B")]
+        b: PathBuf,
+        #[command(flatten)]
+        store: StoreArgs,
     },
     /// Models that others published
     #[command(subcommand)]
@@ -164,17 +219,19 @@ enum ZooCommand {
         /// JSON file for the names of all tensors: loaded, missing, unused, mismatched, ignored
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
-        /// Folder for the results
-        #[arg(long, value_name = "DIR", default_value = "runs")]
+        /// Folder of results
+        #[arg(long = "store", alias = "out", value_name = "DIR", default_value = store::DEFAULT)]
         out: PathBuf,
         #[command(flatten)]
         machine: MachineArgs,
     },
     /// Write a cell for other programs, into a folder that does not exist yet; prints its name
     Export {
-        /// Folder or manifest of an attack's or a defense's result
+        /// Result of an attack or a defense: its folder, or the first digits of its id
         #[arg(value_name = "CELL")]
         cell: PathBuf,
+        #[command(flatten)]
+        store: StoreArgs,
         /// What to write
         #[arg(long, value_enum)]
         format: ExportFormat,
@@ -298,9 +355,24 @@ struct PlaceArgs {
     /// Folder with the datasets [default: that of the grid]
     #[arg(long, value_name = "DIR", env = cli::DATA_ENV, hide_env_values = true)]
     data: Option<PathBuf>,
-    /// Folder for the results [default: that of the grid, or `runs`]
-    #[arg(long, value_name = "DIR")]
+    /// Folder of results, which grids share [default: that of the grid, or `runs`]
+    #[arg(long = "store", alias = "out", value_name = "DIR")]
     out: Option<PathBuf>,
+}
+
+/// Where a cell is looked for that is named by its id.
+#[derive(Args, Debug)]
+pub(crate) struct StoreArgs {
+    /// Folder of results, in which a cell is looked for that is named by the first digits of its id
+    #[arg(long, value_name = "DIR", default_value = store::DEFAULT)]
+    store: PathBuf,
+}
+
+impl StoreArgs {
+    /// The folder of a cell.
+    pub(crate) fn find(&self, name: &Path) -> Result<PathBuf, CellError> {
+        store::find(&self.store, name)
+    }
 }
 
 #[derive(Args, Debug)]
@@ -311,6 +383,23 @@ pub(crate) struct MachineArgs {
     /// Number of threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = cli::threads, allow_negative_numbers = true)]
     threads: Option<NonZeroUsize>,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum KindArg {
+    /// Attacks and imported models
+    Attack,
+    /// Repairs
+    Defense,
+}
+
+impl From<KindArg> for Kind {
+    fn from(kind: KindArg) -> Self {
+        match kind {
+            KindArg::Attack => Self::Attack,
+            KindArg::Defense => Self::Defense,
+        }
+    }
 }
 
 /// Which cells of a grid.
@@ -342,6 +431,72 @@ impl MachineArgs {
     }
 }
 
+/// What is shown of a table, and how.
+#[derive(Args, Debug)]
+struct ViewArgs {
+    /// One row per attack and defense, or the defenses side by side, all or some at a time [default: long]
+    #[arg(long, value_enum)]
+    layout: Option<LayoutArg>,
+    /// Show these metrics: acc, asr, ra, der [default: all; of the layout `paper` acc, asr, der]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = PossibleValuesParser::new(COLUMNS))]
+    metrics: Vec<String>,
+    /// Only these attacks, by name or label; averages and best values are of what is shown
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    attacks: Vec<String>,
+    /// Only these defenses, by name or label
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    defenses: Vec<String>,
+    /// Caption of a LaTeX table, which floats then
+    #[arg(long, value_name = "TEXT")]
+    caption: Option<String>,
+    /// What refers to a LaTeX table, which floats then
+    #[arg(long, value_name = "NAME")]
+    label: Option<String>,
+}
+
+impl ViewArgs {
+    /// Refuses what a format does not show.
+    fn view(self, format: Format) -> Result<(View, Selection), Failure> {
+        let whole = matches!(format, Format::Csv | Format::Json);
+        let latex = format == Format::Latex;
+        for (option, given, shown) in [
+            (
+                "--layout",
+                self.layout.is_some_and(|layout| layout != LayoutArg::Long),
+                !whole,
+            ),
+            ("--metrics", !self.metrics.is_empty(), !whole),
+            ("--caption", self.caption.is_some(), latex),
+            ("--label", self.label.is_some(), latex),
+        ] {
+            if given && !shown {
+                let name = format.to_possible_value().map(|v| v.get_name().to_owned());
+                let name = name.unwrap_or_default();
+                let message = format!("`{option}` does nothing with `--format {name}`");
+                return Err(Failure::usage(message).hint("leave it out"));
+            }
+        }
+        let layout = match self.layout {
+            Some(LayoutArg::Wide) => Layout::Wide,
+            Some(LayoutArg::Paper) => Layout::Paper,
+            Some(LayoutArg::Long) | None => Layout::Long,
+        };
+        let (caption, label) = (self.caption, self.label);
+        let mut view = View {
+            caption,
+            label,
+            ..layout.into()
+        };
+        if !self.metrics.is_empty() {
+            view.metrics = (0..COLUMNS.len())
+                .filter(|i| self.metrics.iter().any(|name| name == COLUMNS[*i]))
+                .collect();
+        }
+        let (attacks, defenses) = (self.attacks, self.defenses);
+        Ok((view, Selection { attacks, defenses }))
+    }
+}
+
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     /// Aligned text, for a terminal
@@ -351,6 +506,10 @@ enum Format {
     Md,
     /// CSV with numerators and denominators, unrounded
     Csv,
+    /// JSON with all that the other formats have, unrounded
+    Json,
+    /// A page of HTML
+    Html,
     /// LaTeX with booktabs
     #[value(alias = "tex")]
     Latex,
@@ -362,6 +521,8 @@ enum LayoutArg {
     Long,
     /// One row per attack, the defenses side by side
     Wide,
+    /// One row per attack, five defenses at a time, as papers print it
+    Paper,
 }
 
 impl PlaceArgs {
@@ -413,7 +574,7 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
                 part: part.into(),
             };
             let outcome = run::run(&prepared, &compute, options)?;
-            cli::print(&table::text::write(&outcome.table, Layout::Long))?;
+            cli::print(&table::text::write(&outcome.table, &View::default()))?;
             outcome.into_result()
         }
         Command::Plan { grid, part, places } => {
@@ -424,41 +585,35 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             let steps: Vec<Step> = steps
                 .filter_map(|(step, asked)| asked.then_some(step))
                 .collect();
-            cli::print(&plan::show(&prepared, &steps))
+            cli::print(&(plan::show(&prepared, &steps) + &plan::lacking(&prepared)))
         }
         Command::Table {
             source,
             format,
-            layout,
+            view,
             paper,
             places,
         } => {
-            if (format, layout) == (Format::Csv, Some(LayoutArg::Wide)) {
-                return Err(Failure::usage(
-                    "`--layout wide` does nothing with `--format csv`, which is always long",
-                )
-                .hint("leave it out"));
-            }
+            let (view, selection) = view.view(format)?;
             let paper = paper.as_deref().map(Paper::open).transpose()?;
-            let tables = tables(&source, places, extra, paper)?;
+            let tables = tables(&source, places, extra, paper, &selection)?;
             // The other formats say it below the table.
             if format == Format::Csv {
                 for line in tables.iter().flat_map(|table| &table.left_out) {
                     Log::new(false).warn("table", line, &Value::Null)?;
                 }
             }
-            let layout = match layout {
-                Some(LayoutArg::Wide) => Layout::Wide,
-                Some(LayoutArg::Long) | None => Layout::Long,
-            };
-            cli::print(&write(&tables, format, layout))
+            cli::print(&write(&tables, format, &view))
         }
         Command::Verify {
             cell,
+            store,
             data,
             attack,
             machine,
         } => {
+            let cell = store.find(&cell)?;
+            let attack = attack.map(|attack| store.find(&attack)).transpose()?;
             let compute = machine.start(false)?;
             let verified = verify::verify(&cell, data.as_deref(), attack.as_deref(), &compute)?;
             cli::print(&verified.to_json())?;
@@ -469,6 +624,41 @@ fn execute(command: Command, extra: &[&'static dyn AnyDefense]) -> Result<(), Fa
             let differences = differences.join("\n  and ");
             let message = format!("the manifest of `{cell}` {differences}");
             Err(Failure::check(message))
+        }
+        Command::Ls {
+            dir,
+            kind,
+            method,
+            dataset,
+            arch,
+            seed,
+            state,
+            attack,
+            json,
+        } => {
+            let filter = Filter {
+                kind: kind.map(Kind::from),
+                method,
+                dataset,
+                arch,
+                seed,
+                state,
+                attack,
+            };
+            let cells = cells::list(&dir, &filter)?;
+            cli::print(&if json {
+                cells::json_lines(&cells)
+            } else {
+                cells::show(&cells)
+            })
+        }
+        Command::Explain { cell, store } => {
+            let cell = Cell::load(store.find(&cell)?)?;
+            cli::print(&explain::explain(&cell, extra)?)
+        }
+        Command::Diff { a, b, store } => {
+            let [a, b] = [Cell::load(store.find(&a)?)?, Cell::load(store.find(&b)?)?];
+            cli::print(&explain::diff(&a, &b))
         }
         Command::Zoo(command) => execute_zoo(command),
         Command::Analyze(command) => analyze::command::execute(command),
@@ -504,7 +694,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             let (cell, report) = if let Some(attack) = attack_cell {
                 let request = RepairedRequest {
                     path,
-                    attack,
+                    attack: store::find(&out, &attack)?,
                     defense,
                     dataset,
                     data,
@@ -535,14 +725,18 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             let text = format!("tensors: {report}");
             let log = Log::new(false);
             log.info("imported", &text, &Value::Null)?;
-            if let Some(images) = zoo::record::images(&cell) {
-                let text = format!("images: {images}");
-                log.info("imported", &text, &cell.manifest.results["images"])?;
+            // A repaired model has the images of its attack.
+            if cell.manifest.kind == Kind::Attack
+                && let Some(images) = cell.results::<AttackResults>()?.images
+            {
+                let text = format!("images: {}", zoo::record::say(&images));
+                log.info("imported", &text, &images)?;
             }
             cli::print(&format!("{}\n", cell.dir.display()))
         }
         ZooCommand::Export {
             cell,
+            store,
             format,
             data,
             out,
@@ -553,7 +747,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
                 ExportFormat::Safetensors => zoo::Format::Safetensors,
             };
             let exported = zoo::export(&ExportRequest {
-                cell,
+                cell: store.find(&cell)?,
                 format,
                 data,
                 out,
@@ -618,15 +812,16 @@ fn tables(
     places: PlaceArgs,
     extra: &[&'static dyn AnyDefense],
     paper: Option<Paper>,
+    selection: &Selection,
 ) -> Result<Vec<Table>, Failure> {
     if source.is_dir() {
         if places.out.is_some() || places.data.is_some() {
             return Err(Failure::usage(
-                "`--out` and `--data` go with a grid file, and a folder of results was given",
+                "`--store` and `--data` go with a grid file, and a folder of results was given",
             ));
         }
         let paper = paper.map_or_else(|| Paper::open(DEFAULT_PAPER), Ok)?;
-        return Ok(collect::from_folder(source, extra, &paper)?);
+        return Ok(collect::from_folder(source, extra, &paper, selection)?);
     }
     let prepared = places.prepare(source, extra).map_err(|failure| {
         // A table of what is there needs neither the grid nor the data.
@@ -639,14 +834,16 @@ fn tables(
     })?;
     let steps = plan::plan(&prepared)?;
     let paper = paper.as_ref().unwrap_or(&prepared.paper);
-    Ok(vec![collect::from_steps(&prepared, &steps, paper)?])
+    Ok(vec![collect::from_steps(
+        &prepared, &steps, paper, selection,
+    )?])
 }
 
-fn write(tables: &[Table], format: Format, layout: Layout) -> String {
-    let each = |write: fn(&Table, Layout) -> String| {
+fn write(tables: &[Table], format: Format, view: &View) -> String {
+    let each = |write: fn(&Table, &View) -> String| {
         tables
             .iter()
-            .map(|t| write(t, layout))
+            .map(|t| write(t, view))
             .collect::<Vec<_>>()
             .join("\n")
     };
@@ -655,6 +852,8 @@ fn write(tables: &[Table], format: Format, layout: Layout) -> String {
         Format::Md => each(table::markdown::write),
         Format::Latex => each(table::latex::write),
         Format::Csv => table::csv::write(tables),
+        Format::Json => table::json::write(tables),
+        Format::Html => table::html::write(tables, view),
     }
 }
 
@@ -678,6 +877,8 @@ mod tests {
             ("csv", Format::Csv),
             ("latex", Format::Latex),
             ("tex", Format::Latex),
+            ("json", Format::Json),
+            ("html", Format::Html),
         ] {
             let parsed = Program::try_parse_from(["bb-eval", "table", "runs", "--format", word])
                 .expect("known");
@@ -686,7 +887,7 @@ mod tests {
                 "{word}"
             );
         }
-        assert!(Program::try_parse_from(["bb-eval", "table", "runs", "--format", "html"]).is_err());
+        assert!(Program::try_parse_from(["bb-eval", "table", "runs", "--format", "xlsx"]).is_err());
         let threads = |n: &str| {
             let run = Program::try_parse_from(["bb-eval", "run", "g.toml", "--threads", n]);
             run.map(|_| ()).map_err(|error| error.to_string())

@@ -4,12 +4,15 @@ use std::fmt::Write;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use bb_core::cell::{Cell, CellError, ENV, Kind, LOG, MANIFEST, canonical_json};
+use bb_attack::results::AttackResults;
+use bb_core::cell::contract::{self, Network};
+use bb_core::cell::env::Env;
+use bb_core::cell::store::Folders;
+use bb_core::cell::{Cell, CellError, Kind, LOG, canonical_json};
 use bb_core::cli::{Coded, exit};
 use bb_core::data::{self, NamedClass};
 use bb_core::files::{self, Links};
 use bb_core::json;
-use bb_core::metrics::{Ratio, Scores};
 use bb_core::precision::Precision;
 use bb_defense::method::AnyDefense;
 use bb_defense::results::Results;
@@ -21,8 +24,8 @@ use crate::paper::{Facts, Paper, RepairFacts};
 use crate::plan::{State, Step};
 use crate::prepare::Prepared;
 use crate::table::{
-    AttackRow, DEFAULT_ASR_FLOOR, Damage, DefenseColumn, Input, Observation, Role, Table,
-    oracle_label,
+    AttackRow, DEFAULT_ASR_FLOOR, Damage, DefenseColumn, Input, Observation, Role, Selection,
+    SelectionError, Table, oracle_label,
 };
 
 /// Why cells cannot be made into a table.
@@ -43,22 +46,20 @@ pub enum CollectError {
         defenses: usize,
     },
     /// A manifest does not say what was measured.
-    #[error("`{}` has no valid `results.{field}`", path.display())]
-    Results {
-        /// The manifest.
-        path: PathBuf,
-        /// The field.
-        field: &'static str,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
+    #[error(transparent)]
+    Cell(#[from] CellError),
+    /// What is to be shown is not there.
+    #[error(transparent)]
+    Selection(#[from] SelectionError),
 }
 
 impl Coded for CollectError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Read(error) => error.exit_code(),
-            Self::Empty { .. } | Self::Results { .. } => exit::INPUT,
+            Self::Empty { .. } => exit::INPUT,
+            Self::Cell(error) => error.exit_code(),
+            Self::Selection(error) => error.exit_code(),
         }
     }
 
@@ -72,7 +73,7 @@ impl Coded for CollectError {
                 } else if *defenses > 0 {
                     "the attacks that were repaired have to lie in the same folder of results"
                 } else {
-                    "give the `--out` folder of `bb-eval run` or of `bb-attack`, which has its cells as `attack/METHOD/DATASET-NETWORK/ID`"
+                    "give the `--store` folder of `bb-eval run` or of `bb-attack`, which has its cells as `attack/METHOD/DATASET-NETWORK/ID`"
                 }
                 .to_owned(),
             ),
@@ -110,65 +111,25 @@ impl Unusable {
     }
 }
 
-/// What an attack's cell says was measured on its model.
-///
-/// A cell without poisoned images, as clean training leaves it, has no ASR and RA: both are of no image.
-pub fn attack_scores(cell: &Cell) -> Result<Scores, CollectError> {
-    let poisoned = cell.manifest.results["poison"]["test"] != 0;
-    let ratio = |field| -> Result<Ratio, CollectError> {
-        serde_json::from_value(cell.manifest.results[field].clone()).map_err(|source| {
-            CollectError::Results {
-                path: cell.file(MANIFEST),
-                field,
-                source,
-            }
-        })
-    };
-    Ok(Scores {
-        acc: ratio("acc")?,
-        asr: poisoned
-            .then(|| ratio("asr"))
-            .transpose()?
-            .unwrap_or_default(),
-        ra: poisoned
-            .then(|| ratio("ra"))
-            .transpose()?
-            .unwrap_or_default(),
-    })
-}
-
-/// What a defense's cell says was measured.
-pub fn defense_results(cell: &Cell) -> Result<Results, CollectError> {
-    serde_json::from_value(cell.manifest.results.clone()).map_err(|source| CollectError::Results {
-        path: cell.file(MANIFEST),
-        field: "before",
-        source,
-    })
-}
-
-/// How long the run took that completed the cell, if its records say so; they are no part of the result.
-pub fn seconds(cell: &Cell) -> Option<f64> {
-    let from_env = env(cell).and_then(|facts| facts["seconds"].as_f64());
-    from_env.or_else(|| {
+/// How long the run took that completed the cell, and how much memory in KiB, if its records say so; they are no part of
+/// the result.
+pub fn spent(cell: &Cell) -> (Option<f64>, Option<u64>) {
+    let env = Env::read(cell).unwrap_or_default();
+    let seconds = env.seconds.or_else(|| {
+        // The attacks of earlier versions say it in the log.
         let log = end_of(&cell.file(LOG)).ok()?;
         let row = |line: &[u8]| {
             json::from_slice::<Value>(line, MOST_VALUES).ok()?["data"]["seconds"].as_f64()
         };
         log.rsplit(|&byte| byte == b'\n').find_map(row)
-    })
+    });
+    (seconds, env.peak_kib)
 }
 
-/// Most bytes of `env.json`, and of the end of a log, that are looked at; neither is verified, and anybody may have
-/// written it.
+/// Most bytes of the end of a log that are looked at; it is not verified, and anybody may have written it.
 const LONGEST: u64 = 64 << 10;
-/// Most values of `env.json` and of a row of a log.
+/// Most values of a row of a log.
 const MOST_VALUES: usize = 1000;
-
-/// What a cell says of the machine and the time of its run, if it can be read.
-pub(crate) fn env(cell: &Cell) -> Option<Value> {
-    let bytes = files::read(cell.file(ENV), Links::Refuse, LONGEST).ok()?;
-    json::from_slice(&bytes, MOST_VALUES).ok()
-}
 
 /// The last bytes of a file of a cell.
 fn end_of(path: &Path) -> std::io::Result<Vec<u8>> {
@@ -183,17 +144,19 @@ fn end_of(path: &Path) -> std::io::Result<Vec<u8>> {
 /// What the table compares with a paper's setting.
 pub fn facts(cell: &Cell, paper: &Paper) -> Facts {
     let settings = &cell.manifest.settings;
-    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    // What a stranger's manifest does not say is unlike any paper's setting.
+    let network = cell.network().ok();
+    let limits = cell.limits().unwrap_or_default();
     Facts {
         dataset: cell.manifest.dataset.clone(),
-        arch: word(&settings["model"]["arch"]),
-        width: settings["model"]["width"].as_u64().unwrap_or(0) as usize,
-        precision: precision(cell).to_owned(),
+        width: network.as_ref().map_or(0, |network| network.width),
+        arch: network.map(|network| network.arch).unwrap_or_default(),
+        precision: cell.compute().precision.name().to_owned(),
         ratio: settings["ratio"].as_f64().or_else(|| imported_ratio(cell)),
         label: settings["label"].as_str().map(str::to_owned),
         epochs: settings["train"]["epochs"].as_u64(),
-        train_limit: settings["data"]["train_limit"].as_u64(),
-        test_limit: settings["data"]["test_limit"].as_u64(),
+        train_limit: limits.train_limit,
+        test_limit: limits.test_limit,
         unlike: unlike_attack(cell, paper),
     }
 }
@@ -201,15 +164,15 @@ pub fn facts(cell: &Cell, paper: &Paper) -> Facts {
 /// The share of the training images that a record holds as poisoned ones, to three digits, since the benchmark rounds their
 /// number; `None` where it holds none of them, as of attacks that poison in the training loop.
 fn imported_ratio(cell: &Cell) -> Option<f64> {
-    let results = &cell.manifest.results;
-    let poisoned = results["poison"]["train"].as_u64().filter(|n| *n > 0)?;
-    let all = results["images"]["train"].as_u64().filter(|n| *n > 0)?;
+    let results: AttackResults = cell.results().ok()?;
+    let poisoned = Some(results.poison.train).filter(|n| *n > 0)?;
+    let all = Some(results.images?.train).filter(|n| *n > 0)?;
     format!("{:.2e}", poisoned as f64 / all as f64).parse().ok()
 }
 
 /// The class that poisoned images are to be given, where there is one and the manifest names it.
 fn target(cell: &Cell) -> Option<NamedClass> {
-    serde_json::from_value(cell.manifest.results.get("target")?.clone()).ok()?
+    cell.results::<AttackResults>().ok()?.target
 }
 
 /// What the table compares with a paper's setting, of a defense with these settings.
@@ -220,7 +183,7 @@ fn repair_facts(
     paper: &Paper,
 ) -> RepairFacts {
     // Who repaired a network elsewhere may have done it in any way, whatever the defense is called.
-    let defense = defense.filter(|_| own.settings.get("imported").is_none());
+    let defense = defense.filter(|_| !contract::is_imported(own.settings));
     let unlike = defense.and_then(|defense| {
         let published = paper.profile.method(Kind::Defense, defense.info().id);
         let given = bb_defense::method::Given {
@@ -241,7 +204,7 @@ fn repair_facts(
 fn unlike_attack(cell: &Cell, paper: &Paper) -> Option<Vec<String>> {
     let manifest = &cell.manifest;
     // Who published a network may have trained it in any way, whatever the attack is called.
-    if manifest.settings.get("imported").is_some() {
+    if cell.is_imported() {
         return None;
     }
     let own = own(cell);
@@ -263,17 +226,8 @@ fn own(cell: &Cell) -> Own<'_> {
         settings: &manifest.settings,
         digests: &manifest.inputs,
         dataset: &manifest.dataset,
-        arch: manifest.settings["model"]["arch"]
-            .as_str()
-            .unwrap_or_default(),
+        arch: Network::arch_of(&manifest.settings).unwrap_or_default(),
     }
-}
-
-/// How convolutions multiplied when a cell's networks were trained; in `f32` if it is older than the choice.
-fn precision(cell: &Cell) -> &str {
-    cell.manifest.settings["compute"]["precision"]
-        .as_str()
-        .unwrap_or(Precision::F32.name())
 }
 
 /// The table of a grid, from the complete cells among its steps.
@@ -281,6 +235,7 @@ pub fn from_steps(
     prepared: &Prepared,
     steps: &[Step],
     paper: &Paper,
+    selection: &Selection,
 ) -> Result<Table, CollectError> {
     let mut defenses = vec![DefenseColumn::undefended()];
     let grid = &prepared.grid;
@@ -375,6 +330,7 @@ pub fn from_steps(
         input.title = format!("{}: {}", grid.name, input.title);
     }
     add_oracles(&mut input, &gathered.oracles);
+    input.select(selection)?;
     Ok(Table::new(&input))
 }
 
@@ -385,6 +341,7 @@ pub fn from_folder(
     out: &Path,
     extra: &[&'static dyn AnyDefense],
     paper: &Paper,
+    selection: &Selection,
 ) -> Result<Vec<Table>, CollectError> {
     let mut unusable = Unusable::default();
     let attacks = cells(out, Kind::Attack, &mut unusable)?;
@@ -407,12 +364,15 @@ pub fn from_folder(
         let defenses: Vec<&Cell> = defenses.iter().filter(|c| group(c) == key).collect();
         let mut input = folder_input(attacks, &defenses, extra, paper, &mut left_out)?;
         let limits = facts(attacks[0], paper);
-        let limit = |l: Option<u64>| l.map(|l| l as usize);
-        let (train, test) = (limit(limits.train_limit), limit(limits.test_limit));
-        let precisions = attacks.iter().chain(&defenses).map(|c| precision(c));
+        let (train, test) = (limits.train_limit, limits.test_limit);
+        let precisions = attacks
+            .iter()
+            .chain(&defenses)
+            .map(|c| c.compute().precision.name());
         let precisions = precisions.collect();
         input.title = title(dataset, arch, train, test, &precisions, &input.seeds);
         (input.dataset, input.arch, input.data) = key;
+        input.select(selection)?;
         tables.push(Table::new(&input));
     }
     if let Some(last) = tables.last_mut() {
@@ -448,7 +408,7 @@ fn folder_input(
         let attack = cell
             .manifest
             .inputs
-            .get("attack")
+            .get(contract::Input::Attack.name())
             .and_then(|digest| by_digest.get(digest));
         // The attack may lie elsewhere; then there is no row for its defense.
         let Some(&(row, seed)) = attack else {
@@ -489,7 +449,12 @@ fn folder_input(
                 method: method.clone(),
                 label,
                 role: Role::Defended,
-                facts: Some(repair_facts(defense, own(cell), precision(cell), paper)),
+                facts: Some(repair_facts(
+                    defense,
+                    own(cell),
+                    cell.compute().precision.name(),
+                    paper,
+                )),
             }
         }));
     add_oracles(&mut input, &gathered.oracles);
@@ -498,16 +463,18 @@ fn folder_input(
 
 /// How many classes a cell's network tells apart, as far as that is known.
 fn classes(cell: &Cell) -> Option<usize> {
-    let own = cell.manifest.settings["model"]["classes"].as_u64();
+    let own = cell.network().ok().and_then(|network| network.classes);
     let known = || data::spec(&cell.manifest.dataset).ok().map(|s| s.classes);
-    own.and_then(|classes| usize::try_from(classes).ok())
-        .or_else(known)
+    own.or_else(known)
 }
 
 /// What is shown in one table: dataset, network, and the very same data.
 fn group(cell: &Cell) -> (String, String, String) {
     let manifest = &cell.manifest;
-    let data = manifest.inputs.get("dataset").cloned().unwrap_or_default();
+    let data = cell
+        .input(contract::Input::Dataset)
+        .unwrap_or_default()
+        .to_owned();
     (manifest.dataset.clone(), manifest.arch.clone(), data)
 }
 
@@ -553,8 +520,8 @@ impl Gathered {
     }
 
     fn attack(&mut self, attack: usize, seed: u64, cell: &Cell) -> Result<(), CollectError> {
-        let scores = attack_scores(cell)?;
-        let seconds = seconds(cell);
+        let scores = cell.results::<AttackResults>()?.scores();
+        let (seconds, peak_kib) = spent(cell);
         self.observations.push(Observation {
             attack,
             defense: 0,
@@ -562,6 +529,7 @@ impl Gathered {
             scores,
             before: None,
             seconds,
+            peak_kib,
         });
         Ok(())
     }
@@ -573,9 +541,9 @@ impl Gathered {
         seed: u64,
         cell: &Cell,
     ) -> Result<(), CollectError> {
-        let results = defense_results(cell)?;
+        let results: Results = cell.results()?;
         let before = Some(results.before);
-        let seconds = seconds(cell);
+        let (seconds, peak_kib) = spent(cell);
         self.observations.push(Observation {
             attack,
             defense,
@@ -583,6 +551,7 @@ impl Gathered {
             scores: results.after,
             before,
             seconds,
+            peak_kib,
         });
         if let Some(oracle) = results.oracle {
             self.oracles.push(Observation {
@@ -592,6 +561,7 @@ impl Gathered {
                 scores: oracle.scores,
                 before,
                 seconds: None,
+                peak_kib: None,
             });
         }
         Ok(())
@@ -610,7 +580,7 @@ fn variants<'a>(
         if let Value::Object(table) = &mut settings {
             table
                 .entry("compute")
-                .or_insert_with(|| json!({ "precision": precision(cell) }));
+                .or_insert_with(|| json!({ "precision": cell.compute().precision.name() }));
         }
         settings
     };
@@ -618,7 +588,11 @@ fn variants<'a>(
         // Equal settings of another file, such as an imported checkpoint, are another variant. The other inputs are those
         // that the table is about, or follow from settings.
         let mut files = cell.manifest.inputs.clone();
-        files.retain(|name, _| !["attack", "clean_indices", "dataset"].contains(&name.as_str()));
+        files.retain(|name, _| {
+            contract::Input::ALL
+                .iter()
+                .all(|input| input.name() != name)
+        });
         (
             cell.manifest.method.clone(),
             canonical_json(&settings(cell)),
@@ -662,47 +636,23 @@ fn variants<'a>(
 
 /// All complete cells of a kind, by path; what is wrong with the others is added to `unusable`.
 fn cells(out: &Path, kind: Kind, unusable: &mut Unusable) -> Result<Vec<Cell>, CollectError> {
-    // <out>/<kind>/<method>/<dataset>-<arch>/<id>
-    let mut folders = vec![out.join(kind.as_str())];
-    for _ in 0..3 {
-        let mut below = Vec::new();
-        for folder in folders {
-            below.extend(subfolders(&folder, unusable)?);
-        }
-        folders = below;
-    }
+    let folders = Folders::of(out, kind)?;
+    let links = folders.links.into_iter();
+    let links = links.map(|path| CellError::Link { path }.to_string());
+    unusable.damaged.extend(links);
     let mut cells = Vec::new();
-    for folder in folders {
-        if folder.join(MANIFEST).exists() {
-            match Cell::load(&folder) {
-                Ok(cell) => cells.push(cell),
-                Err(error) => unusable.damaged.push(error.to_string()),
+    for folder in folders.cells {
+        match State::of(&folder) {
+            State::Complete(cell) => cells.push(*cell),
+            State::Damaged(reason) => unusable.damaged.push(reason),
+            State::Failed { reason, .. } => {
+                let reason = format!("`{}`: {reason}", folder.display());
+                unusable.failed.push(reason);
             }
-        } else if let Some(State::Failed { reason, .. }) = State::failed(&folder) {
-            let reason = format!("`{}`: {reason}", folder.display());
-            unusable.failed.push(reason);
+            State::Partial | State::Missing => {}
         }
     }
     Ok(cells)
-}
-
-/// The folders in a folder; a link, which could lead anywhere, is none, and is named instead.
-fn subfolders(folder: &Path, unusable: &mut Unusable) -> Result<Vec<PathBuf>, CollectError> {
-    if !folder.is_dir() {
-        return Ok(Vec::new());
-    }
-    let mut found = Vec::new();
-    for entry in fs_err::read_dir(folder)? {
-        let entry = entry?;
-        let (path, kind) = (entry.path(), entry.file_type()?);
-        if kind.is_dir() {
-            found.push(path);
-        } else if kind.is_symlink() && path.is_dir() {
-            unusable.damaged.push(CellError::Link { path }.to_string());
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// `CIFAR-10, preactresnet18-w64, seed 0`; a precision is named unless all is `f32`.

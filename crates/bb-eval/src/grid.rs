@@ -9,7 +9,7 @@
 //! precision = "bf16"                  # how convolutions multiply while training; "f32" is the default
 //! seeds = [0]                         # [0, 1, 2] is the default
 //! data = "data"                       # optional; `--data` wins; relative to the current folder
-//! out = "runs/quickstart"             # optional; `--out` wins; relative to the current folder
+//! store = "runs"                      # optional: folder of results; `--store` wins; relative to the current folder
 //! train_limit = 2000                  # optional: only the first images
 //! test_limit = 500
 //! asr_floor = 0.5                     # optional: an attack below is marked, see `table`; this is the default
@@ -64,7 +64,7 @@ pub const GRID_FIELDS: [&str; 13] = [
     "width",
     "precision",
     "seeds",
-    "out",
+    "store",
     "train_limit",
     "test_limit",
     "test_split",
@@ -262,14 +262,19 @@ impl Grid {
             let path = |name| Ok::<_, StrictError>(word(&t, name)?.map(|f| PathBuf::from(f.value)));
             let grid = Self {
                 path: document.path().to_owned(),
-                name: required(&t, "name")?.value,
+                name: required(&t, "name")?
+                    .check(
+                        |name| is_folder(name),
+                        "letters, digits, `.`, `_` and `-`, which names a folder",
+                    )?
+                    .value,
                 dataset: dataset.value,
                 data: path("data")?,
                 arch: arch.map_or_else(|| DEFAULT_ARCH.to_owned(), |f| f.value),
                 width: count(&t, "width", MOST_WIDTH)?.unwrap_or(DEFAULT_WIDTH),
                 precision: precision(&t)?,
                 seeds: seeds(&t)?,
-                out: path("out")?,
+                out: path("store")?,
                 train_limit: count(&t, "train_limit", MOST_IMAGES)?,
                 test_limit: count(&t, "test_limit", MOST_IMAGES)?,
                 asr_floor: share(&t, "asr_floor")?.unwrap_or(DEFAULT_ASR_FLOOR),
@@ -366,6 +371,14 @@ fn models(top: &Table<'_>, path: &Path) -> Result<Vec<Model>, StrictError> {
     top.tables("model")?.iter().map(read).collect()
 }
 
+/// Whether a name can be that of a folder everywhere, and no other one's.
+fn is_folder(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    name.len() <= 100
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(plain)
+}
+
 /// A string that is not empty.
 fn word<'a>(t: &Table<'a>, name: &str) -> Result<Option<Field<'a, String>>, StrictError> {
     t.str(name)?
@@ -439,7 +452,7 @@ name = \"small\"
 dataset = \"synthetic\"
 width = 4
 seeds = [3, 1]
-out = \"runs/x\"
+store = \"runs/x\"
 train_limit = 100
 
 [[attack]]

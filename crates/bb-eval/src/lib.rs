@@ -11,8 +11,10 @@
 //! - [`analyze`] looks into backdoored models, for studies and not for repairs.
 //! - [`cli`] is the program around it; a crate with a defense of its own calls [`main_with`].
 pub mod analyze;
+pub mod cells;
 pub mod cli;
 pub mod collect;
+pub mod explain;
 pub mod grid;
 mod leaves;
 mod network;

@@ -2,10 +2,15 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use bb_core::cell::contract::Compute;
 use bb_core::cell::{Cell, CellSpec, Failed, Kind, MANIFEST};
 use bb_core::cli::{Coded, Failure};
+use bb_core::metrics;
+use serde_json::json;
 
-use crate::prepare::Prepared;
+use crate::collect::spent;
+use crate::prepare::{Prepared, PreparedAttack};
+use crate::table::duration;
 
 /// How much of a cell is there.
 #[derive(Debug, Clone)]
@@ -59,7 +64,8 @@ impl State {
         }
     }
 
-    fn of(dir: &Path) -> Self {
+    /// How much there is of the cell in this folder.
+    pub(crate) fn of(dir: &Path) -> Self {
         if dir.join(MANIFEST).exists() {
             return match Cell::load(dir) {
                 Ok(cell) => Self::Complete(Box::new(cell)),
@@ -90,6 +96,8 @@ pub struct Step {
     pub seed: u64,
     /// How much is there.
     pub state: State,
+    /// The revision of an earlier version of the method, whose complete cell is there in place of this one.
+    pub older: Option<u32>,
     /// Id and folder; `None` for a defense whose attack is not complete, because they follow from its result.
     pub place: Option<(String, PathBuf)>,
 }
@@ -124,6 +132,7 @@ pub fn plan(prepared: &Prepared) -> Result<Vec<Step>, Failure> {
         defense,
         seed,
         state: State::Missing,
+        older: None,
         place: None,
     };
     let (mut attacks, mut defenses) = (Vec::new(), Vec::new());
@@ -146,20 +155,24 @@ pub(crate) fn look_again(prepared: &Prepared, steps: &mut [Step]) -> Result<(), 
         if step.cell().is_some() {
             continue;
         }
-        let place = match (&step.place, step.defense) {
-            (Some(place), _) => Some(place.clone()),
-            (None, None) => Some(place(
-                prepared,
-                &prepared.attack_spec(step.attack, step.seed)?,
-            )),
-            // The attacks stand before their defenses.
-            (None, Some(defense)) => attack_of(steps, step)
-                .and_then(|attack| steps[attack].cell())
-                .map(|cell| place(prepared, &prepared.defense_spec(defense, cell, step.seed))),
-        };
-        if let Some((_, dir)) = &place {
+        if let Some((_, dir)) = &step.place {
             steps[i].state = State::of(dir);
-            steps[i].place = place;
+            continue;
+        }
+        let spec = match step.defense {
+            None => Some(prepared.attack_spec(step.attack, step.seed)?),
+            // The attacks stand before their defenses.
+            Some(defense) => attack_of(steps, step)
+                .and_then(|attack| steps[attack].cell())
+                .map(|cell| prepared.defense_spec(defense, cell, step.seed)),
+        };
+        if let Some(spec) = spec {
+            let dir = spec.dir(&prepared.out);
+            steps[i].state = State::of(&dir);
+            if matches!(steps[i].state, State::Missing) {
+                steps[i].older = older(&prepared.out, &spec);
+            }
+            steps[i].place = Some((spec.id(), dir));
         }
     }
     Ok(())
@@ -173,9 +186,111 @@ pub(crate) fn attack_of(steps: &[Step], step: &Step) -> Option<usize> {
         .position(|other| (other.attack, other.defense, other.seed) == wanted)
 }
 
-/// Id and folder of a cell.
-fn place(prepared: &Prepared, spec: &CellSpec) -> (String, PathBuf) {
-    (spec.id(), spec.dir(&prepared.out))
+/// The last revision before that of `spec` of which there is a complete cell.
+fn older(out: &Path, spec: &CellSpec) -> Option<u32> {
+    let compute = Compute::of(&spec.settings);
+    let is_there = |revision: &u32| {
+        let mut spec = spec.clone();
+        let revision = *revision;
+        spec.settings["compute"] = json!(Compute {
+            revision,
+            ..compute
+        });
+        spec.dir(out).join(MANIFEST).exists()
+    };
+    (0..compute.revision).rev().find(is_there)
+}
+
+/// How long what is left of a plan will take, by the times of the cells that are complete.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Left {
+    /// Seconds, of the cells that can be told.
+    pub seconds: f64,
+    /// How many these are.
+    pub told: usize,
+    /// Cells of which nothing like them is complete.
+    pub untold: usize,
+}
+
+impl Left {
+    /// The time of one cell is the mean of the same attack, or defense, with other seeds or on other attacks; of an attack
+    /// that was never trained that of all attacks.
+    pub fn of(steps: &[Step]) -> Self {
+        let times: Vec<(&Step, f64)> = steps
+            .iter()
+            .filter_map(|step| Some((step, spent(step.cell()?).0?)))
+            .collect();
+        let mean = |like: &dyn Fn(&Step) -> bool| {
+            let of = times.iter().filter(|(step, _)| like(step));
+            metrics::mean(&of.map(|(_, seconds)| *seconds).collect::<Vec<_>>())
+        };
+        let one = |step: &Step| match step.defense {
+            Some(_) => mean(&|other| other.defense == step.defense),
+            None => mean(&|other| (other.attack, other.defense) == (step.attack, None))
+                .or_else(|| mean(&|other| other.defense.is_none())),
+        };
+        let mut left = Self {
+            seconds: 0.0,
+            told: 0,
+            untold: 0,
+        };
+        for step in steps {
+            if matches!(step.state, State::Missing | State::Partial) {
+                match one(step) {
+                    Some(seconds) => {
+                        left.seconds += seconds;
+                        left.told += 1;
+                    }
+                    None => left.untold += 1,
+                }
+            }
+        }
+        left
+    }
+
+    /// `about 2 h 05 min for 24 cells`, and of how many nothing can be said; nothing if it is under a minute.
+    pub fn say(self) -> Option<String> {
+        if self.seconds < 60.0 {
+            return None;
+        }
+        let (time, cells) = (duration(self.seconds), counted(self.told));
+        let mut say = format!("about {time} for {cells}, by the times of those that are complete");
+        if self.untold > 0 {
+            let _ = write!(say, "; nothing is known of {}", counted(self.untold));
+        }
+        Some(say)
+    }
+}
+
+fn counted(cells: usize) -> String {
+    match cells {
+        1 => "one cell".to_owned(),
+        n => format!("{n} cells"),
+    }
+}
+
+/// What the paper of a grid has and the grid has not, one line each for attacks and defenses; nothing if that is nothing.
+pub fn lacking(prepared: &Prepared) -> String {
+    let paper = &prepared.paper;
+    let attacks: Vec<&str> = prepared
+        .attacks
+        .iter()
+        .map(PreparedAttack::method)
+        .collect();
+    let defenses = prepared.defenses.iter().map(|d| d.defense.info().id);
+    let mut text = String::new();
+    for (kind, ours) in [(Kind::Attack, attacks), (Kind::Defense, defenses.collect())] {
+        let others = paper.others(kind, &ours).join(", ");
+        // Only a grid that names its paper is meant to be that paper's.
+        if prepared.grid.paper.is_some() && !others.is_empty() {
+            let _ = writeln!(
+                text,
+                "not in this grid, of the {kind}s of {}: {others}",
+                paper.short
+            );
+        }
+    }
+    text
 }
 
 /// The plan for people: one line per cell, then the sums.
@@ -195,6 +310,12 @@ pub fn show(prepared: &Prepared, steps: &[Step]) -> String {
             step.state.word(),
             step.kind.as_str()
         );
+        if let Some(revision) = step.older {
+            let _ = writeln!(
+                text,
+                "     revision {revision} of it is there, which an earlier version computed otherwise"
+            );
+        }
         match &step.state {
             State::Damaged(reason)
             | State::Failed {
@@ -232,5 +353,31 @@ pub fn show(prepared: &Prepared, steps: &[Step]) -> String {
         }
     }
     text.push('\n');
+    if let Some(say) = Left::of(steps).say() {
+        let _ = writeln!(text, "left: {say}");
+    }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_said_with_what_it_is_known_of() {
+        let say = |seconds, told, untold| {
+            Left {
+                seconds,
+                told,
+                untold,
+            }
+            .say()
+        };
+        assert_eq!(say(0.0, 0, 7), None);
+        assert_eq!(say(59.0, 2, 0), None);
+        let expect = "about 2 h 05 min for 24 cells, by the times of those that are complete";
+        assert_eq!(say(7500.0, 24, 0).as_deref(), Some(expect));
+        let expect = "about 1 min 00 s for one cell, by the times of those that are complete; nothing is known of 2 cells";
+        assert_eq!(say(60.0, 1, 2).as_deref(), Some(expect));
+    }
 }

@@ -4,13 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use bb_attack::AttackError;
-use bb_attack::harness::GivenData;
-use bb_attack::inputaware::InputAware;
-use bb_attack::labels::LabelMap;
-use bb_attack::method::{AnyAttack, Attack};
-use bb_attack::poison_index::{self, Oversize};
-use bb_attack::wanet::Wanet;
-use bb_core::cell::{Cell, CellSpec, Kind};
+use bb_attack::harness::{GivenData, check_choice};
+use bb_attack::method::AnyAttack;
+use bb_core::cell::contract::{Input, Limits};
+use bb_core::cell::{Cell, CellSpec, Kind, store};
 use bb_core::cli::{Coded, Failure, exit};
 use bb_core::data::{self, DataError, Dataset, OpenOptions};
 use bb_defense::DefenseError;
@@ -22,9 +19,6 @@ use crate::grid::{Entry, Grid, Model};
 use crate::paper::{DEFAULT_PAPER, Paper};
 use crate::table::{AVERAGE, UNDEFENDED, oracle_label};
 use crate::zoo::{self, ImportRequest};
-
-/// Folder for results where neither the command line nor the grid names one.
-pub const DEFAULT_OUT: &str = "runs";
 
 /// Why a grid cannot be run, beside what is wrong with single methods and with the data.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +80,7 @@ pub enum PrepareError {
         /// The model.
         path: PathBuf,
         /// How many training images it saw, if not all.
-        found: Option<u64>,
+        found: Option<usize>,
         /// How many training images the grid has.
         expected: usize,
     },
@@ -102,7 +96,7 @@ impl Coded for PrepareError {
 
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::OutIsFile { .. } => "give another folder with `--out DIR`".to_owned(),
+            Self::OutIsFile { .. } => "give another folder with `--store DIR`".to_owned(),
             Self::Pattern { .. } | Self::NoModel { .. } => {
                 "a path is relative to the grid file".to_owned()
             }
@@ -227,7 +221,7 @@ impl Prepared {
             .out
             .clone()
             .or_else(|| grid.out.clone())
-            .unwrap_or_else(|| PathBuf::from(DEFAULT_OUT));
+            .unwrap_or_else(|| PathBuf::from(store::DEFAULT));
         check_out(&out)?;
         let paper = Paper::open(grid.paper.as_deref().unwrap_or(DEFAULT_PAPER)).map_err(|e| {
             let grid = grid.path.display();
@@ -259,7 +253,7 @@ impl Prepared {
             let bound = trained.ready.bind(&dataset).map(|_| ());
             bound
                 .map_err(|e| in_grid(e, &grid, entry))
-                .and_then(|()| check_choice(trained, &dataset, &grid.seeds))
+                .and_then(|()| check_choice(&*trained.ready, &dataset, &grid.seeds))
                 .map_err(|e| located(e.into(), &grid, entry.line, Kind::Attack.as_str()))?;
         }
         for (path, model) in found(&grid)? {
@@ -285,6 +279,11 @@ impl Prepared {
             arch,
             paper,
         })
+    }
+
+    /// The folder for the tables of this grid, beside the cells that all grids share.
+    pub fn tables(&self) -> PathBuf {
+        self.out.join("tables").join(&self.grid.name)
     }
 
     /// What attack number `attack` with this seed follows from: the same as `bb_attack::run` finds, without running.
@@ -480,12 +479,12 @@ fn fits(prepared: PreparedAttack, dataset: &Dataset) -> Result<PreparedAttack, F
         return Ok(prepared);
     };
     let Imported { request, spec } = &**imported;
-    if spec.inputs.get("dataset") == Some(&dataset.digest) {
+    if spec.input(Input::Dataset) == Some(&dataset.digest) {
         return Ok(prepared);
     }
     Err(PrepareError::OtherImages {
         path: request.path.clone(),
-        found: spec.settings["data"]["train_limit"].as_u64(),
+        found: Limits::of(&spec.settings).ok().and_then(|l| l.train_limit),
         expected: dataset.train.len(),
     }
     .into())
@@ -510,32 +509,6 @@ fn no_data(error: DataError) -> Failure {
         return failure;
     }
     failure.hint("give the folder with `--data DIR`, or with `data = \"DIR\"` in the grid")
-}
-
-/// Attacks that take their share of every batch, so that they choose no images before training.
-const IN_LOOP: [&str; 2] = [Wanet::INFO.id, InputAware::INFO.id];
-
-/// Checks what an attack would find out when it chooses its images, which it does when other cells are trained already.
-fn check_choice(prepared: &Trained, dataset: &Dataset, seeds: &[u64]) -> Result<(), AttackError> {
-    let settings = prepared.ready.tree();
-    let Some(map) = LabelMap::of_settings(settings, dataset.spec.classes)? else {
-        return Ok(());
-    };
-    poison_index::test(&dataset.test.labels, &map)?;
-    for &seed in seeds {
-        prepared.ready.check(dataset, seed)?;
-    }
-    let ratio = settings["ratio"].as_f64();
-    let Some(ratio) = ratio.filter(|_| !IN_LOOP.contains(&prepared.attack.info().id)) else {
-        return Ok(());
-    };
-    let labels = &dataset.train.labels;
-    let oversize = serde_json::from_value::<Oversize>(settings["oversize"].clone());
-    let (ratio, _) = poison_index::fitting(labels, &map, ratio, oversize.unwrap_or_default());
-    for &seed in seeds {
-        poison_index::draw_train(labels, &map, ratio, seed)?;
-    }
-    Ok(())
 }
 
 /// Folder for decoded images.

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use bb_attack::{AttackError, AttackRequest};
 use bb_core::artifact::atomic;
-use bb_core::cell::{self, Cell, CellError, Holder, Lock, MANIFEST, Opened};
+use bb_core::cell::{self, Cell, CellError, Holder, Lock, MANIFEST, Opened, store};
 use bb_core::cli::{Failure, catch_interrupts, check_interrupt, exit};
 use bb_core::events::{Log, rfc3339};
 use bb_defense::{DefenseError, DefenseRequest};
@@ -23,9 +23,9 @@ use serde_json::Value;
 
 use crate::collect;
 use crate::part::Part;
-use crate::plan::{State, Step, attack_of, look_again, plan};
+use crate::plan::{Left, State, Step, attack_of, look_again, plan};
 use crate::prepare::{Prepared, Source, Trained, cache};
-use crate::table::{Layout, Table, csv, latex, markdown, text};
+use crate::table::{Selection, Table, View, csv, html, json, latex, markdown, text};
 use crate::zoo;
 
 /// First pause before busy cells are looked at again; each pause is twice as long as the one before.
@@ -133,7 +133,7 @@ impl Counts {
     }
 }
 
-/// Runs a grid on `compute` and writes `table.txt`, `table.md`, `table.csv` and `table.tex` into its folder.
+/// Runs a grid on `compute` and writes its table into its folder, in all formats.
 ///
 /// # Errors
 /// An interruption ends the run at once; everything that goes wrong with a single cell is in the [`Outcome`].
@@ -399,6 +399,7 @@ impl<'a> Runner<'a> {
                 // The method's own harness opens it again.
             }
         }
+        self.say_left()?;
         let number = format!("[{}/{}] ", i + 1, self.steps.len());
         let say = number + &step.title(prepared);
         self.log.info("cell", &say, &Value::Null)?;
@@ -416,6 +417,21 @@ impl<'a> Runner<'a> {
             }
             Err(Trouble::Busy(holder)) => Ok(End::Busy(holder)),
             Err(Trouble::Failed(failure)) => self.failed(i, failure),
+        }
+    }
+
+    /// Says how long the cells that are asked for will take.
+    fn say_left(&self) -> Result<(), Failure> {
+        let asked = self.steps.iter().zip(&self.asked);
+        let asked: Vec<Step> = asked
+            .filter(|(_, asked)| **asked)
+            .map(|(step, _)| step.clone())
+            .collect();
+        match Left::of(&asked).say() {
+            Some(say) => Ok(self
+                .log
+                .info("left", &format!("left: {say}"), &Value::Null)?),
+            None => Ok(()),
         }
     }
 
@@ -585,7 +601,8 @@ fn defense_request(
 ///
 /// Under a lock, because of two processes that end together the one that saw less must not write last.
 fn write_tables(prepared: &Prepared, steps: &mut [Step], log: &Log) -> Result<Table, Failure> {
-    let out = &prepared.out;
+    let out = &prepared.tables();
+    store::refuse_links(&prepared.out, out)?;
     fs_err::create_dir_all(out)?;
     let mut waited = false;
     let _lock = loop {
@@ -607,12 +624,15 @@ fn write_tables(prepared: &Prepared, steps: &mut [Step], log: &Log) -> Result<Ta
     // Whoever wrote tables here and was killed held the same lock.
     atomic::clear_abandoned(out);
     look_again(prepared, steps)?;
-    let table = collect::from_steps(prepared, steps, &prepared.paper)?;
+    let table = collect::from_steps(prepared, steps, &prepared.paper, &Selection::default())?;
+    let (view, all) = (View::default(), std::slice::from_ref(&table));
     let files = [
-        ("table.txt", text::write(&table, Layout::Long)),
-        ("table.md", markdown::write(&table, Layout::Long)),
-        ("table.csv", csv::write(std::slice::from_ref(&table))),
-        ("table.tex", latex::write(&table, Layout::Long)),
+        ("table.txt", text::write(&table, &view)),
+        ("table.md", markdown::write(&table, &view)),
+        ("table.csv", csv::write(all)),
+        ("table.json", json::write(all)),
+        ("table.tex", latex::write(&table, &view)),
+        ("table.html", html::write(all, &view)),
     ];
     for (name, text) in files {
         atomic::write(out.join(name), text.as_bytes())?;

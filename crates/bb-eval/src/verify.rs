@@ -4,17 +4,20 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use bb_attack::results::AttackResults;
+use bb_core::cell::contract::{Input, Network};
+use bb_core::cell::env::Env;
 use bb_core::cell::{Cell, Kind, METRICS, MODEL, POISON_TEST, POISON_TRAIN};
 use bb_core::cli::{Coded, Failure, exit};
 use bb_core::data::{self, Dataset, Split};
 use bb_core::metrics::{Ratio, Scores, der};
 use bb_core::poison::PoisonSet;
 use bb_core::rows;
-use bb_defense::harness::{ORACLE, network_of, open_suspect, options_of};
+use bb_defense::harness::{ORACLE, open_suspect, options_of};
+use bb_defense::results::Results;
 use bb_nn::{ArchSpec, Compute, eval};
 use serde_json::{Value, json};
 
-use crate::collect::{attack_scores, defense_results, env};
 use crate::network;
 
 /// Why a cell cannot be measured again.
@@ -61,14 +64,6 @@ pub enum VerifyError {
         /// In the second cell.
         expected: String,
     },
-    /// A manifest lacks what is needed to open the model or the data.
-    #[error("the manifest of `{}` has no `{field}`", path.display())]
-    NoField {
-        /// The cell.
-        path: PathBuf,
-        /// The field.
-        field: &'static str,
-    },
     /// The dataset's content is not what the cell was made with.
     #[error("dataset `{id}` is not the one of the cell: digest {found}, expected {expected}")]
     OtherDataset {
@@ -99,7 +94,7 @@ impl Coded for VerifyError {
             Self::NoTrigger { .. } => Some(
                 "`--attack` names the cell whose poisoned test images are to be used".to_owned(),
             ),
-            Self::NotAlike { .. } | Self::NoField { .. } => None,
+            Self::NotAlike { .. } => None,
         }
     }
 }
@@ -248,34 +243,37 @@ type Claims = (Scores, Vec<Claim>, Vec<&'static str>);
 fn of_attack(cell: &Cell, (dataset, poisoned): (&Dataset, &PoisonSet)) -> Result<Claims, Failure> {
     let classes = dataset.spec.classes;
     let mut claims = Vec::new();
-    let counts = &cell.manifest.results["poison"];
+    let results: AttackResults = cell.results()?;
     claims.push(Claim::new(
         "poison.test",
-        &json!(poisoned.len()),
-        &counts["test"],
+        poisoned.len() as u64,
+        results.poison.test,
     ));
     if cell.manifest.files.contains_key(POISON_TRAIN) {
         let train = open_set(cell, POISON_TRAIN, &dataset.train, classes)?;
         claims.push(Claim::new(
             "poison.train",
-            &json!(train.len()),
-            &counts["train"],
+            train.len() as u64,
+            results.poison.train,
         ));
     }
-    let target = &cell.manifest.results["target"];
     // Of no image there is no class that all of them are to be given.
-    if !target.is_null() && !poisoned.is_empty() {
+    if results.target.is_some() && !poisoned.is_empty() {
         claims.push(Claim::new(
             "target",
-            &json!(dataset.target_of(poisoned)),
-            target,
+            json!(dataset.target_of(poisoned)),
+            json!(results.target),
         ));
     }
-    let training = ["train", "stealth", METRICS].into_iter();
-    let unchecked = training.filter(|name| {
-        cell.manifest.files.contains_key(*name) || !cell.manifest.results[*name].is_null()
-    });
-    Ok((attack_scores(cell)?, claims, unchecked.collect()))
+    let unchecked = [
+        ("train", results.train.is_some()),
+        ("stealth", results.stealth.is_some()),
+        (METRICS, cell.manifest.files.contains_key(METRICS)),
+    ];
+    let unchecked = unchecked
+        .iter()
+        .filter_map(|(name, there)| there.then_some(*name));
+    Ok((results.scores(), claims, unchecked.collect()))
 }
 
 /// What a defense's cell claims beside the scores of its model, which are `after`.
@@ -286,7 +284,7 @@ fn of_defense(
     images: (&Dataset, &PoisonSet),
     compute: &Compute,
 ) -> Result<Claims, Failure> {
-    let results = defense_results(cell)?;
+    let results: Results = cell.results()?;
     let before = measure((attack, MODEL), attack, images, compute)?;
     let rating = |value: Option<f64>| json!(value);
     let mut claims = vec![
@@ -325,8 +323,8 @@ fn on_images_of(
 ) -> Result<Verified, Failure> {
     let attack = open_suspect(named)?.cell;
     let (ours, theirs) = (&cell.manifest, &attack.manifest);
-    let classes = |cell: &Cell| cell.manifest.settings["model"]["classes"].as_u64();
-    let number = |n: Option<u64>| n.map_or("unknown".to_owned(), |n| n.to_string());
+    let classes = |cell: &Cell| cell.network().ok().and_then(|network| network.classes);
+    let number = |n: Option<usize>| n.map_or("unknown".to_owned(), |n| n.to_string());
     for (field, found, expected) in [
         ("the dataset", ours.dataset.clone(), theirs.dataset.clone()),
         (
@@ -352,17 +350,17 @@ fn on_images_of(
         return Err(VerifyError::NoTrigger { named: attack.dir }.into());
     }
     let found = measure((cell, MODEL), cell, (&dataset, &poisoned), compute)?;
-    let same_data = ours.inputs.get("dataset") == theirs.inputs.get("dataset");
+    let same_data = ours.spec().input(Input::Dataset) == theirs.spec().input(Input::Dataset);
     let expected = same_data.then(|| -> Result<Scores, Failure> {
         Ok(Scores {
-            acc: attack_scores(cell)?.acc,
+            acc: cell.results::<AttackResults>()?.acc,
             ..found
         })
     });
     Ok(Verified {
         found,
         expected: expected.transpose()?,
-        der: der(&attack_scores(&attack)?, &found),
+        der: der(&attack.results::<AttackResults>()?.scores(), &found),
         claims: Vec::new(),
         unchecked: Vec::new(),
     })
@@ -375,8 +373,8 @@ fn measure(
     (dataset, poisoned): (&Dataset, &PoisonSet),
     compute: &Compute,
 ) -> Result<Scores, Failure> {
-    let (name, width) = network_of(described)?;
-    let arch = ArchSpec::for_dataset(&name, width, &dataset.spec)?;
+    let Network { arch, width, .. } = described.network()?;
+    let arch = ArchSpec::for_dataset(&arch, width, &dataset.spec)?;
     let path = cell.listed(file)?;
     let (_, net) = network::load(&path, &arch)?;
     let mut net = net.on(compute)?;
@@ -404,7 +402,7 @@ pub(crate) fn open_set(
     set.check_beside(split, classes)
         .map_err(network::images_in(&path))?;
     // Our own attacks made them of this very data, by whatever trigger.
-    if attack.manifest.settings.get("imported").is_some() {
+    if attack.is_imported() {
         rows::check(&set, split).map_err(network::images_in(&path))?;
     }
     Ok(set)
@@ -414,16 +412,9 @@ pub(crate) fn open_set(
 pub(crate) fn open_data(attack: &Cell, data: Option<&Path>) -> Result<Dataset, Failure> {
     let id = &attack.manifest.dataset;
     let dataset = data::open(id, data, &options_of(attack, None)?)?;
-    let digest = attack
-        .manifest
-        .inputs
-        .get("dataset")
-        .ok_or_else(|| VerifyError::NoField {
-            path: attack.dir.clone(),
-            field: "inputs.dataset",
-        })?;
-    if dataset.digest != *digest {
-        let (id, expected, found) = (id.clone(), digest.clone(), dataset.digest);
+    let digest = attack.input(Input::Dataset)?;
+    if dataset.digest != digest {
+        let (id, expected, found) = (id.clone(), digest.to_owned(), dataset.digest);
         return Err(VerifyError::OtherDataset {
             id,
             expected,
@@ -436,14 +427,10 @@ pub(crate) fn open_data(attack: &Cell, data: Option<&Path>) -> Result<Dataset, F
 
 /// The attack's cell of a defense: where the user says, where the run found it, or in the same folder of results.
 fn find_attack(defense: &Cell, named: Option<&Path>) -> Result<Cell, Failure> {
-    let no_field = VerifyError::NoField {
-        path: defense.dir.clone(),
-        field: "inputs.attack",
-    };
-    let digest = defense.manifest.inputs.get("attack").ok_or(no_field)?;
+    let digest = defense.input(Input::Attack)?;
     let not_found = || VerifyError::NoAttack {
         path: defense.dir.clone(),
-        digest: digest.clone(),
+        digest: digest.to_owned(),
     };
     if let Some(named) = named {
         let cell = Cell::load(named)?;
@@ -452,7 +439,7 @@ fn find_attack(defense: &Cell, named: Option<&Path>) -> Result<Cell, Failure> {
             return Err(VerifyError::OtherAttack {
                 named: named.to_owned(),
                 path: defense.dir.clone(),
-                expected: digest.clone(),
+                expected: digest.to_owned(),
                 found,
             }
             .into());
@@ -460,10 +447,7 @@ fn find_attack(defense: &Cell, named: Option<&Path>) -> Result<Cell, Failure> {
         return Ok(cell);
     }
     let mut places: Vec<PathBuf> = Vec::new();
-    if let Some(place) = env(defense).and_then(|facts| Some(facts["attack_cell"].as_str()?.into()))
-    {
-        places.push(place);
-    }
+    places.extend(Env::read(defense).and_then(|env| env.attack_cell));
     // <out>/defense/<method>/<dataset>-<arch>/<id> and <out>/attack/<method>/<dataset>-<arch>/<id>
     let dir = std::path::absolute(&defense.dir)?;
     if let (Some(out), Some(task)) = (

@@ -120,13 +120,14 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The lines of a text table without the column of times and what they are together.
+/// The lines of a text table without the columns of times and memory, and what the times are together.
 fn untimed(table: &str) -> Vec<String> {
     let without = |line: &str| {
-        let end = line
-            .rfind("  ")
-            .filter(|_| line.ends_with(" s") || line.ends_with("time"));
-        end.map_or(line, |end| &line[..end]).trim_end().to_owned()
+        let spent = [" s", " min", " MiB", " GiB", "time", "memory"];
+        let fields = line.split("  ").map(str::trim);
+        let own = fields.filter(|field| !spent.iter().any(|end| field.ends_with(end)));
+        let own: Vec<&str> = own.filter(|field| !field.is_empty()).collect();
+        own.join("  ")
     };
     table
         .lines()
@@ -166,11 +167,13 @@ fn a_grid_runs_once_and_is_found_complete_then() {
     );
     let table = String::from_utf8(first.stdout).expect("UTF-8");
     assert!(table.starts_with("tiny: "), "{table}");
-    for file in ["table.txt", "table.md", "table.csv", "table.tex"] {
-        assert!(place.path("out").join(file).is_file(), "{file}");
+    let tables = place.path("out/tables/tiny");
+    for format in ["txt", "md", "csv", "json", "tex", "html"] {
+        let file = tables.join(format!("table.{format}"));
+        assert!(file.is_file(), "{}", file.display());
     }
     assert_eq!(
-        fs_err::read_to_string(place.path("out/table.txt")).expect("readable"),
+        fs_err::read_to_string(tables.join("table.txt")).expect("readable"),
         table
     );
 
@@ -208,11 +211,13 @@ fn a_grid_runs_once_and_is_found_complete_then() {
         ("md", "table.md"),
         ("csv", "table.csv"),
         ("latex", "table.tex"),
+        ("json", "table.json"),
+        ("html", "table.html"),
     ] {
         let found = place.ok(&["table", "grid.toml", "--out", "out", "--format", format]);
         assert_eq!(
             found,
-            fs_err::read_to_string(place.path("out").join(file)).expect("readable"),
+            fs_err::read_to_string(tables.join(file)).expect("readable"),
             "{format}"
         );
     }
@@ -248,6 +253,111 @@ fn a_grid_runs_once_and_is_found_complete_then() {
         }
         assert_eq!(found["agrees"], true);
     }
+}
+
+#[test]
+fn cells_are_listed_explained_and_compared_by_their_ids() {
+    let place = Place::new(&TINY.replace("seeds = [0]", "seeds = [0, 1]"));
+    place.ok(&["run", "grid.toml", "--store", "out", "--quiet"]);
+    let list = place.ok(&["ls", "out"]);
+    let rows: Vec<Vec<&str>> = list
+        .lines()
+        .map(|l| l.split_whitespace().collect())
+        .collect();
+    assert_eq!(rows.len(), 9, "a head and eight cells\n{list}");
+    assert!(rows[1..].iter().all(|row| row[5] == "complete"), "{list}");
+    let lines = |args: &[&str]| -> Vec<Value> {
+        let args = [&["ls", "out", "--json"], args].concat();
+        let text = place.ok(&args);
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
+    };
+    assert_eq!(lines(&[]).len(), 8);
+    let attack = &lines(&["--kind", "attack", "--method", "badnets", "--seed", "1"])[..];
+    let [attack] = attack else {
+        panic!("{attack:?}")
+    };
+    let id = attack["id"].as_str().expect("an id");
+    let repairs = lines(&["--attack", &id[..8], "--kind", "defense"]);
+    assert_eq!(repairs.len(), 1, "{repairs:?}");
+    assert_eq!(repairs[0]["attack"], attack["id"]);
+    assert_eq!(repairs[0]["method"], "tsbd");
+    let none: [&[&str]; 5] = [
+        &["--method", "wanet"],
+        &["--dataset", "cifar10"],
+        &["--arch", "preactresnet18-w64"],
+        &["--seed", "7"],
+        &["--state", "failed"],
+    ];
+    for none in none {
+        assert!(lines(none).is_empty(), "{none:?}");
+    }
+    for all in [
+        ["--dataset", "synthetic"],
+        ["--arch", "preactresnet18"],
+        ["--arch", "preactresnet18-w4"],
+    ] {
+        assert_eq!(lines(&all).len(), 8, "{all:?}");
+    }
+
+    let repair = repairs[0]["id"].as_str().expect("an id");
+    let said = place.ok(&["explain", repair, "--store", "out"]);
+    let manifest = Path::new(repairs[0]["dir"].as_str().expect("a folder")).join("manifest.json");
+    let manifest = fs_err::read(place.path(".").join(manifest)).expect("readable");
+    let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
+    let after = &manifest["results"]["after"];
+    for expect in [
+        format!(
+            "= {} of {} clean test images get their true label",
+            after["acc"]["hits"], after["acc"]["total"]
+        ),
+        format!(
+            "= {} of {} poisoned test images get the attacked label",
+            after["asr"]["hits"], after["asr"]["total"]
+        ),
+        " % = (100 + ".to_owned(),
+        "# set for this run; ".to_owned(),
+        "# recipe configs/defense/tsbd/synthetic.toml".to_owned(),
+        "took  ".to_owned(),
+    ] {
+        assert!(said.contains(&expect), "{expect}\n{said}");
+    }
+    let said = place.ok(&["explain", &id[..6], "--store", "out"]);
+    assert!(said.starts_with("attack `badnets`\n"), "{said}");
+    assert!(said.contains("poisoned for training"), "{said}");
+
+    let other = lines(&["--kind", "attack", "--method", "badnets", "--seed", "0"]);
+    let other = other[0]["id"].as_str().expect("an id");
+    let differences = place.ok(&["diff", id, other, "--store", "out"]);
+    assert!(
+        differences.contains("seed                      1  |  0\n"),
+        "{differences}"
+    );
+    assert!(!differences.contains("settings"), "{differences}");
+    let none = place.ok(&["diff", id, id, "--store", "out"]);
+    assert_eq!(none, "nothing differs in `manifest.json`\n");
+
+    place.ok(&["verify", repair, "--store", "out"]);
+    let (code, _, stderr) = place.fails(&["explain", "0000000000", "--store", "out"]);
+    assert_eq!(code, 3, "{stderr}");
+    assert!(
+        stderr.contains("`0000000000` is neither the folder of a cell"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_plan_says_what_the_paper_has_beside_the_grid() {
+    let place = Place::new(&TINY.replace("seeds = [0]", "seeds = [0]\npaper = \"tsbd\""));
+    let plan = place.ok(&["plan", "grid.toml", "--store", "out"]);
+    assert!(
+        plan.ends_with(
+            "not in this grid, of the attacks of TSBD Table 1: Input-aware, LF, SIG, SSBA, Trojan, WaNet\n\
+             not in this grid, of the defenses of TSBD Table 1: ANP, CLP, FP, FT, i-BAU, NAD, NC, RNP\n"
+        ),
+        "{plan}"
+    );
 }
 
 #[test]
@@ -453,7 +563,7 @@ fn one_failing_cell_does_not_stop_the_others() {
         .expect("a row");
     assert_eq!(
         row.split_whitespace().skip(3).collect::<Vec<_>>(),
-        ["-", "-", "-", "-"],
+        ["-", "-", "-", "-", "-"],
         "never 0"
     );
     assert_eq!(place.manifests("out").len(), 2);
@@ -914,7 +1024,7 @@ fn mistakes_have_one_clear_error_and_the_right_exit_code() {
         for (out, expect) in [("file", "file"), ("file/below", "file")] {
             let (found, _, stderr) = place.fails(&[command, "grid.toml", "--out", out]);
             let expect = format!(
-                "error: `{expect}` is a file, expected a folder for the results\nhint: give another folder with `--out DIR`\n"
+                "error: `{expect}` is a file, expected a folder for the results\nhint: give another folder with `--store DIR`\n"
             );
             assert!(stderr.ends_with(&expect), "{command} {out}\n{stderr}");
             assert_eq!(found, 3, "{stderr}");
@@ -944,7 +1054,7 @@ fn mistakes_have_one_clear_error_and_the_right_exit_code() {
         (
             &["table", ".", "--out", "x"],
             2,
-            "error: `--out` and `--data` go with a grid file",
+            "error: `--store` and `--data` go with a grid file",
         ),
         #[cfg(not(feature = "cuda"))]
         (

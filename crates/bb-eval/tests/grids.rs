@@ -11,7 +11,7 @@ use bb_defense::data::NoImages;
 use bb_defense::method::{Defense, Repaired, Suspect};
 use bb_eval::grid::{GRID_FIELDS, Grid};
 use bb_eval::part::{Part, Shard};
-use bb_eval::plan::plan;
+use bb_eval::plan::{plan, show};
 use bb_eval::prepare::{Places, Prepared, methods};
 use bb_eval::run::{Counts, OnFailure, Options, run};
 use bb_nn::Compute;
@@ -49,8 +49,16 @@ fn committed_grids_are_valid() {
             "ci-cifar10",
             "cifar10-small",
             "defenses-cifar10-small",
+            "leaderboard-cifar10",
             "models",
-            "quickstart"
+            "otbr-cifar10",
+            "otbr-cifar10-small",
+            "otbr-tiny",
+            "quickstart",
+            "tsbd-table1",
+            "tsbd-table1-small",
+            "ulrl-cifar10",
+            "ulrl-cifar10-small"
         ]
     );
 }
@@ -144,6 +152,37 @@ fn a_panic_is_kept_as_a_failure_of_its_cell() {
     let outcome = run(&prepared, &Compute::Cpu, retry).expect("it runs");
     assert_eq!((outcome.counts.found, outcome.counts.computed), (2, 1));
     outcome.into_result().expect("mended");
+}
+
+#[test]
+fn a_cell_of_an_earlier_revision_is_named_and_not_taken() {
+    // The images of a batch were decided otherwise by its first version.
+    let text = "
+        grid = { name = 'old', dataset = 'synthetic', width = 4, seeds = [0], train_limit = 100, test_limit = 40 }
+        attack = [{ method = 'wanet', set = { augmentation = 'image' } }]
+    ";
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let places = Places {
+        out: Some(out.path().to_owned()),
+        data: None,
+    };
+    let grid = Grid::parse("g.toml", text).expect("a good grid");
+    let prepared = Prepared::new(grid, &places, &[]).expect("all is there");
+    let shown = || show(&prepared, &plan(&prepared).expect("a plan"));
+    assert!(!shown().contains("revision"), "{}", shown());
+    let mut spec = prepared.attack_spec(0, 0).expect("a specification");
+    assert_eq!(spec.settings["compute"]["revision"], 1);
+    spec.settings["compute"] = serde_json::json!({ "precision": "f32" });
+    let dir = spec.dir(out.path());
+    fs_err::create_dir_all(&dir).expect("made");
+    fs_err::write(dir.join("manifest.json"), "{}").expect("written");
+    let text = shown();
+    assert!(
+        text.contains("missing   attack   WaNet, seed 0")
+            && text
+                .contains("revision 0 of it is there, which an earlier version computed otherwise"),
+        "{text}"
+    );
 }
 
 /// A defense that leaves the model as it is.

@@ -64,12 +64,12 @@ fn options_that_do_nothing_are_errors() {
         (
             &["table", &runs][..],
             &["--format", "csv", "--layout", "wide"][..],
-            "`--layout wide` does nothing with `--format csv`",
+            "`--layout` does nothing with `--format csv`",
         ),
         (
             &["table", &runs],
             &["--data", &runs],
-            "`--out` and `--data` go with a grid file",
+            "`--store` and `--data` go with a grid file",
         ),
         (
             &[&import[..], &synthetic].concat(),

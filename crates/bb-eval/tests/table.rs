@@ -1,14 +1,16 @@
-//! The table: one model, four writers, inline snapshots.
+//! The table: one model, six writers, inline snapshots.
 use std::collections::BTreeSet;
 
+use bb_core::cli::{Coded as _, exit};
 use bb_core::data::NamedClass;
 use bb_core::metrics::{Ratio, Scores};
 use bb_eval::paper::{Facts, Paper, RepairFacts};
 use bb_eval::table::{
-    AttackRow, COLUMNS, Damage, DefenseColumn, Input, Layout, Observation, Role, Table, csv, latex,
-    markdown, text,
+    AttackRow, COLUMNS, Damage, DefenseColumn, Input, Layout, Observation, Role, Selection, Table,
+    View, csv, html, json, latex, markdown, text,
 };
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 fn scores(acc: u64, asr: u64, ra: u64) -> Scores {
     let ratio = |hits, total| Ratio { hits, total };
@@ -65,6 +67,7 @@ fn input(width: usize) -> Input {
             scores: after,
             before,
             seconds,
+            peak_kib: None,
         });
     };
     add(0, 0, before[0], Some(754.2));
@@ -95,7 +98,7 @@ fn input(width: usize) -> Input {
 
 #[test]
 fn text_in_the_papers_setting() {
-    let found = text::write(&Table::new(&input(64)), Layout::Long);
+    let found = text::write(&Table::new(&input(64)), &Layout::Long.into());
     let expect = "\
 CIFAR-10, preactresnet18, seed 0
 
@@ -134,7 +137,7 @@ fn text_in_another_setting() {
     let mut input = input(16);
     input.attacks.truncate(1);
     input.defenses.truncate(2);
-    let found = text::write(&Table::new(&input), Layout::Long);
+    let found = text::write(&Table::new(&input), &Layout::Long.into());
     let expect = "\
 CIFAR-10, preactresnet18, seed 0
 
@@ -172,7 +175,7 @@ fn text_without_a_paper_and_with_three_seeds() {
             input.observations.push(o);
         }
     }
-    let found = text::write(&Table::new(&input), Layout::Long);
+    let found = text::write(&Table::new(&input), &Layout::Long.into());
     let expect = "\
 synthetic, preactresnet18-w8
 
@@ -233,7 +236,7 @@ fn a_defense_with_other_settings_is_in_parentheses_in_its_rows_only() {
             block.attack
         );
     }
-    let found = text::write(&table, Layout::Long);
+    let found = text::write(&table, &Layout::Long.into());
     assert_eq!(
         theirs(&found, "badnets", "TSBD"),
         ["(90.72)", "(1.31)", "(96.53)", "(0.00)", "(0.00)", "47"]
@@ -303,9 +306,9 @@ fn a_damaged_cell_is_called_damaged_and_not_missing() {
     assert_eq!(table.left_out, [expect]);
     assert!(table.missing.contains(&"blended / FT: seed 1".to_owned()));
     for found in [
-        text::write(&table, Layout::Long),
-        text::write(&table, Layout::Wide),
-        latex::write(&table, Layout::Long),
+        text::write(&table, &Layout::Long.into()),
+        text::write(&table, &Layout::Wide.into()),
+        latex::write(&table, &Layout::Long.into()),
     ] {
         assert!(found.contains(expect), "{found}");
     }
@@ -313,7 +316,7 @@ fn a_damaged_cell_is_called_damaged_and_not_missing() {
 
 #[test]
 fn text_wide() {
-    let found = text::write(&Table::new(&input(64)), Layout::Wide);
+    let found = text::write(&Table::new(&input(64)), &Layout::Wide.into());
     let expect = "\
 CIFAR-10, preactresnet18, seed 0
 
@@ -335,7 +338,7 @@ missing: blended / FT: seed 0
 
 #[test]
 fn markdown_long() {
-    let found = markdown::write(&Table::new(&input(64)), Layout::Long);
+    let found = markdown::write(&Table::new(&input(64)), &Layout::Long.into());
     let expect = "\
 **CIFAR-10, preactresnet18, seed 0**
 
@@ -369,7 +372,7 @@ fn markdown_long() {
 
 #[test]
 fn latex_long() {
-    let found = latex::write(&Table::new(&input(16)), Layout::Long);
+    let found = latex::write(&Table::new(&input(16)), &Layout::Long.into());
     let expect = "\
 % needs \\usepackage{booktabs}
 % CIFAR-10, preactresnet18, seed 0
@@ -408,9 +411,243 @@ Average & No defense & 92.40 & 97.48 & 2.25 &  & (92.40) & (97.48) &  & (0.00) &
     assert_eq!(found, expect, "\n{found}");
 }
 
+/// Six defenses, so that they do not fit beside each other, and the second best of each metric.
+fn many() -> Input {
+    let mut input = input(64);
+    let scores = [(8900, 900), (9000, 500), (9050, 700)];
+    for (i, (acc, asr)) in scores.into_iter().enumerate() {
+        let label = ["FP", "NAD", "NC"][i];
+        let column = input.defenses.len();
+        input
+            .defenses
+            .push(defense(&label.to_lowercase(), label, Role::Defended));
+        for attack in 0..2 {
+            let before = input.observations[attack].scores;
+            input.observations.push(Observation {
+                attack,
+                defense: column,
+                seed: 0,
+                scores: self::scores(acc, asr, 5000),
+                before: Some(before),
+                seconds: None,
+                peak_kib: Some(1024 * (1 + i as u64)),
+            });
+        }
+    }
+    input
+}
+
+#[test]
+fn text_as_papers_print_it() {
+    let found = text::write(&Table::new(&many()), &Layout::Paper.into());
+    let expect = "\
+CIFAR-10, preactresnet18, seed 0
+
+          No defense   -------- TSBD --------  ------- FT --------  ------- FP --------  ------- NAD -------
+attack   ACC ↑  ASR ↓  ACC ↑   ASR ↓   DER ↑   ACC ↑  ASR ↓  DER ↑  ACC ↑  ASR ↓  DER ↑  ACC ↑  ASR ↓  DER ↑
+------------------------------------------------------------------------------------------------------------
+badnets  91.32  95.03  90.72*   1.31*  96.56*  89.96   1.48  96.10  89.00  10.00  91.36  90.00   5.56  94.08
+blended  93.47  99.92  91.61*   2.61*  97.73*      -      -      -  89.00  10.00  92.73  90.00   5.56  95.45
+------------------------------------------------------------------------------------------------------------
+Average  92.40  97.48  91.17*   1.96*  97.14*      -      -      -  89.00  10.00  92.04  90.00   5.56  94.76
+
+         ------- NC --------
+attack   ACC ↑  ASR ↓  DER ↑
+----------------------------
+badnets  90.50   7.78  93.22
+blended  90.50   7.78  94.59
+----------------------------
+Average  90.50   7.78  93.90
+
+         -- TSBD (oracle) --
+attack   ACC ↑  ASR ↓  DER ↑
+----------------------------
+badnets  90.80   1.00  96.76
+blended  91.61   2.22  97.92
+----------------------------
+Average  91.21   1.61  97.34
+
+*: best of the defended rows of an attack
+(oracle): chosen on the poisoned test set, which no defender has; never marked as best
+time: the attack in the rows without defense, the repair in the others; 27 min 36 s together
+missing: blended / FT: seed 0
+";
+    assert_eq!(found, expect, "\n{found}");
+}
+
+#[test]
+fn latex_as_papers_print_it() {
+    let view = View {
+        caption: Some("Ours, 100 % of it".into()),
+        label: Some("tab:ours".into()),
+        metrics: vec![0, 1],
+        ..Layout::Paper.into()
+    };
+    let found = latex::write(&Table::new(&many()), &view);
+    let expect = "\
+% needs \\usepackage{booktabs}
+% CIFAR-10, preactresnet18, seed 0
+% bold: best of the defended rows of an attack
+% underlined: second best
+% (oracle): chosen on the poisoned test set, which no defender has; never marked as best
+% time: the attack in the rows without defense, the repair in the others; 27 min 36 s together
+% missing: blended / FT: seed 0
+\\begin{table*}
+\\centering
+\\caption{Ours, 100 \\% of it}
+\\label{tab:ours}
+\\begin{tabular}{lrrrrrrrrrr}
+\\toprule
+ & \\multicolumn{2}{c}{No defense} & \\multicolumn{2}{c}{TSBD} & \\multicolumn{2}{c}{FT} & \\multicolumn{2}{c}{FP} & \\multicolumn{2}{c}{NAD} \\\\
+\\cmidrule(lr){2-3} \\cmidrule(lr){4-5} \\cmidrule(lr){6-7} \\cmidrule(lr){8-9} \\cmidrule(lr){10-11}
+attack & ACC $\\uparrow$ & ASR $\\downarrow$ & ACC $\\uparrow$ & ASR $\\downarrow$ & ACC $\\uparrow$ & ASR $\\downarrow$ & ACC $\\uparrow$ & ASR $\\downarrow$ & ACC $\\uparrow$ & ASR $\\downarrow$ \\\\
+\\midrule
+badnets & 91.32 & 95.03 & \\textbf{90.72} & \\textbf{1.31} & 89.96 & \\underline{1.48} & 89.00 & 10.00 & 90.00 & 5.56 \\\\
+blended & 93.47 & 99.92 & \\textbf{91.61} & \\textbf{2.61} & - & - & 89.00 & 10.00 & 90.00 & \\underline{5.56} \\\\
+\\midrule
+Average & 92.40 & 97.48 & \\textbf{91.17} & \\textbf{1.96} & - & - & 89.00 & 10.00 & 90.00 & \\underline{5.56} \\\\
+\\midrule[\\heavyrulewidth]
+ & \\multicolumn{2}{c}{NC} \\\\
+\\cmidrule(lr){2-3}
+attack & ACC $\\uparrow$ & ASR $\\downarrow$ \\\\
+\\midrule
+badnets & \\underline{90.50} & 7.78 \\\\
+blended & \\underline{90.50} & 7.78 \\\\
+\\midrule
+Average & \\underline{90.50} & 7.78 \\\\
+\\midrule[\\heavyrulewidth]
+ & \\multicolumn{2}{c}{TSBD (oracle)} \\\\
+\\cmidrule(lr){2-3}
+attack & ACC $\\uparrow$ & ASR $\\downarrow$ \\\\
+\\midrule
+badnets & 90.80 & 1.00 \\\\
+blended & 91.61 & 2.22 \\\\
+\\midrule
+Average & 91.21 & 1.61 \\\\
+\\bottomrule
+\\end{tabular}
+\\end{table*}
+";
+    assert_eq!(found, expect, "\n{found}");
+}
+
+#[test]
+fn a_page_of_html() {
+    let mut input = input(64);
+    input.attacks[0].label = "<b>&\"x\"".into();
+    let found = html::write(&[Table::new(&input)], &View::default());
+    for expect in [
+        "<title>CIFAR-10, preactresnet18, seed 0</title>",
+        "<th></th><th></th><th class=\"g\" colspan=\"4\">ours (%)</th>",
+        "<tr><td>&lt;b&gt;&amp;&quot;x&quot;</td><td>No defense</td><td class=\"n\">91.32</td>",
+        // The attack is named once.
+        "<tr><td></td><td>TSBD</td><td class=\"n\"><b>90.72</b></td>",
+        "<li>missing: blended / FT: seed 0</li>",
+    ] {
+        assert!(found.contains(expect), "{expect}\n{found}");
+    }
+    assert!(!found.contains("<script"), "{found}");
+    // Each element is closed.
+    for tag in [
+        "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "body", "html",
+    ] {
+        let count = |mark: String| found.matches(&mark).count();
+        let opened = count(format!("<{tag}>")) + count(format!("<{tag} "));
+        assert_eq!(opened, count(format!("</{tag}>")), "{tag}");
+    }
+}
+
+#[test]
+fn json_has_what_the_table_has() {
+    let mut input = many();
+    input.classes = Some(10);
+    let table = Table::new(&input);
+    let found: Value = serde_json::from_str(&json::write(&[table])).expect("JSON");
+    assert_eq!(found["schema"], 1);
+    let table = &found["tables"][0];
+    assert_eq!(table["paper"], "TSBD Table 1");
+    assert_eq!(table["missing"], json!(["blended / FT: seed 0"]));
+    let row = &table["attacks"][0]["rows"][1];
+    assert_eq!(row["defense"], "TSBD");
+    assert_eq!(row["role"], "defended");
+    assert_eq!(row["acc"]["mean"], 90.72);
+    assert_eq!(row["acc"]["best"], true);
+    assert_eq!(row["der"]["paper_is_broken"], true);
+    assert_eq!(row["der"]["delta"], Value::Null);
+    assert_eq!(row["same_setting"], true);
+    assert_eq!(
+        row["cells"][0]["asr"],
+        json!({ "hits": 118, "total": 9000 })
+    );
+    assert_eq!(row["seconds"], 47.4);
+    let undefended = &table["attacks"][0]["rows"][0];
+    assert_eq!(undefended["verdict"], "agrees");
+    assert_eq!(undefended["der"], Value::Null);
+    assert_eq!(table["attacks"][0]["rows"][4]["peak_kib"], 1024);
+    assert_eq!(table["attacks"][2]["average"], true);
+    assert_eq!(table["attacks"][2]["rows"][5]["peak_kib"], 2048);
+    let absent = &table["attacks"][1]["rows"][3];
+    assert_eq!(
+        (&absent["acc"], &absent["expected_seeds"]),
+        (&Value::Null, &Value::Null)
+    );
+}
+
+#[test]
+fn averages_are_of_what_is_selected() {
+    let mut input = many();
+    let chosen = Selection {
+        attacks: vec!["Blended".into()],
+        defenses: vec!["nad".into(), "TSBD (oracle)".into()],
+    };
+    input.select(&chosen).expect("both are there");
+    let table = Table::new(&input);
+    let names = |table: &Table| -> Vec<String> {
+        let rows = table.blocks[0].rows.iter();
+        rows.map(|row| row.defense.clone()).collect()
+    };
+    assert_eq!(names(&table), ["No defense", "TSBD (oracle)", "NAD"]);
+    let blocks: Vec<&str> = table.blocks.iter().map(|b| b.attack.as_str()).collect();
+    assert_eq!(blocks, ["blended"], "of one attack there is no average");
+    assert_eq!(table.blocks[0].rows[2].cells[0].scores.acc.hits, 9000);
+    assert!(table.missing.is_empty(), "{:?}", table.missing);
+
+    let mut by_method = many();
+    let tsbd = Selection {
+        defenses: vec!["tsbd".into()],
+        ..Selection::default()
+    };
+    by_method.select(&tsbd).expect("it is there");
+    let table = Table::new(&by_method);
+    assert_eq!(names(&table), ["No defense", "TSBD", "TSBD (oracle)"]);
+    assert_eq!(table.blocks.len(), 3);
+
+    for (attacks, defenses, expect) in [
+        (
+            vec!["wanet"],
+            vec![],
+            "the table has no attack `wanet`, expected one of `badnets`, `blended`",
+        ),
+        (
+            vec![],
+            vec!["clp"],
+            "the table has no defense `clp`, expected one of `TSBD`, `TSBD (oracle)`, `FT`, `FP`, `NAD`, `NC`",
+        ),
+    ] {
+        let own = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect();
+        let wrong = Selection {
+            attacks: own(attacks),
+            defenses: own(defenses),
+        };
+        let error = many().select(&wrong).expect_err("not there");
+        assert_eq!(error.to_string(), expect);
+        assert_eq!(error.exit_code(), exit::USAGE);
+    }
+}
+
 #[test]
 fn latex_wide() {
-    let found = latex::write(&Table::new(&input(64)), Layout::Wide);
+    let found = latex::write(&Table::new(&input(64)), &Layout::Wide.into());
     let expect = "\
 % needs \\usepackage{booktabs}
 % CIFAR-10, preactresnet18, seed 0
@@ -438,26 +675,26 @@ Average & 92.40 & 97.48 & 2.25 & 91.17 & 1.96 & 83.89 & 97.14 & 91.21 & 1.61 & 8
 fn csv_long() {
     let found = csv::write(&[Table::new(&input(64))]);
     let expect = "\
-kind,dataset,arch,data,attack,defense,role,seed,n,acc,acc_std,acc_hits,acc_total,asr,asr_std,asr_hits,asr_total,ra,ra_std,ra_hits,ra_total,der,der_std,paper,paper_acc,paper_asr,paper_ra,paper_der,delta_acc,delta_asr,delta_ra,delta_der,seconds,seeds,flags,target,target_name,verdict
-cell,cifar10,preactresnet18,0123456789ab,badnets,No defense,undefended,0,1,91.32,,9132,10000,95.033333,,8553,9000,4.444444,,400,9000,,,,,,,,,,,,754.2,0,,,,
-mean,cifar10,preactresnet18,0123456789ab,badnets,No defense,undefended,,1,91.32,,,,95.033333,,,,4.444444,,,,,,same setting,91.32,95.03,,,0,0.003333,,,754.2,0,,,,agrees
-cell,cifar10,preactresnet18,0123456789ab,badnets,TSBD,defended,0,1,90.72,,9072,10000,1.311111,,118,9000,90.011111,,8101,9000,96.561111,,,,,,,,,,,47.4,0,,,,
-mean,cifar10,preactresnet18,0123456789ab,badnets,TSBD,defended,,1,90.72,,,,1.311111,,,,90.011111,,,,96.561111,,same setting,90.72,1.31,,96.53,0,0.001111,,,47.4,0,,,,
-cell,cifar10,preactresnet18,0123456789ab,badnets,TSBD (oracle),oracle,0,1,90.8,,9080,10000,1,,90,9000,90.122222,,8111,9000,96.756667,,,,,,,,,,,,0,,,,
-mean,cifar10,preactresnet18,0123456789ab,badnets,TSBD (oracle),oracle,,1,90.8,,,,1,,,,90.122222,,,,96.756667,,same setting,90.72,1.31,,96.53,0.08,-0.31,,,,0,,,,
-cell,cifar10,preactresnet18,0123456789ab,badnets,FT,defended,0,1,89.96,,8996,10000,1.477778,,133,9000,91.111111,,8200,9000,96.097778,,,,,,,,,,,5,0,,,,
-mean,cifar10,preactresnet18,0123456789ab,badnets,FT,defended,,1,89.96,,,,1.477778,,,,91.111111,,,,96.097778,,same setting,89.96,1.48,,96.1,0,-0.002222,,-0.002222,5,0,,,,
-cell,cifar10,preactresnet18,0123456789ab,blended,No defense,undefended,0,1,93.47,,9347,10000,99.922222,,8993,9000,0.055556,,5,9000,,,,,,,,,,,,801,0,,,,
-mean,cifar10,preactresnet18,0123456789ab,blended,No defense,undefended,,1,93.47,,,,99.922222,,,,0.055556,,,,,,same setting,93.47,99.92,,,0,0.002222,,,801,0,,,,agrees
-cell,cifar10,preactresnet18,0123456789ab,blended,TSBD,defended,0,1,91.61,,9161,10000,2.611111,,235,9000,77.777778,,7000,9000,97.725556,,,,,,,,,,,48,0,,,,
-mean,cifar10,preactresnet18,0123456789ab,blended,TSBD,defended,,1,91.61,,,,2.611111,,,,77.777778,,,,97.725556,,same setting,91.61,2.61,,97.73,0,0.001111,,-0.004444,48,0,,,,
-cell,cifar10,preactresnet18,0123456789ab,blended,TSBD (oracle),oracle,0,1,91.61,,9161,10000,2.222222,,200,9000,77.777778,,7000,9000,97.92,,,,,,,,,,,,0,,,,
-mean,cifar10,preactresnet18,0123456789ab,blended,TSBD (oracle),oracle,,1,91.61,,,,2.222222,,,,77.777778,,,,97.92,,same setting,91.61,2.61,,97.73,0,-0.387778,,0.19,,0,,,,
-mean,cifar10,preactresnet18,0123456789ab,blended,FT,defended,,0,,,,,,,,,,,,,,,same setting,92.78,96.11,,51.56,,,,,,,,,,
-average,cifar10,preactresnet18,0123456789ab,Average,No defense,undefended,,1,92.395,,,,97.477778,,,,2.25,,,,,,same setting,92.395,97.475,,,0,0.002778,,,777.6,0,,,,
-average,cifar10,preactresnet18,0123456789ab,Average,TSBD,defended,,1,91.165,,,,1.961111,,,,83.894444,,,,97.143333,,same setting,91.165,1.96,,97.13,0,0.001111,,0.013333,47.7,0,,,,
-average,cifar10,preactresnet18,0123456789ab,Average,TSBD (oracle),oracle,,1,91.205,,,,1.611111,,,,83.95,,,,97.338333,,same setting,91.165,1.96,,97.13,0.04,-0.348889,,0.208333,,0,,,,
-average,cifar10,preactresnet18,0123456789ab,Average,FT,defended,,0,,,,,,,,,,,,,,,same setting,91.37,48.795,,73.83,,,,,,,,,,
+kind,dataset,arch,data,attack,defense,role,seed,n,acc,acc_std,acc_hits,acc_total,asr,asr_std,asr_hits,asr_total,ra,ra_std,ra_hits,ra_total,der,der_std,paper,paper_acc,paper_asr,paper_ra,paper_der,delta_acc,delta_asr,delta_ra,delta_der,seconds,seeds,flags,target,target_name,verdict,peak_kib
+cell,cifar10,preactresnet18,0123456789ab,badnets,No defense,undefended,0,1,91.32,,9132,10000,95.033333,,8553,9000,4.444444,,400,9000,,,,,,,,,,,,754.2,0,,,,,
+mean,cifar10,preactresnet18,0123456789ab,badnets,No defense,undefended,,1,91.32,,,,95.033333,,,,4.444444,,,,,,same setting,91.32,95.03,,,0,0.003333,,,754.2,0,,,,agrees,
+cell,cifar10,preactresnet18,0123456789ab,badnets,TSBD,defended,0,1,90.72,,9072,10000,1.311111,,118,9000,90.011111,,8101,9000,96.561111,,,,,,,,,,,47.4,0,,,,,
+mean,cifar10,preactresnet18,0123456789ab,badnets,TSBD,defended,,1,90.72,,,,1.311111,,,,90.011111,,,,96.561111,,same setting,90.72,1.31,,96.53,0,0.001111,,,47.4,0,,,,,
+cell,cifar10,preactresnet18,0123456789ab,badnets,TSBD (oracle),oracle,0,1,90.8,,9080,10000,1,,90,9000,90.122222,,8111,9000,96.756667,,,,,,,,,,,,0,,,,,
+mean,cifar10,preactresnet18,0123456789ab,badnets,TSBD (oracle),oracle,,1,90.8,,,,1,,,,90.122222,,,,96.756667,,same setting,90.72,1.31,,96.53,0.08,-0.31,,,,0,,,,,
+cell,cifar10,preactresnet18,0123456789ab,badnets,FT,defended,0,1,89.96,,8996,10000,1.477778,,133,9000,91.111111,,8200,9000,96.097778,,,,,,,,,,,5,0,,,,,
+mean,cifar10,preactresnet18,0123456789ab,badnets,FT,defended,,1,89.96,,,,1.477778,,,,91.111111,,,,96.097778,,same setting,89.96,1.48,,96.1,0,-0.002222,,-0.002222,5,0,,,,,
+cell,cifar10,preactresnet18,0123456789ab,blended,No defense,undefended,0,1,93.47,,9347,10000,99.922222,,8993,9000,0.055556,,5,9000,,,,,,,,,,,,801,0,,,,,
+mean,cifar10,preactresnet18,0123456789ab,blended,No defense,undefended,,1,93.47,,,,99.922222,,,,0.055556,,,,,,same setting,93.47,99.92,,,0,0.002222,,,801,0,,,,agrees,
+cell,cifar10,preactresnet18,0123456789ab,blended,TSBD,defended,0,1,91.61,,9161,10000,2.611111,,235,9000,77.777778,,7000,9000,97.725556,,,,,,,,,,,48,0,,,,,
+mean,cifar10,preactresnet18,0123456789ab,blended,TSBD,defended,,1,91.61,,,,2.611111,,,,77.777778,,,,97.725556,,same setting,91.61,2.61,,97.73,0,0.001111,,-0.004444,48,0,,,,,
+cell,cifar10,preactresnet18,0123456789ab,blended,TSBD (oracle),oracle,0,1,91.61,,9161,10000,2.222222,,200,9000,77.777778,,7000,9000,97.92,,,,,,,,,,,,0,,,,,
+mean,cifar10,preactresnet18,0123456789ab,blended,TSBD (oracle),oracle,,1,91.61,,,,2.222222,,,,77.777778,,,,97.92,,same setting,91.61,2.61,,97.73,0,-0.387778,,0.19,,0,,,,,
+mean,cifar10,preactresnet18,0123456789ab,blended,FT,defended,,0,,,,,,,,,,,,,,,same setting,92.78,96.11,,51.56,,,,,,,,,,,
+average,cifar10,preactresnet18,0123456789ab,Average,No defense,undefended,,1,92.395,,,,97.477778,,,,2.25,,,,,,same setting,92.395,97.475,,,0,0.002778,,,777.6,0,,,,,
+average,cifar10,preactresnet18,0123456789ab,Average,TSBD,defended,,1,91.165,,,,1.961111,,,,83.894444,,,,97.143333,,same setting,91.165,1.96,,97.13,0,0.001111,,0.013333,47.7,0,,,,,
+average,cifar10,preactresnet18,0123456789ab,Average,TSBD (oracle),oracle,,1,91.205,,,,1.611111,,,,83.95,,,,97.338333,,same setting,91.165,1.96,,97.13,0.04,-0.348889,,0.208333,,0,,,,,
+average,cifar10,preactresnet18,0123456789ab,Average,FT,defended,,0,,,,,,,,,,,,,,,same setting,91.37,48.795,,73.83,,,,,,,,,,,
 ";
     assert_eq!(found, expect, "\n{found}");
 }
@@ -470,7 +707,7 @@ fn the_attacked_classes_are_named() {
     };
     let mut input = input(64);
     let note = |input: &Input| {
-        let text = text::write(&Table::new(input), Layout::Long);
+        let text = text::write(&Table::new(input), &Layout::Long.into());
         let line = text.lines().find(|line| line.contains("target class"));
         line.map(str::to_owned)
     };
@@ -496,11 +733,11 @@ fn labels_are_escaped() {
     let table = Table::new(&input);
     let cases = [
         (
-            markdown::write(&table, Layout::Long),
+            markdown::write(&table, &Layout::Long.into()),
             "| 50% a\\_b\\|{c}\\\\, \"d\" & \\# |",
         ),
         (
-            latex::write(&table, Layout::Long),
+            latex::write(&table, &Layout::Long.into()),
             "50\\% a\\_b\\textbar{}\\{c\\}\\textbackslash{}, \"d\" \\& \\# &",
         ),
         (
@@ -521,7 +758,7 @@ fn no_label_is_a_formula_or_tells_a_terminal_what_to_do() {
         ("-x", "'-x"),
         ("@SUM(A1)", "'@SUM(A1)"),
         ("\tx", "' x"),
-        ("a\u{1b}[2Jb\nc\r", "a [2Jb c "),
+        ("a\u{1b}[2Jy\nz\r", "a [2Jy z "),
     ] {
         let mut input = input(64);
         input.attacks.truncate(1);
@@ -531,13 +768,13 @@ fn no_label_is_a_formula_or_tells_a_terminal_what_to_do() {
         assert!(long.contains(&format!(",{expect},")), "{label:?}\n{long}");
         for text in [
             long,
-            text::write(&table, Layout::Long),
-            markdown::write(&table, Layout::Long),
-            latex::write(&table, Layout::Wide),
+            text::write(&table, &Layout::Long.into()),
+            markdown::write(&table, &Layout::Long.into()),
+            latex::write(&table, &Layout::Wide.into()),
         ] {
             let controls = text.chars().filter(|&c| c.is_control() && c != '\n');
             assert_eq!(controls.count(), 0, "{text:?}");
-            assert!(!text.contains("b\nc"), "{text}");
+            assert!(!text.contains("y\nz"), "{text}");
         }
     }
 }
@@ -565,6 +802,7 @@ fn a_clean_model_has_a_row_without_asr_and_no_part_in_the_average() {
             scores: clean(acc),
             before: (defense > 0).then(|| clean(9400)),
             seconds: None,
+            peak_kib: None,
         });
     }
     let table = Table::new(&input);
@@ -643,6 +881,7 @@ fn broken() -> Input {
                 scores,
                 before,
                 seconds: None,
+                peak_kib: None,
             });
         }
     }
@@ -652,7 +891,7 @@ fn broken() -> Input {
 #[test]
 fn what_did_not_work_is_marked_and_never_best() {
     let table = Table::new(&broken());
-    let found = text::write(&table, Layout::Long);
+    let found = text::write(&table, &Layout::Long.into());
     let expect = "\
 CIFAR-10, preactresnet18, seed 0
 
@@ -684,7 +923,7 @@ Average  No defense    92.40    97.48    2.25
 ‡: at chance (ACC hardly above guessing among 10 classes); never best; not in the average if it is the attacked model, otherwise the average has the sign, too
 ";
     assert_eq!(found, expect, "\n{found}");
-    let wide = text::write(&table, Layout::Wide);
+    let wide = text::write(&table, &Layout::Wide.into());
     assert!(
         wide.contains("\nwanet †  ") && wide.contains("\nAverage  "),
         "{wide}"
@@ -693,7 +932,7 @@ Average  No defense    92.40    97.48    2.25
         wide.contains(" 11.00 ‡ ") && wide.contains(" 10.00 ‡ "),
         "{wide}"
     );
-    let markdown = markdown::write(&table, Layout::Long);
+    let markdown = markdown::write(&table, &Layout::Long.into());
     for expect in [
         "| wanet † | TSBD | 90.00 | 3.33 | 77.78 | 49.51 |\n",
         "| blended | ULRL ‡ | 11.00 | 0.00 | 77.78 | 58.73 |\n",
@@ -703,7 +942,7 @@ Average  No defense    92.40    97.48    2.25
     ] {
         assert!(markdown.contains(expect), "{expect}\n{markdown}");
     }
-    let latex = latex::write(&table, Layout::Long);
+    let latex = latex::write(&table, &Layout::Long.into());
     for expect in [
         "\nwanet $\\dagger$ & No defense & 93.00 &",
         "\n & ULRL $\\ddagger$ & 11.00 & 0.00 & 77.78 & 58.73 \\\\\n",
@@ -782,6 +1021,9 @@ fn chance_depends_on_classes_and_on_how_many_images_were_measured() {
         // 10 of 50 images are right by chance more often than once in a hundred times, 11 are not.
         (Some(10), 9, 50, true),
         (Some(10), 11, 50, false),
+        // The spread of a guess is sqrt(0.25 / 100) here, so that the limit is 61.6 of 100.
+        (Some(2), 61, 100, true),
+        (Some(2), 62, 100, false),
         (Some(2), 5_200, 10_000, true),
         (Some(2), 5_400, 10_000, false),
         // The largest class of GTSRB's test set.
@@ -817,9 +1059,9 @@ fn a_failed_cell_is_called_failed_with_its_reason() {
     assert_eq!(table.left_out, [expect]);
     assert!(table.missing.is_empty(), "{:?}", table.missing);
     for found in [
-        text::write(&table, Layout::Long),
-        markdown::write(&table, Layout::Long),
-        latex::write(&table, Layout::Wide),
+        text::write(&table, &Layout::Long.into()),
+        markdown::write(&table, &Layout::Long.into()),
+        latex::write(&table, &Layout::Wide.into()),
     ] {
         assert!(found.contains(expect), "{found}");
     }
@@ -828,10 +1070,10 @@ fn a_failed_cell_is_called_failed_with_its_reason() {
 #[test]
 fn an_empty_table_is_no_failure() {
     let table = Table::new(&Input::default());
-    for layout in [Layout::Long, Layout::Wide] {
-        text::write(&table, layout);
-        markdown::write(&table, layout);
-        latex::write(&table, layout);
+    for layout in [Layout::Long, Layout::Wide, Layout::Paper] {
+        text::write(&table, &layout.into());
+        markdown::write(&table, &layout.into());
+        latex::write(&table, &layout.into());
     }
     assert_eq!(csv::write(std::slice::from_ref(&table)).lines().count(), 1);
 }
@@ -865,13 +1107,14 @@ proptest! {
                 scores: scores(9_000, 8_000, 100),
                 before: (defense > 0).then(|| scores(9_000, 8_000, 100)),
                 seconds: None,
+                peak_kib: None,
             })
             .collect();
         let table = Table::new(&input);
         let csv = csv::write(std::slice::from_ref(&table));
         let header = fields(csv.lines().next().expect("a header"));
         let at = |name: &str| header.iter().position(|h| *h == name).expect("a column");
-        let text = text::write(&table, Layout::Long);
+        let text = text::write(&table, &Layout::Long.into());
         let mut text = text.lines().skip_while(|l| !l.starts_with("---")).filter(|l| !l.starts_with("---"));
         let list = |seeds: &[u64]| seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
         for (attack, block) in table.blocks.iter().enumerate() {
@@ -933,6 +1176,7 @@ proptest! {
                     scores: scores(acc, asr, 9_000 - asr),
                     before: (defense > 0).then(|| scores(9_000, 8_000, 100)),
                     seconds: None,
+                    peak_kib: None,
                 })
                 .collect(),
             ..Input::default()
@@ -943,14 +1187,14 @@ proptest! {
         let header = fields(lines.next().expect("a header"));
         let at = |name: &str| header.iter().position(|h| *h == name).expect("a column");
         let rows: Vec<_> = lines.map(fields).filter(|f| f[0] != "cell").collect();
-        let markdown = markdown::write(&table, Layout::Long);
+        let markdown = markdown::write(&table, &Layout::Long.into());
         let markdown: Vec<Vec<&str>> = markdown
             .lines()
             .filter(|l| l.starts_with('|'))
             .skip(2)
             .map(|l| l.trim_matches('|').split('|').map(str::trim).collect())
             .collect();
-        let latex = latex::write(&table, Layout::Long);
+        let latex = latex::write(&table, &Layout::Long.into());
         let latex: Vec<Vec<&str>> = latex
             .lines()
             .filter(|l| l.ends_with("\\\\"))
@@ -958,7 +1202,7 @@ proptest! {
             .skip(1)
             .map(|l| l.trim_end_matches(" \\\\").split(" & ").collect())
             .collect();
-        let text = text::write(&table, Layout::Long);
+        let text = text::write(&table, &Layout::Long.into());
         prop_assert_eq!(markdown.len(), rows.len());
         prop_assert_eq!(latex.len(), rows.len());
         for ((row, markdown), latex) in rows.iter().zip(&markdown).zip(&latex) {
@@ -1016,7 +1260,7 @@ without defense not as published, beyond (in ACC, ASR): blended (1.00, 3.00)";
     assert!(notes.contains(expect), "{notes}");
     let csv = csv::write(std::slice::from_ref(&Table::new(&input)));
     assert!(
-        csv.contains(",agrees\n") && csv.contains(",differs\n"),
+        csv.contains(",agrees,\n") && csv.contains(",differs,\n"),
         "{csv}"
     );
 

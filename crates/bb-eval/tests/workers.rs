@@ -244,32 +244,33 @@ fn number(text: &str, word: &str) -> usize {
         .unwrap_or_else(|| panic!("no number before `{word}` in {text}"))
 }
 
-/// Lines of a table file without their times.
+/// Lines of a table file without what the runs took.
 fn untimed(name: &str, text: &str) -> Vec<String> {
     let lines = text.lines().filter(|line| !line.contains("time: "));
-    match name {
-        "table.csv" => {
-            let header = text.lines().next().unwrap_or_default();
-            let seconds = header.split(',').position(|field| field == "seconds");
-            let seconds = seconds.expect("a column of times");
-            lines
-                .map(|line| {
-                    let mut fields: Vec<&str> = line.split(',').collect();
-                    fields.remove(seconds);
-                    fields.join(",")
-                })
-                .collect()
-        }
-        _ => lines
-            .filter(|line| !line.starts_with("---"))
-            .map(|line| {
-                // Times are the last column, of minutes and seconds.
-                let line = line.trim_end_matches([' ', '\\', '|', '-', 's']);
-                line.trim_end_matches(|c: char| c.is_ascii_digit() || c == ' ')
-                    .to_owned()
-            })
-            .collect(),
+    if name == "table.csv" {
+        let header: Vec<&str> = text.lines().next().unwrap_or_default().split(',').collect();
+        let spent = ["seconds", "peak_kib"];
+        assert!(spent.iter().all(|name| header.contains(name)), "{header:?}");
+        let own = |line: &str| {
+            let fields = line.split(',').zip(&header);
+            let fields = fields.filter(|(_, name)| !spent.contains(name));
+            fields.map(|(field, _)| field).collect::<Vec<_>>().join(",")
+        };
+        return lines.map(own).collect();
     }
+    let units = [" s", " min", " MiB", " GiB"];
+    lines
+        .filter(|line| !line.starts_with("---"))
+        .map(|line| {
+            // Columns are apart by two spaces, a bar or an ampersand, and rows of LaTeX end with two backslashes.
+            let line = line.replace(" | ", "  ").replace(" & ", "  ");
+            let line = line.trim_matches(['|', ' ', '\\']).to_owned();
+            let fields = line.split("  ").map(str::trim);
+            let own =
+                fields.filter(|f| !f.is_empty() && !units.iter().any(|unit| f.ends_with(unit)));
+            own.collect::<Vec<_>>().join("  ")
+        })
+        .collect()
 }
 
 const TABLES: [&str; 4] = ["table.txt", "table.md", "table.csv", "table.tex"];
@@ -293,7 +294,11 @@ fn two_workers_share_a_grid_and_both_succeed() {
             "{all}"
         );
         // Both print what is on the disk.
-        assert_eq!(worker.stdout, place.read("out/table.txt"), "{all}");
+        assert_eq!(
+            worker.stdout,
+            place.read("out/tables/shared/table.txt"),
+            "{all}"
+        );
     }
     assert_eq!((computed, place.ends()), (8, 8), "each cell once\n{all}");
 
@@ -301,10 +306,14 @@ fn two_workers_share_a_grid_and_both_succeed() {
     let single = Place::new(GRID);
     assert_eq!(single.run(&["--quiet"]).code, 0);
     for name in TABLES {
-        let of = |place: &Place| untimed(name, &place.read(&format!("out/{name}")));
+        let of = |place: &Place| untimed(name, &place.read(&format!("out/tables/shared/{name}")));
         assert_eq!(of(&place), of(&single), "{name}");
     }
-    assert!(place.read("out/table.txt").contains(", seeds 0, 1\n"));
+    assert!(
+        place
+            .read("out/tables/shared/table.txt")
+            .contains(", seeds 0, 1\n")
+    );
     let again = place.run(&[]);
     assert_eq!(
         (again.code, again.counts()),
@@ -382,7 +391,7 @@ fn a_cell_that_another_process_completes_unlocks_its_defenses() {
         done.counts(),
         "3 cells: 0 complete before, 2 computed, 1 computed by others"
     );
-    let table = |place: &Place| untimed("table.csv", &place.read("out/table.csv"));
+    let table = |place: &Place| untimed("table.csv", &place.read("out/tables/small/table.csv"));
     assert_eq!(table(&place), table(&whole));
 }
 

@@ -2,6 +2,7 @@
 
 use crate::error::NnError;
 use crate::kernels::precision::{Precision, supported};
+use bb_core::cell::env::Env;
 use bb_core::cli::{Backend, CliError, Device};
 
 /// Where a network's passes run: the CPU, or a GPU that has been opened.
@@ -60,6 +61,17 @@ impl Compute {
             Backend::Cuda(index) => Ok(Self::Cuda(crate::cuda::Device::new(index)?)),
             #[cfg(not(feature = "cuda"))]
             Backend::Cuda(index) => Err(CliError::NoCuda { index }.into()),
+        }
+    }
+
+    /// What differs from run to run, of a program that computes here.
+    pub fn env(&self) -> Env {
+        let features = [("cuda", cfg!(feature = "cuda"))];
+        let features = features.iter().filter(|(_, there)| *there);
+        Env {
+            device: self.name(),
+            features: features.map(|(name, _)| (*name).to_owned()).collect(),
+            ..Env::here()
         }
     }
 

@@ -108,6 +108,7 @@ impl Attack for InputAware {
         docs: include_str!("mod.rs"),
     };
     type Config = InputAwareConfig;
+    const IN_LOOP: bool = true;
 
     fn recipe(cfg: &InputAwareConfig) -> &Recipe {
         &cfg.train

@@ -102,6 +102,7 @@ impl Attack for Wanet {
         docs: include_str!("mod.rs"),
     };
     type Config = WanetConfig;
+    const IN_LOOP: bool = true;
 
     fn recipe(cfg: &WanetConfig) -> &Recipe {
         &cfg.train

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::contract::Wrong;
 use super::{CKPT, CONFIG, Holder, LOCK, LOG, SCHEMA};
 use crate::artifact::ArtifactError;
 use crate::cli::{Coded, exit};
@@ -53,6 +54,14 @@ pub enum CellError {
         /// The place.
         path: PathBuf,
     },
+    /// Several cells have ids that begin alike.
+    #[error("{} cells have ids that begin with `{name}`{}", found.len(), listed(found))]
+    Several {
+        /// What was given.
+        name: String,
+        /// Their folders.
+        found: Vec<PathBuf>,
+    },
     /// The folder has no manifest.
     #[error("`{}` has no `manifest.json`, so it is not a complete cell", path.display())]
     Incomplete {
@@ -70,6 +79,24 @@ pub enum CellError {
         /// The place within it, empty for the whole.
         field: String,
         /// What is wrong there.
+        source: serde_json::Error,
+    },
+    /// A field of the manifest that every cell of its kind has is not what it must be.
+    #[error("`{}` is {} in `{}`, expected {}", wrong.field, wrong.found.as_deref().unwrap_or("missing"), path.display(), wrong.expected)]
+    Field {
+        /// The manifest.
+        path: PathBuf,
+        /// The field, and what is wrong with it.
+        wrong: Wrong,
+    },
+    /// A manifest does not say what was measured.
+    #[error("`{}` has no valid `results.{field}`", path.display())]
+    Results {
+        /// The manifest.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// What is wrong with it.
         source: serde_json::Error,
     },
     /// The record of a failure is not what it should be.
@@ -184,7 +211,7 @@ impl Coded for CellError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Locked { .. } => exit::TRY_AGAIN,
-            Self::Name { .. } => exit::USAGE,
+            Self::Name { .. } | Self::Several { .. } => exit::USAGE,
             Self::Io { source, .. } => source.exit_code(),
             Self::Artifact(error) => error.exit_code(),
             // The program chooses these names and lines itself.
@@ -197,12 +224,13 @@ impl Coded for CellError {
         let hint = match self {
             Self::Locked { .. } => "wait for that process, or choose another output folder",
             Self::NoLocks { .. } => {
-                "give a folder on another filesystem, such as a local disk, with `--out`"
+                "give a folder on another filesystem, such as a local disk, with `--store`"
             }
             Self::Link { .. } => {
-                "put the folder or the file itself in its place; the folder that `--out` names may be a link"
+                "put the folder or the file itself in its place; the folder that `--store` names may be a link"
             }
             Self::Record { .. } => "remove the file to have the cell computed again",
+            Self::Several { .. } => "give more digits of the id, or the folder",
             Self::NoCell { path } => return of_others(path).map(str::to_owned),
             Self::Incomplete { path } => match of_others(path) {
                 Some(hint) => hint,
@@ -241,6 +269,16 @@ fn of_others(path: &Path) -> Option<&'static str> {
     let is_network = matches!(end, Some("pt" | "pth" | "ckpt" | "safetensors")) && path.is_file();
     (is_network || path.join("attack_result.pt").is_file())
         .then_some("make a cell of it with `bb-eval zoo import`, and name that one")
+}
+
+/// The first of some folders, one line each.
+fn listed(found: &[PathBuf]) -> String {
+    let mut text = String::new();
+    for path in found.iter().take(10) {
+        text.push_str("\n  ");
+        text.push_str(&path.display().to_string());
+    }
+    text
 }
 
 fn at(field: &str) -> String {

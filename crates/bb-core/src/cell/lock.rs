@@ -168,7 +168,7 @@ mod tests {
             );
             assert_eq!(error.exit_code(), exit::INPUT);
             let hint = error.hint().expect("there is a way out");
-            assert!(hint.contains("`--out`"), "{hint}");
+            assert!(hint.contains("`--store`"), "{hint}");
         }
         let other = refused(path, Errno::IO);
         assert!(matches!(other, CellError::Io { .. }), "{other}");

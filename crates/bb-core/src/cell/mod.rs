@@ -21,10 +21,13 @@
 //!
 //! A cell may come from a stranger, and nothing in it is a link: one that were followed would have files read or written
 //! anywhere. The folder of results that the user names may be one, and those above it; nothing below is.
+pub mod contract;
+pub mod env;
 mod error;
 mod failed;
 mod lock;
 mod manifest;
+pub mod store;
 mod work;
 
 use std::collections::BTreeMap;
@@ -35,7 +38,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::artifact;
-use crate::precision::Precision;
 
 pub use error::CellError;
 pub use failed::Failed;
@@ -111,16 +113,6 @@ pub struct CellSpec {
     pub inputs: BTreeMap<String, String>,
     /// The seed of all random streams.
     pub seed: u64,
-}
-
-/// The table `compute` of a cell's settings: how networks were trained, and how often what the method computes has become
-/// something else since its first cells; 0, which those have, is left out.
-pub fn compute(precision: Precision, revision: u32) -> Value {
-    let mut table = json!({ "precision": precision });
-    if revision > 0 {
-        table["revision"] = json!(revision);
-    }
-    table
 }
 
 impl CellSpec {

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     CKPT, CONFIG, Cell, CellError, CellSpec, ENV, FAILED, Failed, FileEntry, LOCK, LOG, Lock,
-    MANIFEST, METRICS, MODEL, Manifest, POISON_TEST, POISON_TRAIN, stays_within,
+    MANIFEST, METRICS, MODEL, Manifest, POISON_TEST, POISON_TRAIN, stays_within, store,
 };
 use crate::artifact::{self, atomic};
 use crate::cli::{Coded, Failure};
@@ -40,7 +40,7 @@ pub enum Opened {
 pub fn open(out: &Path, spec: &CellSpec) -> Result<Opened, CellError> {
     spec.check_names()?;
     let dir = spec.dir(out);
-    refuse_links_below(out, &dir)?;
+    store::refuse_links(out, &dir)?;
     if let Some(cell) = complete(&dir, spec)? {
         cell.clear_up();
         return Ok(Opened::Complete(Box::new(cell)));
@@ -261,22 +261,6 @@ fn remove_record(dir: &Path) -> Result<(), CellError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CellError::io(&path)(error)),
         _ => Ok(()),
     }
-}
-
-/// Checks that no folder from the one below `out` to `dir` is a link: nothing is written outside of `out`.
-fn refuse_links_below(out: &Path, dir: &Path) -> Result<(), CellError> {
-    let below = dir.ancestors().take_while(|folder| *folder != out);
-    for folder in below {
-        match fs_err::symlink_metadata(folder) {
-            Ok(found) if found.is_symlink() => {
-                let path = folder.to_owned();
-                return Err(CellError::Link { path });
-            }
-            // What is not there yet is made, and what else is wrong shows then.
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Removes what a killed process has left half written, and checks that the rest are files and folders.

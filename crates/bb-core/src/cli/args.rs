@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Device;
+use crate::cell::store;
 use crate::precision::Precision;
 use crate::settings::{Layers, SettingsError, option_line};
 
@@ -32,8 +33,8 @@ pub struct HostArgs {
     /// Folder with the datasets
     #[arg(long, value_name = "DIR", env = DATA_ENV, hide_env_values = true)]
     pub data: Option<PathBuf>,
-    /// Folder for the results
-    #[arg(long, value_name = "DIR", default_value = "runs")]
+    /// Folder of results
+    #[arg(long = "store", alias = "out", value_name = "DIR", default_value = store::DEFAULT)]
     pub out: PathBuf,
     /// Where to compute: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]

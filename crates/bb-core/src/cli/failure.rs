@@ -185,6 +185,15 @@ fn has_too_many_open_files(error: &io::Error) -> bool {
     full(error) || causes(error).any(|error| error.downcast_ref().is_some_and(full))
 }
 
+/// Enough of a value to recognise it by in a message: it may be of any length.
+pub fn shorten(text: &str) -> String {
+    const LONGEST: usize = 60;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// A text without anything that a terminal would obey: control characters, but for line breaks and tabs, and those that
 /// turn the direction of what follows become visible.
 pub(crate) fn visible(text: &str) -> Cow<'_, str> {

@@ -33,7 +33,7 @@ pub use args::{
     RunArgs, SHOWN_OPTIONS, limit, seed, threads, whole, width,
 };
 pub use device::{Backend, Device, ParseDeviceError};
-pub use failure::{Coded, Failure};
+pub use failure::{Coded, Failure, shorten};
 pub(crate) use failure::{causes, visible};
 pub use interrupt::{Interrupted, RESUMES, catch_interrupts, check_interrupt, interrupted};
 

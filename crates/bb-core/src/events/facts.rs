@@ -1,9 +1,7 @@
-//! Facts about the machine and the moment. They go to `env.json`, and never to where results are compared.
+//! Facts about the process and the moment.
 
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use serde_json::{Value, json};
 
 /// When this was first asked for; `cli::main` asks as soon as the program starts.
 pub fn started() -> SystemTime {
@@ -11,27 +9,16 @@ pub fn started() -> SystemTime {
     *STARTED.get_or_init(SystemTime::now)
 }
 
-/// What the machine and the program are, as an object of plain values.
-///
-/// Ask after the threads were started. `rustc` is what `BB_RUSTC_VERSION` said when this was built, otherwise the
-/// oldest compiler that could have built it.
-pub fn env_facts() -> Value {
-    let cpuinfo = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let kernel = fs_err::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    json!({
-        "cpu": cpu_model(&cpuinfo).unwrap_or("unknown"),
-        "cpu_features": cpu_features(),
-        "cores": std::thread::available_parallelism().map_or(1, usize::from),
-        "threads": rayon::current_num_threads(),
-        "os": std::env::consts::OS,
-        "arch": std::env::consts::ARCH,
-        "kernel": kernel.trim(),
-        "rustc": option_env!("BB_RUSTC_VERSION")
-            .unwrap_or(concat!("at least ", env!("CARGO_PKG_RUST_VERSION"))),
-        "build": if cfg!(debug_assertions) { "checked" } else { "release" },
-        "version": env!("CARGO_PKG_VERSION"),
-        "started": rfc3339(started()),
-    })
+/// The processor's name, where the system says it.
+pub fn processor() -> Option<String> {
+    let cpuinfo = fs_err::read_to_string("/proc/cpuinfo").ok()?;
+    cpu_model(&cpuinfo).map(str::to_owned)
+}
+
+/// The version of the system's kernel; empty where that is not known.
+pub fn kernel() -> String {
+    let text = fs_err::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    text.trim().to_owned()
 }
 
 /// The name of the first processor in the text of `/proc/cpuinfo`.
@@ -42,23 +29,6 @@ fn cpu_model(cpuinfo: &str) -> Option<&str> {
     line.split_once(':')
         .map(|(_, name)| name.trim())
         .filter(|name| !name.is_empty())
-}
-
-/// The instruction sets that decide which kernels run, and with them the last bits of a result.
-fn cpu_features() -> Vec<&'static str> {
-    #[cfg(target_arch = "x86_64")]
-    let known = [
-        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
-        ("fma", std::arch::is_x86_feature_detected!("fma")),
-        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
-    ];
-    #[cfg(not(target_arch = "x86_64"))]
-    let known: [(&'static str, bool); 0] = [];
-    known
-        .into_iter()
-        .filter(|(_, there)| *there)
-        .map(|(name, _)| name)
-        .collect()
 }
 
 /// What this process has used so far.
@@ -75,6 +45,12 @@ pub fn usage() -> Option<Usage> {
     let stat = fs_err::read_to_string("/proc/self/stat").ok()?;
     let status = fs_err::read_to_string("/proc/self/status").ok()?;
     usage_of(&stat, &status)
+}
+
+/// Lets the peak of memory count from here on, where the system can do that.
+pub fn clear_peak() {
+    // Linux resets the peak for this number.
+    let _ = fs_err::write("/proc/self/clear_refs", "5");
 }
 
 fn usage_of(stat: &str, status: &str) -> Option<Usage> {

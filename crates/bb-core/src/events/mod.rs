@@ -8,6 +8,6 @@ mod facts;
 mod log;
 mod progress;
 
-pub use facts::{Usage, env_facts, rfc3339, started, usage};
+pub use facts::{Usage, clear_peak, kernel, processor, rfc3339, started, usage};
 pub use log::{JsonLines, LONGEST_ROWS, Log};
 pub use progress::Progress;

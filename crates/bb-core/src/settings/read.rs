@@ -5,6 +5,7 @@ use toml_edit::{Document, Item, Key, TableLike};
 
 use super::error::{Origin, SettingsError};
 use super::write;
+use crate::cli::shorten;
 
 /// One key of a layer.
 pub(super) struct Entry {
@@ -41,16 +42,7 @@ impl Node {
                 (kind, write::literal(value))
             }
         };
-        format!("{kind} `{}`", shortened(&text))
-    }
-}
-
-/// Enough of a value to recognise it by, on one line.
-fn shortened(text: &str) -> String {
-    const LONGEST: usize = 60;
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}..", &text[..end]),
-        None => text.to_owned(),
+        format!("{kind} `{}`", shorten(&text))
     }
 }
 

@@ -686,31 +686,27 @@ fn each_bad_cell_is_one_clear_error() {
             draft.spec.kind = Kind::Defense;
             draft
         }),
-        ("has no valid `settings.model.width`", 3, {
+        ("`settings.model.width` is missing in `", 3, {
             let mut draft = Draft::new();
             draft.spec.settings["model"] = json!({ "arch": "preactresnet18" });
             draft
         }),
-        ("has no valid `settings.model.arch`", 3, {
+        ("`settings.model.arch` is missing in `", 3, {
             let mut draft = Draft::new();
             draft.spec.settings = json!({});
             draft
         }),
-        (
-            "`settings.data.train_limit` is \"all\" in the manifest of",
-            3,
-            {
-                let mut draft = Draft::new();
-                draft.spec.settings["data"]["train_limit"] = json!("all");
-                draft
-            },
-        ),
+        ("`settings.data.train_limit` is \"all\" in `", 3, {
+            let mut draft = Draft::new();
+            draft.spec.settings["data"]["train_limit"] = json!("all");
+            draft
+        }),
         ("expected a whole number from 1 to 10000000", 3, {
             let mut draft = Draft::new();
             draft.spec.settings["data"]["train_limit"] = json!(1_u64 << 63);
             draft
         }),
-        ("`settings.data.test_limit` is 0 in the manifest of", 3, {
+        ("`settings.data.test_limit` is 0 in `", 3, {
             let mut draft = Draft::new();
             draft.spec.settings["data"]["test_limit"] = json!(0);
             draft
@@ -724,7 +720,7 @@ fn each_bad_cell_is_one_clear_error() {
                 draft
             },
         ),
-        ("`settings.model.width` is 513 in the manifest of", 3, {
+        ("`settings.model.width` is 513 in `", 3, {
             let mut draft = Draft::new();
             draft.spec.settings["model"]["width"] = json!(513);
             draft
@@ -767,7 +763,7 @@ fn each_bad_cell_is_one_clear_error() {
                 draft
             },
         ),
-        ("has no valid `inputs.dataset`", 3, {
+        ("`inputs.dataset` is missing in `", 3, {
             let mut draft = Draft::new();
             draft.spec.inputs.clear();
             draft

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::subject::Lesson;
 use super::{Request, activeness, nwc, run, tac, unlearning};
-use crate::cli::MachineArgs;
+use crate::cli::{MachineArgs, StoreArgs};
 
 /// What can be analysed.
 #[derive(Subcommand, Debug)]
@@ -47,9 +47,11 @@ pub(crate) enum AnalyzeCommand {
 
 #[derive(Args, Debug)]
 pub(crate) struct CommonArgs {
-    /// Folder or manifest of an attack's result
+    /// An attack's result: its folder, or the first digits of its id
     #[arg(value_name = "CELL")]
     cell: PathBuf,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Folder to be made for the tables, the figure and `summary.json`
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -74,12 +76,14 @@ pub(crate) struct CommonArgs {
 }
 
 impl CommonArgs {
-    fn start(self) -> Result<Request, Failure> {
+    /// Also gives the folder of results, in which other cells are looked for.
+    fn start(self) -> Result<(Request, StoreArgs), Failure> {
         // What is there already is said before anything is computed.
         super::output::check(&self.out)?;
         let compute = self.machine.start(self.quiet)?;
-        Ok(Request {
-            cell: self.cell,
+        let cell = self.store.find(&self.cell)?;
+        let request = Request {
+            cell,
             data: self.data,
             given: Given {
                 files: self.config,
@@ -89,26 +93,31 @@ impl CommonArgs {
             out: self.out,
             compute,
             quiet: self.quiet,
-        })
+        };
+        Ok((request, self.store))
     }
 }
 
 /// Runs an analysis and says on standard output where the results are and what was found.
 pub(crate) fn execute(command: AnalyzeCommand) -> Result<(), Failure> {
     let line = match command {
-        AnalyzeCommand::Nwc { common } => run(&common.start()?, nwc::run),
+        AnalyzeCommand::Nwc { common } => run(&common.start()?.0, nwc::run),
         AnalyzeCommand::Activeness { common, clean } => {
-            let request = common.start()?;
+            let (request, store) = common.start()?;
+            let clean = store.find(&clean)?;
             let data = request.data.clone();
             run(&request, |study| {
                 activeness::run(study, &clean, data.as_deref())
             })
         }
         AnalyzeCommand::Unlearning { common, on } => {
-            run(&common.start()?, |study| unlearning::run(study, &on))
+            run(&common.start()?.0, |study| unlearning::run(study, &on))
         }
         AnalyzeCommand::Tac { common, masks } => {
-            run(&common.start()?, |study| tac::run(study, &masks))
+            let (request, store) = common.start()?;
+            let masks = masks.iter().map(|mask| store.find(mask));
+            let masks = masks.collect::<Result<Vec<_>, _>>()?;
+            run(&request, |study| tac::run(study, &masks))
         }
     }?;
     cli::print(&line)

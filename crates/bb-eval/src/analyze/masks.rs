@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use bb_core::cell::Cell;
+use bb_core::cell::contract::Input;
 use bb_core::cli::Failure;
 use bb_core::files::{self, Links};
 use bb_defense::registry;
@@ -34,7 +35,7 @@ pub fn rankings(
     let expected = subject.cell.digest();
     for path in cells {
         let cell = Cell::load(path)?;
-        let repaired = cell.manifest.inputs.get("attack");
+        let repaired = cell.manifest.inputs.get(Input::Attack.name());
         if repaired != Some(&expected) {
             return Err(AnalyzeError::NotItsRepair {
                 path: cell.dir.clone(),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bb_core::cell::contract::Network;
 use bb_core::cell::{Cell, MODEL};
 use bb_core::cli::Failure;
 use bb_core::data::{Dataset, Split};
@@ -36,7 +37,10 @@ pub struct Subject {
 impl Subject {
     /// Opens an attack's cell, or that of clean training.
     pub fn open(path: &Path, data: Option<&Path>) -> Result<Self, Failure> {
-        let SuspectCell { cell, arch, width } = open_suspect(path)?;
+        let SuspectCell {
+            cell,
+            network: Network { arch, width, .. },
+        } = open_suspect(path)?;
         // Nothing is written beside the results, so decoded images are not kept.
         let (dataset, poisoned) = open_data(&cell, data, None)?;
         let arch = ArchSpec::for_dataset(&arch, width, &dataset.spec)?;

@@ -43,9 +43,10 @@
 //! ```
 //!
 //! `[[attack]]` and `[[defense]]` add to the profiles, see [`profile`].
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use bb_core::cell::Kind;
 use bb_core::cli::{Coded, DEFAULT_WIDTH, exit};
 use bb_core::files::{self, Links};
 use bb_core::settings::did_you_mean;
@@ -161,9 +162,9 @@ pub struct Facts {
     /// Epochs of training.
     pub epochs: Option<u64>,
     /// Images of the training set, if it was cut down.
-    pub train_limit: Option<u64>,
+    pub train_limit: Option<usize>,
     /// Images of the test set, if it was cut down.
-    pub test_limit: Option<u64>,
+    pub test_limit: Option<usize>,
     /// What else is not as for the published number, in words, see [`Published::differences`]; `None` if that is unknown.
     pub unlike: Option<Vec<String>>,
 }
@@ -377,6 +378,20 @@ impl Paper {
         Some([found.acc, found.asr])
     }
 
+    /// The names of attacks, or of defenses, that have printed rows and are none of `ours`.
+    pub fn others(&self, kind: Kind, ours: &[&str]) -> Vec<&str> {
+        let ours: BTreeSet<String> = ours.iter().map(|name| canonical(name)).collect();
+        let names = self.rows.iter().map(|row| match kind {
+            Kind::Attack => (&row.attack, row.printed[0].as_str()),
+            Kind::Defense => (&row.defense, row.printed[1].as_str()),
+        });
+        let other = |(name, _): &(&String, &str)| {
+            !matches!(name.as_str(), "" | AVERAGE) && !ours.contains(*name)
+        };
+        let names: BTreeMap<&String, &str> = names.filter(other).collect();
+        names.into_values().collect()
+    }
+
     /// Whether the paper has this attack.
     pub fn has(&self, attack: &str) -> bool {
         self.find(attack, "").is_some()
@@ -416,7 +431,7 @@ fn known(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "unknown".to_owned(), |v| v.to_string())
 }
 
-fn all(limit: Option<u64>) -> String {
+fn all(limit: Option<usize>) -> String {
     limit.map_or_else(|| "all".to_owned(), |v| v.to_string())
 }
 

@@ -31,6 +31,8 @@ pub struct ValuesError {
 pub(super) struct PrintedRow {
     pub(super) attack: String,
     pub(super) defense: String,
+    /// Both names as printed, fit for a terminal.
+    pub(super) printed: [String; 2],
     pub(super) values: Printed,
 }
 
@@ -107,6 +109,7 @@ pub(super) fn read(path: &Path, text: &str) -> Result<Vec<PrintedRow>, ValuesErr
                 ),
             };
         }
+        let printed = [short(attack.trim()), short(defense.trim())];
         let (attack, defense) = (canonical(attack), canonical(defense));
         if !seen.insert((attack.clone(), defense.clone())) {
             return Err(wrong(
@@ -118,6 +121,7 @@ pub(super) fn read(path: &Path, text: &str) -> Result<Vec<PrintedRow>, ValuesErr
         rows.push(PrintedRow {
             attack,
             defense,
+            printed,
             values,
         });
     }

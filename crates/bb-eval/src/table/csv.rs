@@ -5,12 +5,14 @@
 //! Metrics are percentages, differences percentage points, times seconds.
 //! `seeds` are those that a line is over, with spaces between; empty for an average over attacks with different seeds.
 //! `flags` are words with spaces between: `not_planted` (the attack), `at_chance` (the model), `fewer_seeds` (than
-//! expected), `seeds_differ` (of an average); see [`Marks`].
+//! expected), `seeds_differ` (of an average); see [`Marks`](super::Marks).
 //! `target` and `target_name` are the class that poisoned images are to be given, by number and by name.
+//! `verdict` is `agrees` or `differs` for a model without a defense in the published setting, `peak_kib` the most main memory
+//! of a run in KiB.
 //! An empty field means that there is no such number; nothing is ever filled with 0.
 use bb_core::metrics::Ratio;
 
-use super::{COLUMNS, Marks, N, Role, Row, SeedCell, Table, shown};
+use super::{COLUMNS, N, Row, SeedCell, Table, shown};
 
 /// Writes the tables below one another, under one header.
 ///
@@ -49,6 +51,7 @@ pub fn write(tables: &[Table]) -> String {
         "target",
         "target_name",
         "verdict",
+        "peak_kib",
     ];
     header.extend(last.map(str::to_owned));
     line(header);
@@ -76,7 +79,7 @@ pub fn write(tables: &[Table]) -> String {
                     data.clone(),
                     attack,
                     defense,
-                    role(row),
+                    row.role.as_str().to_owned(),
                     seed,
                     n.to_string(),
                 ]
@@ -86,9 +89,9 @@ pub fn write(tables: &[Table]) -> String {
                 fields.extend(counts(cell));
                 fields.extend(vec![String::new(); 1 + 2 * N]);
                 fields.push(cell.seconds.map(digits).unwrap_or_default());
-                fields.extend([cell.seed.to_string(), flags(cell.marks, false)]);
+                fields.extend([cell.seed.to_string(), cell.marks.words(false).join(" ")]);
                 fields.extend(target.clone());
-                fields.push(String::new());
+                fields.extend([String::new(), kib(cell.peak_kib)]);
                 line(fields);
             }
             let n = row.values[0].map_or(0, |s| s.n);
@@ -100,44 +103,16 @@ pub fn write(tables: &[Table]) -> String {
             fields.extend(means(row));
             fields.extend(paper(row));
             fields.push(row.seconds.map(digits).unwrap_or_default());
-            let marks = Marks {
-                not_planted: block.marks.not_planted,
-                ..row.marks
-            };
             let seeds: Vec<String> = row.seeds.iter().map(u64::to_string).collect();
-            fields.extend([seeds.join(" "), flags(marks, row.expected.is_some())]);
+            fields.extend([seeds.join(" "), block.words(row).join(" ")]);
             fields.extend(target.clone());
-            let agrees = row.paper.and_then(|paper| paper.agrees);
-            let verdict = agrees.map_or("", |agrees| if agrees { "agrees" } else { "differs" });
-            fields.push(verdict.to_owned());
+            let verdict = row.paper.and_then(|paper| paper.verdict());
+            fields.push(verdict.unwrap_or_default().to_owned());
+            fields.push(kib(row.peak_kib));
             line(fields);
         }
     }
     out
-}
-
-fn flags(marks: Marks, fewer_seeds: bool) -> String {
-    let all = [
-        (marks.not_planted, "not_planted"),
-        (marks.at_chance, "at_chance"),
-        (fewer_seeds, "fewer_seeds"),
-        (marks.seeds_differ, "seeds_differ"),
-    ];
-    let words: Vec<&str> = all
-        .iter()
-        .filter(|(has, _)| *has)
-        .map(|(_, w)| *w)
-        .collect();
-    words.join(" ")
-}
-
-fn role(row: &Row) -> String {
-    match row.role {
-        Role::Undefended => "undefended",
-        Role::Defended => "defended",
-        Role::Oracle => "oracle",
-    }
-    .to_owned()
 }
 
 fn counts(cell: &SeedCell) -> Vec<String> {
@@ -186,6 +161,10 @@ fn paper(row: &Row) -> Vec<String> {
         fields.push(value.map(digits).unwrap_or_default());
     }
     fields
+}
+
+fn kib(peak: Option<u64>) -> String {
+    peak.map(|kib| kib.to_string()).unwrap_or_default()
 }
 
 /// Six digits after the point: finer than one image in a million, and free of binary dust.

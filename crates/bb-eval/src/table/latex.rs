@@ -1,11 +1,13 @@
 //! The table as LaTeX: one `tabular` to be read with `\input`, needs the package `booktabs`.
 use super::sheet::{Entry, Sheet};
 use super::text::groups;
-use super::{Layout, Table};
+use super::{Layout, Table, View};
 
-/// Writes the table; the best values are bold, notes are comments.
-pub fn write(table: &Table, layout: Layout) -> String {
-    let sheet = Sheet::new(table, layout);
+/// Writes the table; the best values are bold, the second best of [`Layout::Paper`] underlined, notes are comments.
+///
+/// With a caption or a label it is a float, without them a bare `tabular`.
+pub fn write(table: &Table, view: &View) -> String {
+    let sheet = Sheet::new(table, view);
     let mut out = String::new();
     let mut line = |text: &str| {
         out.push_str(text);
@@ -18,53 +20,77 @@ pub fn write(table: &Table, layout: Layout) -> String {
     let best = sheet
         .has_best
         .then(|| "bold: best of the defended rows of an attack".to_owned());
-    for note in best.iter().chain(&sheet.notes) {
+    let second = sheet
+        .has_second
+        .then(|| "underlined: second best".to_owned());
+    for note in best.iter().chain(&second).chain(&sheet.notes) {
         line(&format!("% {}", comment(note)));
     }
-    let align: String = sheet
-        .heads
+    let floats = view.caption.is_some() || view.label.is_some();
+    if floats {
+        line("\\begin{table*}");
+        line("\\centering");
+    }
+    if let Some(caption) = &view.caption {
+        line(&format!("\\caption{{{}}}", escape(caption)));
+    }
+    if let Some(label) = &view.label {
+        line(&format!("\\label{{{}}}", comment(label)));
+    }
+    // The last band may be narrower than the others.
+    let widest = sheet.bands.iter().max_by_key(|band| band.heads.len());
+    let heads = widest.map_or(&[][..], |band| &band.heads);
+    let align: String = heads
         .iter()
         .map(|h| if h.number { 'r' } else { 'l' })
         .collect();
     line(&format!("\\begin{{tabular}}{{{align}}}"));
     line("\\toprule");
-    let groups = groups(&sheet.heads);
-    if !groups.is_empty() {
-        let mut cells = Vec::new();
-        let mut next = 0;
-        for (name, first, last) in &groups {
-            cells.extend((next..*first).map(|_| String::new()));
-            cells.push(format!(
-                "\\multicolumn{{{}}}{{c}}{{{}}}",
-                last - first + 1,
-                escape(name)
-            ));
-            next = last + 1;
+    for (i, band) in sheet.bands.iter().enumerate() {
+        if i > 0 {
+            line("\\midrule[\\heavyrulewidth]");
         }
-        cells.extend((next..sheet.heads.len()).map(|_| String::new()));
-        line(&format!("{} \\\\", cells.join(" & ")));
-        let rules: Vec<String> = groups
-            .iter()
-            .map(|(_, first, last)| format!("\\cmidrule(lr){{{}-{}}}", first + 1, last + 1))
-            .collect();
-        line(&rules.join(" "));
-    }
-    let heads: Vec<String> = sheet.heads.iter().map(|h| escape(&h.title)).collect();
-    line(&format!("{} \\\\", heads.join(" & ")));
-    for block in &sheet.blocks {
-        line("\\midrule");
-        let mut name = "";
-        for row in block {
-            let mut cells: Vec<String> = row.iter().map(cell).collect();
-            if layout == Layout::Long && row[0].text == name {
-                cells[0].clear();
+        let groups = groups(&band.heads);
+        if !groups.is_empty() {
+            let mut cells = Vec::new();
+            let mut next = 0;
+            for (name, first, last) in &groups {
+                cells.extend((next..*first).map(|_| String::new()));
+                cells.push(format!(
+                    "\\multicolumn{{{}}}{{c}}{{{}}}",
+                    last - first + 1,
+                    escape(name)
+                ));
+                next = last + 1;
             }
-            name = &row[0].text;
+            cells.extend((next..band.heads.len()).map(|_| String::new()));
             line(&format!("{} \\\\", cells.join(" & ")));
+            let rules: Vec<String> = groups
+                .iter()
+                .map(|(_, first, last)| format!("\\cmidrule(lr){{{}-{}}}", first + 1, last + 1))
+                .collect();
+            line(&rules.join(" "));
+        }
+        let heads: Vec<String> = band.heads.iter().map(|h| escape(&h.title)).collect();
+        line(&format!("{} \\\\", heads.join(" & ")));
+        for block in &band.blocks {
+            line("\\midrule");
+            let mut name = "";
+            for row in block {
+                let mut cells: Vec<String> = row.iter().map(cell).collect();
+                if view.layout == Layout::Long && row[0].text == name {
+                    cells[0].clear();
+                }
+                name = &row[0].text;
+                line(&format!("{} \\\\", cells.join(" & ")));
+            }
         }
     }
     line("\\bottomrule");
     line("\\end{tabular}");
+    if floats {
+        line("\\end{table*}");
+    }
     out
 }
 
@@ -72,6 +98,8 @@ fn cell(entry: &Entry) -> String {
     let (text, sign) = (escape(&entry.text), escape(&entry.sign));
     if entry.best {
         format!("\\textbf{{{text}}}{sign}")
+    } else if entry.second {
+        format!("\\underline{{{text}}}{sign}")
     } else {
         format!("{text}{sign}")
     }

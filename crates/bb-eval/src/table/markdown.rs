@@ -1,10 +1,10 @@
 //! The table as Markdown, for a README or a pull request.
 use super::sheet::{Entry, Sheet};
-use super::{Layout, Table};
+use super::{Layout, Table, View};
 
 /// Writes the table; every row names its attack, the best values are bold.
-pub fn write(table: &Table, layout: Layout) -> String {
-    let sheet = Sheet::new(table, layout);
+pub fn write(table: &Table, view: &View) -> String {
+    let sheet = Sheet::new(table, view);
     let mut out = String::new();
     let mut line = |text: &str| {
         out.push_str(text);
@@ -14,34 +14,45 @@ pub fn write(table: &Table, layout: Layout) -> String {
         line(&format!("**{}**", escape(&sheet.title)));
         line("");
     }
-    // Markdown has no cells over several columns, so each title carries its group, but for our own numbers.
-    let heads: Vec<String> = sheet
-        .heads
-        .iter()
-        .map(|h| match (layout, h.group.as_str()) {
-            (_, "") => h.title.clone(),
-            (Layout::Long, group) if group.starts_with("ours") => h.title.clone(),
-            (_, group) => format!("{group} {}", h.title),
-        })
-        .map(|title| escape(&title))
-        .collect();
-    line(&format!("| {} |", heads.join(" | ")));
-    let rules: Vec<&str> = sheet
-        .heads
-        .iter()
-        .map(|h| if h.number { "---:" } else { "---" })
-        .collect();
-    line(&format!("| {} |", rules.join(" | ")));
-    for row in sheet.blocks.iter().flatten() {
-        let cells: Vec<String> = row.iter().map(cell).collect();
-        line(&format!("| {} |", cells.join(" | ")));
+    for (i, band) in sheet.bands.iter().enumerate() {
+        if i > 0 {
+            line("");
+        }
+        // Markdown has no cells over several columns, so each title carries its group, but for our own numbers.
+        let heads: Vec<String> = band
+            .heads
+            .iter()
+            .map(|h| match (view.layout, h.group.as_str()) {
+                (_, "") => h.title.clone(),
+                (Layout::Long, group) if group.starts_with("ours") => h.title.clone(),
+                (_, group) => format!("{group} {}", h.title),
+            })
+            .map(|title| escape(&title))
+            .collect();
+        line(&format!("| {} |", heads.join(" | ")));
+        let rules: Vec<&str> = band
+            .heads
+            .iter()
+            .map(|h| if h.number { "---:" } else { "---" })
+            .collect();
+        line(&format!("| {} |", rules.join(" | ")));
+        for row in band.blocks.iter().flatten() {
+            let cells: Vec<String> = row.iter().map(cell).collect();
+            line(&format!("| {} |", cells.join(" | ")));
+        }
     }
     let unit = "all numbers in percent".to_owned();
     let best = sheet
         .has_best
         .then(|| "bold: best of the defended rows of an attack".to_owned());
+    let second = sheet.has_second.then(|| "italic: second best".to_owned());
     line("");
-    for note in [unit].iter().chain(&best).chain(&sheet.notes) {
+    for note in [unit]
+        .iter()
+        .chain(&best)
+        .chain(&second)
+        .chain(&sheet.notes)
+    {
         line(&format!("- {}", escape(note)));
     }
     out
@@ -51,6 +62,8 @@ fn cell(entry: &Entry) -> String {
     let (text, sign) = (escape(&entry.text), escape(&entry.sign));
     if entry.best {
         format!("**{text}**{sign}")
+    } else if entry.second {
+        format!("*{text}*{sign}")
     } else {
         format!("{text}{sign}")
     }

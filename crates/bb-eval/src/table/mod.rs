@@ -1,11 +1,11 @@
-//! The comparison table: one model, and four writers that only print it.
+//! The comparison table: one model, and six writers that only print it.
 //!
 //! The decision this module embodies: every number is computed once, here, from numerators and denominators.
-//! The writers ([`text`], [`markdown`], [`latex`], [`csv`]) choose digits and markup and nothing else, so they cannot
-//! disagree.
+//! The writers ([`text`], [`markdown`], [`latex`], [`html`], [`csv`], [`json`]) choose digits and markup and nothing else,
+//! so they cannot disagree. [`View`] says which numbers the first four show, and how they are laid out.
 //!
-//! Rows of a table are the attacks, each with one row per defense; [`Layout::Wide`] puts the defenses side by side, as
-//! papers do.
+//! Rows of a table are the attacks, each with one row per defense; [`Layout::Wide`] puts the defenses side by side, and
+//! [`Layout::Paper`] some of them at a time, as papers do.
 //! Within one attack the best defended value of each metric is marked. Neither the undefended model nor an oracle row
 //! (something was chosen on the poisoned test set) takes part in that.
 //!
@@ -15,6 +15,8 @@
 //! defenses alike. A defense that destroyed one model stays in its average, which would otherwise be better for it; the
 //! average carries the sign.
 pub mod csv;
+pub mod html;
+pub mod json;
 pub mod latex;
 pub mod markdown;
 mod sheet;
@@ -22,12 +24,13 @@ pub mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bb_core::cli::{Coded, exit};
 use bb_core::data::NamedClass;
 use bb_core::metrics::{self, Metric, Ratio, Scores, Summary};
 
 use crate::paper::{Facts, Paper, Printed, RepairFacts};
-pub use sheet::Layout;
-use sheet::duration;
+pub(crate) use sheet::duration;
+pub use sheet::{Layout, View};
 
 /// The metrics of a table, in the order of its columns.
 pub const COLUMNS: [&str; 4] = ["acc", "asr", "ra", "der"];
@@ -59,6 +62,17 @@ pub enum Role {
     Oracle,
 }
 
+impl Role {
+    /// The word for programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Undefended => "undefended",
+            Self::Defended => "defended",
+            Self::Oracle => "oracle",
+        }
+    }
+}
+
 /// The ASR under which an attack did not plant its backdoor, unless a grid says otherwise.
 pub const DEFAULT_ASR_FLOOR: f64 = 0.5;
 /// Sign at an attack that did not plant its backdoor.
@@ -81,6 +95,18 @@ pub struct Marks {
 }
 
 impl Marks {
+    /// The marks as words for programs.
+    fn words(self, fewer_seeds: bool) -> Vec<&'static str> {
+        let all = [
+            (self.not_planted, "not_planted"),
+            (self.at_chance, "at_chance"),
+            (fewer_seeds, "fewer_seeds"),
+            (self.seeds_differ, "seeds_differ"),
+        ];
+        let there = all.into_iter().filter(|(has, _)| *has);
+        there.map(|(_, word)| word).collect()
+    }
+
     fn any(self) -> bool {
         self.not_planted || self.at_chance || self.seeds_differ
     }
@@ -174,6 +200,8 @@ pub struct Observation {
     pub before: Option<Scores>,
     /// How long the run took.
     pub seconds: Option<f64>,
+    /// Most main memory that it had, in KiB.
+    pub peak_kib: Option<u64>,
 }
 
 /// A cell that is there and cannot be used.
@@ -220,7 +248,83 @@ pub struct Input {
     pub asr_floor: f64,
 }
 
+/// Which attacks and defenses of a table are shown, by method id or label; an empty list is all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// The attacks.
+    pub attacks: Vec<String>,
+    /// The defenses; the attacked models are always there.
+    pub defenses: Vec<String>,
+}
+
+/// A name that no attack, or no defense, of a table has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the table has no {kind} `{name}`, expected one of {known}")]
+pub struct SelectionError {
+    /// `attack` or `defense`.
+    kind: &'static str,
+    /// The name that was given.
+    name: String,
+    /// The names that there are.
+    known: String,
+}
+
+impl Coded for SelectionError {
+    fn exit_code(&self) -> u8 {
+        exit::USAGE
+    }
+}
+
 impl Input {
+    /// Leaves out what is not selected, before anything is computed: averages and best values are of what is shown.
+    ///
+    /// # Errors
+    /// If a name is none of the table's.
+    pub fn select(&mut self, selection: &Selection) -> Result<(), SelectionError> {
+        let attacks = self.attacks.iter();
+        let names = attacks.map(|a| [a.method.as_str(), a.label.as_str()]);
+        let attacks = kept("attack", &selection.attacks, &names.collect::<Vec<_>>())?;
+        let (undefended, defenses): (Vec<_>, Vec<_>) = self
+            .defenses
+            .iter()
+            .partition(|d| d.role == Role::Undefended);
+        let names = defenses
+            .iter()
+            .map(|d| [d.method.as_str(), d.label.as_str()]);
+        let wanted = kept("defense", &selection.defenses, &names.collect::<Vec<_>>())?;
+        let wanted: BTreeSet<usize> = wanted.iter().map(|i| undefended.len() + i).collect();
+        let defenses: Vec<usize> = (0..self.defenses.len())
+            .filter(|i| *i < undefended.len() || wanted.contains(i))
+            .collect();
+        let place = |kept: &[usize], i: usize| kept.iter().position(|k| *k == i);
+        self.observations = self
+            .observations
+            .drain(..)
+            .filter_map(|o| {
+                Some(Observation {
+                    attack: place(&attacks, o.attack)?,
+                    defense: place(&defenses, o.defense)?,
+                    ..o
+                })
+            })
+            .collect();
+        for damage in [&mut self.damaged, &mut self.failed] {
+            *damage = damage
+                .drain(..)
+                .filter_map(|d| {
+                    Some(Damage {
+                        attack: place(&attacks, d.attack)?,
+                        defense: place(&defenses, d.defense)?,
+                        ..d
+                    })
+                })
+                .collect();
+        }
+        self.attacks = attacks.iter().map(|i| self.attacks[*i].clone()).collect();
+        self.defenses = defenses.iter().map(|i| self.defenses[*i].clone()).collect();
+        Ok(())
+    }
+
     fn at_chance(&self, acc: Ratio) -> bool {
         self.classes.is_some_and(|n| is_at_chance(acc, n))
     }
@@ -228,6 +332,29 @@ impl Input {
     fn not_planted(&self, asr: f64) -> bool {
         asr < self.asr_floor
     }
+}
+
+/// The places of those that are wanted, each known by a method id and a label; all of them if none is named.
+fn kept(
+    kind: &'static str,
+    wanted: &[String],
+    known: &[[&str; 2]],
+) -> Result<Vec<usize>, SelectionError> {
+    let is = |name: &String, own: &[&str; 2]| own.iter().any(|own| own.eq_ignore_ascii_case(name));
+    for name in wanted {
+        if !known.iter().any(|own| is(name, own)) {
+            let labels = known.iter().map(|[_, label]| format!("`{label}`"));
+            let known = labels.collect::<Vec<_>>().join(", ");
+            return Err(SelectionError {
+                kind,
+                name: name.clone(),
+                known,
+            });
+        }
+    }
+    let chosen = |own: &[&str; 2]| wanted.is_empty() || wanted.iter().any(|name| is(name, own));
+    let places = known.iter().enumerate().filter(|(_, own)| chosen(own));
+    Ok(places.map(|(place, _)| place).collect())
 }
 
 /// The paper's numbers beside a row.
@@ -243,6 +370,14 @@ pub struct PaperRow {
     pub agrees: Option<bool>,
 }
 
+impl PaperRow {
+    /// `agrees` or `differs`, where that can be said.
+    fn verdict(&self) -> Option<&'static str> {
+        let word = |agrees| if agrees { "agrees" } else { "differs" };
+        self.agrees.map(word)
+    }
+}
+
 /// One attack with one defense (or an average over attacks with one defense).
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -254,6 +389,8 @@ pub struct Row {
     pub values: [Option<Summary>; N],
     /// Which of the values are the best of the defended rows of this attack.
     pub best: [bool; N],
+    /// Which of the values are the best of those after these.
+    pub second: [bool; N],
     /// What to know before comparing the row.
     pub marks: Marks,
     /// Number of seeds that were expected, if there are fewer.
@@ -266,6 +403,8 @@ pub struct Row {
     pub paper: Option<PaperRow>,
     /// Mean run time in seconds.
     pub seconds: Option<f64>,
+    /// Most main memory of a run, in KiB.
+    pub peak_kib: Option<u64>,
 }
 
 impl Row {
@@ -289,6 +428,8 @@ pub struct SeedCell {
     pub before: Option<Scores>,
     /// Run time in seconds.
     pub seconds: Option<f64>,
+    /// Most main memory of the run, in KiB.
+    pub peak_kib: Option<u64>,
     /// What to know of this run alone.
     pub marks: Marks,
 }
@@ -322,6 +463,17 @@ pub struct Block {
     pub marks: Marks,
     /// One row per defense, the same defenses in every block.
     pub rows: Vec<Row>,
+}
+
+impl Block {
+    /// The marks of one of its rows, with those of the attack, as words for programs.
+    fn words(&self, row: &Row) -> Vec<&'static str> {
+        let marks = Marks {
+            not_planted: self.marks.not_planted,
+            ..row.marks
+        };
+        marks.words(row.expected.is_some())
+    }
 }
 
 /// A finished table.
@@ -428,6 +580,7 @@ fn block(
                     scores: o.scores,
                     before: o.before,
                     seconds: o.seconds,
+                    peak_kib: o.peak_kib,
                     marks: Marks {
                         at_chance: input.at_chance(o.scores.acc),
                         not_planted: attacked
@@ -512,9 +665,11 @@ fn block(
                 role: column.role,
                 values,
                 best: [false; N],
+                second: [false; N],
                 marks,
                 seeds: cells.iter().map(|cell| cell.seed).collect(),
                 expected: expected.filter(|_| !cells.is_empty()),
+                peak_kib: cells.iter().filter_map(|cell| cell.peak_kib).max(),
                 cells,
                 paper,
                 seconds: seconds.map(|s| s.mean),
@@ -596,12 +751,14 @@ fn average(input: &Input, blocks: &[Block]) -> Block {
             role: column.role,
             values,
             best: [false; N],
+            second: [false; N],
             marks,
             seeds: common_seeds(&rows).unwrap_or_default().to_vec(),
             expected: None,
             cells: Vec::new(),
             paper,
             seconds: seconds.and_then(|s| Summary::of(&s)).map(|s| s.mean),
+            peak_kib: rows.iter().filter_map(|r| r.peak_kib).max(),
         }
     });
     Block {
@@ -655,8 +812,8 @@ fn paper_average(input: &Input, blocks: &[Block], defense: &str, printed: &[Pape
     })
 }
 
-/// Marks the best value of each metric among at least two defended rows; equal as printed is equally good, and what has
-/// a mark is never best.
+/// Marks the best and the second best value of each metric among at least two defended rows; equal as printed is equally
+/// good, and what has a mark is never best.
 fn mark_best(rows: &mut [Row]) {
     for i in 0..N {
         let sign = if metric(i).higher_is_better { 1 } else { -1 };
@@ -674,8 +831,11 @@ fn mark_best(rows: &mut [Row]) {
         else {
             continue;
         };
+        let after = rows.iter().filter_map(comparable);
+        let second = after.filter(|value| *value < best).max();
         for row in rows.iter_mut() {
             row.best[i] = comparable(row) == Some(best);
+            row.second[i] = second.is_some() && comparable(row) == second;
         }
     }
 }

@@ -14,9 +14,49 @@ pub enum Layout {
     /// One row per attack and defense, with the paper's numbers beside ours.
     #[default]
     Long,
-    /// One row per attack, the defenses side by side, as papers print it; ours only.
+    /// One row per attack, the defenses side by side; ours only.
     Wide,
+    /// The same with some defenses at a time, one band of them below the other, as papers print it; the oracles in bands of
+    /// their own.
+    Paper,
 }
+
+/// What is shown of a table, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// How it is laid out.
+    pub layout: Layout,
+    /// Which metrics are shown, as places among [`COLUMNS`].
+    pub metrics: Vec<usize>,
+    /// What stands above a LaTeX table, if it is to float.
+    pub caption: Option<String>,
+    /// What refers to a LaTeX table.
+    pub label: Option<String>,
+}
+
+impl From<Layout> for View {
+    fn from(layout: Layout) -> Self {
+        let metrics = match layout {
+            Layout::Long | Layout::Wide => (0..N).collect(),
+            Layout::Paper => (0..N).filter(|i| COLUMNS[*i] != "ra").collect(),
+        };
+        Self {
+            layout,
+            metrics,
+            caption: None,
+            label: None,
+        }
+    }
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Layout::default().into()
+    }
+}
+
+/// Defenses in a band of [`Layout::Paper`]: with three metrics each they fill a page across.
+const BAND: usize = 5;
 
 /// One column of a sheet.
 #[derive(Debug, Clone)]
@@ -36,6 +76,8 @@ pub(super) struct Entry {
     pub(super) text: String,
     /// Whether it is the best of its kind.
     pub(super) best: bool,
+    /// Whether it is the best after that, where the layout shows it.
+    pub(super) second: bool,
     /// What is printed behind it: signs that notes explain, and how many seeds it has if some are absent.
     pub(super) sign: String,
 }
@@ -44,37 +86,61 @@ pub(super) struct Entry {
 #[derive(Debug, Clone)]
 pub(super) struct Sheet {
     pub(super) title: String,
-    pub(super) heads: Vec<Head>,
-    /// Groups of rows, divided by a rule.
-    pub(super) blocks: Vec<Vec<Vec<Entry>>>,
+    /// One below the other.
+    pub(super) bands: Vec<Band>,
     /// Notes, missing cells and what is not shown, one line each.
     pub(super) notes: Vec<String>,
     /// Whether anything is marked as best.
     pub(super) has_best: bool,
+    /// Whether anything is marked as the best after that.
+    pub(super) has_second: bool,
+}
+
+/// Some columns of a sheet, with all its rows.
+#[derive(Debug, Clone)]
+pub(super) struct Band {
+    pub(super) heads: Vec<Head>,
+    /// Groups of rows, divided by a rule.
+    pub(super) blocks: Vec<Vec<Vec<Entry>>>,
 }
 
 /// Where nothing was measured.
 pub(super) const ABSENT: &str = "-";
 
 impl Sheet {
-    pub(super) fn new(table: &Table, layout: Layout) -> Self {
-        let (heads, blocks) = match layout {
-            Layout::Long => long(table),
-            Layout::Wide => wide(table),
+    pub(super) fn new(table: &Table, view: &View) -> Self {
+        let rows = table.blocks.first().map_or(&[][..], |block| &block.rows);
+        let places: Vec<usize> = (0..rows.len()).collect();
+        let bands = match view.layout {
+            Layout::Long => vec![long(table, view)],
+            Layout::Wide => vec![wide(table, view, &places)],
+            Layout::Paper => {
+                let is_oracle = |place: &usize| rows[*place].role == Role::Oracle;
+                let (oracles, others): (Vec<usize>, Vec<usize>) =
+                    places.iter().partition(|place| is_oracle(place));
+                let bands = others.chunks(BAND).chain(oracles.chunks(BAND));
+                bands.map(|places| wide(table, view, places)).collect()
+            }
         };
-        let has_best = blocks.iter().flatten().flatten().any(|e| e.best);
+        let entries = || {
+            bands
+                .iter()
+                .flat_map(|b| b.blocks.iter().flatten().flatten())
+        };
+        let has_best = entries().any(|e| e.best);
+        let has_second = entries().any(|e| e.second);
         let mut notes: Vec<String> = table.notes.clone();
-        if layout == Layout::Long {
+        if view.layout == Layout::Long {
             notes.extend_from_slice(&table.paper_notes);
         }
         notes.extend(table.missing.iter().map(|m| format!("missing: {m}")));
         notes.extend_from_slice(&table.left_out);
         Self {
             title: table.title.clone(),
-            heads,
-            blocks,
+            bands,
             notes,
             has_best,
+            has_second,
         }
     }
 }
@@ -101,21 +167,25 @@ fn titled(i: usize) -> String {
     format!("{} {}", metric.title, metric.arrow())
 }
 
-fn long(table: &Table) -> (Vec<Head>, Vec<Vec<Vec<Entry>>>) {
+fn long(table: &Table, view: &View) -> Band {
     let paper = table.has_paper();
     // The paper's RA column would be empty.
-    let printed: Vec<usize> = (0..N)
-        .filter(|i| rows(table).any(|r| r.paper.is_some_and(|p| p.values[*i].is_some())))
-        .collect();
+    let has = |i: &usize| rows(table).any(|r| r.paper.is_some_and(|p| p.values[*i].is_some()));
+    let printed: Vec<usize> = view.metrics.iter().copied().filter(has).collect();
     let timed = rows(table).any(|r| r.seconds.is_some());
+    let sized = rows(table).any(|r| r.peak_kib.is_some());
     let mut heads = vec![label("attack"), label("defense")];
-    heads.extend((0..N).map(|i| head(&format!("ours ({})", metric(i).unit.symbol()), titled(i))));
+    let ours_head = |i: &usize| head(&format!("ours ({})", metric(*i).unit.symbol()), titled(*i));
+    heads.extend(view.metrics.iter().map(ours_head));
     if paper {
         heads.extend(printed.iter().map(|i| head("paper", metric(*i).title)));
         heads.extend(printed.iter().map(|i| head("delta", metric(*i).title)));
     }
     if timed {
         heads.push(head("", "time"));
+    }
+    if sized {
+        heads.push(head("", "memory"));
     }
     let blocks = table.blocks.iter().map(|block| {
         block
@@ -124,7 +194,7 @@ fn long(table: &Table) -> (Vec<Head>, Vec<Vec<Vec<Entry>>>) {
             .map(|row| {
                 let mut cells = vec![attack(block), plain(&row.defense)];
                 cells[1].sign = sign(row);
-                cells.extend((0..N).map(|i| ours(row, i)));
+                cells.extend(view.metrics.iter().map(|i| ours(row, *i)));
                 if paper {
                     cells.extend(
                         printed
@@ -139,48 +209,56 @@ fn long(table: &Table) -> (Vec<Head>, Vec<Vec<Vec<Entry>>>) {
                         &row.seconds.map_or_else(|| ABSENT.to_owned(), duration),
                     ));
                 }
+                if sized {
+                    cells.push(plain(
+                        &row.peak_kib.map_or_else(|| ABSENT.to_owned(), memory),
+                    ));
+                }
                 cells
             })
             .collect()
     });
-    (heads, blocks.collect())
+    let blocks = blocks.collect();
+    Band { heads, blocks }
 }
 
-fn wide(table: &Table) -> (Vec<Head>, Vec<Vec<Vec<Entry>>>) {
+/// The rows of each block with these places, side by side.
+fn wide(table: &Table, view: &View, places: &[usize]) -> Band {
     let mut heads = vec![label("attack")];
     let first = table.blocks.first().map_or(&[][..], |b| &b.rows);
     // An undefended model has no DER.
     let columns = |row: &Row| {
-        0..if row.role == Role::Undefended {
-            N - 1
-        } else {
-            N
-        }
+        let undefended = row.role == Role::Undefended;
+        let of = move |i: &usize| !(undefended && COLUMNS[*i] == "der");
+        view.metrics.iter().copied().filter(of)
     };
-    for row in first {
+    for row in places.iter().filter_map(|place| first.get(*place)) {
         heads.extend(columns(row).map(|i| head(&row.defense, titled(i))));
     }
     let line = |block: &Block| {
         let mut cells = vec![attack(block)];
-        for row in &block.rows {
+        for row in places.iter().map(|place| &block.rows[*place]) {
             let first = cells.len();
-            cells.extend(columns(row).map(|i| ours(row, i)));
+            cells.extend(columns(row).map(|i| Entry {
+                second: view.layout == Layout::Paper && row.second[i],
+                ..ours(row, i)
+            }));
             // There is no place of its own for the row's sign, so the first of its numbers has it.
-            cells[first].sign = sign(row);
+            if let Some(entry) = cells.get_mut(first) {
+                entry.sign = sign(row);
+            }
         }
         cells
     };
     let (average, attacks): (Vec<&Block>, Vec<&Block>) =
         table.blocks.iter().partition(|b| b.average);
     let blocks = [attacks, average];
-    (
-        heads,
-        blocks
-            .iter()
-            .filter(|b| !b.is_empty())
-            .map(|b| b.iter().map(|b| line(b)).collect())
-            .collect(),
-    )
+    let blocks = blocks
+        .iter()
+        .filter(|b| !b.is_empty())
+        .map(|b| b.iter().map(|b| line(b)).collect())
+        .collect();
+    Band { heads, blocks }
 }
 
 fn rows(table: &Table) -> impl Iterator<Item = &Row> {
@@ -232,7 +310,7 @@ fn ours(row: &Row, i: usize) -> Entry {
     Entry {
         text,
         best: row.best[i],
-        sign: String::new(),
+        ..Entry::default()
     }
 }
 
@@ -279,8 +357,18 @@ fn signed_percent(value: f64) -> String {
     }
 }
 
+/// `512 MiB`, `1.2 GiB`.
+fn memory(kib: u64) -> String {
+    let mib = kib as f64 / 1024.0;
+    if mib < 1000.0 {
+        format!("{mib:.0} MiB")
+    } else {
+        format!("{:.1} GiB", mib / 1024.0)
+    }
+}
+
 /// `47 s`, `3 min 05 s`, `2 h 05 min`.
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     // Rounded first, so that 59.7 s is a minute and not 60 s.
     let s = seconds.max(0.0).round() as u64;
     match s {

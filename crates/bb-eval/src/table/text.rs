@@ -1,12 +1,44 @@
 //! The table as aligned text, for a terminal.
 use std::fmt::Write;
 
-use super::sheet::{Entry, Head, Sheet};
-use super::{Layout, Table};
+use super::sheet::{Band, Entry, Head, Sheet};
+use super::{Layout, Table, View};
 
 /// Writes the table. The best values carry a `*`, so that nothing depends on colour.
-pub fn write(table: &Table, layout: Layout) -> String {
-    let sheet = Sheet::new(table, layout);
+pub fn write(table: &Table, view: &View) -> String {
+    let sheet = Sheet::new(table, view);
+    let mut out = String::new();
+    if !sheet.title.is_empty() {
+        line(&mut out, &sheet.title);
+        line(&mut out, "");
+    }
+    for (i, band) in sheet.bands.iter().enumerate() {
+        if i > 0 {
+            line(&mut out, "");
+        }
+        write_band(&mut out, band, view.layout);
+    }
+    let best = sheet
+        .has_best
+        .then(|| "*: best of the defended rows of an attack".to_owned());
+    let notes: Vec<&String> = best.iter().chain(&sheet.notes).collect();
+    if !notes.is_empty() {
+        line(&mut out, "");
+    }
+    for note in notes {
+        line(&mut out, note);
+    }
+    out
+}
+
+/// A stranger's label is one line, and nothing that a terminal obeys.
+fn line(out: &mut String, text: &str) {
+    let text = text.replace(char::is_control, " ");
+    out.push_str(text.trim_end());
+    out.push('\n');
+}
+
+fn write_band(out: &mut String, sheet: &Band, layout: Layout) {
     let columns = sheet.heads.len();
     let rows: Vec<&Vec<Entry>> = sheet.blocks.iter().flatten().collect();
     let marks = |e: &Entry| format!("{}{}", if e.best { "*" } else { "" }, e.sign);
@@ -35,17 +67,7 @@ pub fn write(table: &Table, layout: Layout) -> String {
     }
     let total = widths.iter().sum::<usize>() + GAP * columns.saturating_sub(1);
 
-    let mut out = String::new();
-    let mut line = |text: &str| {
-        // A stranger's label is one line, and nothing that a terminal obeys.
-        let text = text.replace(char::is_control, " ");
-        out.push_str(text.trim_end());
-        out.push('\n');
-    };
-    if !sheet.title.is_empty() {
-        line(&sheet.title);
-        line("");
-    }
+    let mut line = |text: &str| line(out, text);
     if !groups.is_empty() {
         line(&group_line(&groups, &widths));
     }
@@ -78,17 +100,6 @@ pub fn write(table: &Table, layout: Layout) -> String {
             line(&join(cells));
         }
     }
-    let best = sheet
-        .has_best
-        .then(|| "*: best of the defended rows of an attack".to_owned());
-    let notes: Vec<&String> = best.iter().chain(&sheet.notes).collect();
-    if !notes.is_empty() {
-        line("");
-    }
-    for note in notes {
-        line(note);
-    }
-    out
 }
 
 /// Spaces between two columns.

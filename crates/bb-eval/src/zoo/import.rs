@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use bb_attack::results::{AttackResults, PoisonCounts, Tensors};
 use bb_core::artifact::{atomic, sha256_file, sha256_hex};
-use bb_core::cell::{self, Cell, CellSpec, ENV, Kind, MODEL, Opened, POISON_TEST, POISON_TRAIN};
+use bb_core::cell::contract::{self, Input};
+use bb_core::cell::env::{self, Clock, Env};
+use bb_core::cell::{self, Cell, CellSpec, Kind, MODEL, Opened, POISON_TEST, POISON_TRAIN};
 use bb_core::cli::Failure;
-use bb_core::events::env_facts;
 use bb_core::poison::PoisonSet;
 use bb_nn::{ArchSpec, Compute, Net, StateDict, eval};
 use serde_json::{Value, json};
@@ -130,26 +132,23 @@ pub fn check(request: &ImportRequest) -> Result<Importable, Failure> {
     if request.match_rows {
         imported["rows"] = json!("matched");
     }
-    let mut opened = json!({
-        "dataset": request.dataset, "train_limit": limits.0, "test_limit": limits.1,
-    });
-    // Only where it was chosen, as in the cells of our own attacks.
-    if let Some(split) = &request.test_split {
-        opened["test_split"] = json!(split);
-    }
+    let limits = contract::Limits {
+        dataset: request.dataset.clone(),
+        train_limit: limits.0,
+        test_limit: limits.1,
+        test_split: request.test_split.clone(),
+    };
+    let mut settings = json!({ "imported": imported });
+    let compute = contract::Compute::default();
+    contract::add_tables(&mut settings, &limits, &spec.in_cell(), compute);
     let cell = CellSpec {
         kind: Kind::Attack,
         method: method.to_owned(),
         dataset: request.dataset.clone(),
         arch: spec.label(),
-        settings: json!({
-            "imported": imported,
-            "data": opened,
-            "model": { "arch": spec.name(), "width": spec.width(), "classes": spec.classes() },
-            "compute": { "precision": "f32" },
-        }),
+        settings,
         inputs: BTreeMap::from([
-            ("dataset".to_owned(), dataset.digest.clone()),
+            (Input::Dataset.name().to_owned(), dataset.digest.clone()),
             ("checkpoint".to_owned(), sha256_file(&found.file)?),
             ("poison_train".to_owned(), sha256_hex(train.to_bytes())),
             ("poison_test".to_owned(), sha256_hex(test.to_bytes())),
@@ -173,6 +172,7 @@ pub fn check(request: &ImportRequest) -> Result<Importable, Failure> {
 impl Importable {
     /// Measures the network and writes the cell; one that is complete is verified and returned.
     pub fn complete(self, compute: &Compute) -> Result<(Cell, Report), Failure> {
+        let clock = Clock::start();
         let Self {
             spec,
             report,
@@ -203,26 +203,35 @@ impl Importable {
         let mut net = net.on(compute)?;
         let scores = eval::scores(&mut net, &dataset.test, &test, &dataset.spec)
             .map_err(network::scores_of(&file))?;
-        let mut facts = env_facts();
-        facts["device"] = json!(compute.name());
-        facts["imported_from"] = json!(std::path::absolute(&file)?);
-        work.write(ENV, facts.to_string().as_bytes())?;
+        let env = Env {
+            imported_from: Some(env::absolute(&file)),
+            ..compute.env()
+        };
+        env.after(clock).write(&work)?;
         work.write(MODEL, &model)?;
         work.write(POISON_TRAIN, &train.to_bytes())?;
         work.write(POISON_TEST, &test.to_bytes())?;
         let some = |ratio| (!test.is_empty()).then_some(ratio);
-        let cell = work.finish(json!({
-            "acc": scores.acc,
-            "asr": some(scores.asr),
-            "ra": some(scores.ra),
-            "classes": dataset.class_names,
-            "target": dataset.target_of(&test),
-            "poison": { "train": train.len(), "test": test.len() },
-            "images": record::counts(&data, &test),
-            "tensors": {
-                "loaded": report.loaded.len(), "ignored": report.ignored.len(),
+        let results = AttackResults {
+            acc: scores.acc,
+            asr: some(scores.asr),
+            ra: some(scores.ra),
+            train: None,
+            classes: dataset.class_names.clone(),
+            target: dataset.target_of(&test),
+            poison: PoisonCounts {
+                train: train.len() as u64,
+                test: test.len() as u64,
+                in_training: None,
             },
-        }))?;
+            stealth: None,
+            images: Some(record::counts(&data, &test)),
+            tensors: Some(Tensors {
+                loaded: report.loaded.len() as u64,
+                ignored: report.ignored.len() as u64,
+            }),
+        };
+        let cell = work.finish(json!(results))?;
         Ok((cell, report))
     }
 }

@@ -10,14 +10,13 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use bb_attack::picture::Picture;
-use bb_core::cell::Cell;
+use bb_attack::results;
 use bb_core::cli::{Coded, Failure, exit};
 use bb_core::data::{self, Dataset, Images, OpenOptions, Split};
 use bb_core::events::Log;
 use bb_core::poison::{PoisonFault, PoisonSet};
 use bb_core::rows;
 use bb_zoo::torch::DatasetState;
-use serde_json::{Value, json};
 
 use super::source::Found;
 use super::{ImportRequest, ZooError};
@@ -340,7 +339,7 @@ fn matched(
 }
 
 /// How many images of each kind a cell's scores are of, for its manifest.
-pub(super) fn counts(data: &Data, test: &PoisonSet) -> Value {
+pub(super) fn counts(data: &Data, test: &PoisonSet) -> results::Images {
     let labels = &data.dataset.test.labels;
     // One attacked label for all is the attack's target, whose own images cannot be poisoned.
     let target = test.labels.first().copied();
@@ -351,41 +350,49 @@ pub(super) fn counts(data: &Data, test: &PoisonSet) -> Value {
         None => labels.len(),
     };
     let alike = rows::resemblance(test, &data.dataset.test);
-    json!({
-        "train": data.dataset.train.len(),
-        "train_all": data.whole.train.len(),
-        "test": labels.len(),
-        "test_all": data.whole.test.len(),
-        "test_poisoned": test.len(),
-        "test_possible": possible,
-        "test_compared": alike.judged,
-        "test_unlike": alike.unlike.len(),
-    })
+    results::Images {
+        train: data.dataset.train.len() as u64,
+        train_all: data.whole.train.len() as u64,
+        test: labels.len() as u64,
+        test_all: data.whole.test.len() as u64,
+        test_poisoned: test.len() as u64,
+        test_possible: possible as u64,
+        test_compared: alike.judged as u64,
+        test_unlike: alike.unlike.len() as u64,
+    }
 }
 
-/// The same in words, if a cell says it.
-pub fn images(cell: &Cell) -> Option<String> {
-    let counts = &cell.manifest.results["images"];
-    let of = |name: &str| counts[name].as_u64();
-    let (test, test_all) = (of("test")?, of("test_all")?);
-    let (train, train_all) = (of("train")?, of("train_all")?);
-    let (poisoned, possible) = (of("test_poisoned")?, of("test_possible")?);
-    let mut text = match test {
-        _ if test == test_all => format!("{test} clean test images"),
-        _ => format!("the first {test} of {test_all} clean test images"),
+/// The same in words.
+pub fn say(images: &results::Images) -> String {
+    let results::Images {
+        train,
+        train_all,
+        test,
+        test_all,
+        test_poisoned,
+        test_possible,
+        test_compared,
+        test_unlike,
+    } = *images;
+    let mut text = if test == test_all {
+        format!("{test} clean test images")
+    } else {
+        format!("the first {test} of {test_all} clean test images")
     };
-    if poisoned > 0 {
-        let _ = write!(text, "; {poisoned} poisoned of {possible} possible");
-    }
-    let (compared, unlike) = (of("test_compared")?, of("test_unlike")?);
-    if unlike * 4 > compared {
+    if test_poisoned > 0 {
         let _ = write!(
             text,
-            "; {unlike} of {compared} pictures are hidden by the trigger, so that their rows are not sure"
+            "; {test_poisoned} poisoned of {test_possible} possible"
+        );
+    }
+    if u128::from(test_unlike) * 4 > u128::from(test_compared) {
+        let _ = write!(
+            text,
+            "; {test_unlike} of {test_compared} pictures are hidden by the trigger, so that their rows are not sure"
         );
     }
     if train < train_all {
         let _ = write!(text, "; trained on the first {train} of {train_all} images");
     }
-    Some(text)
+    text
 }

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bb_core::artifact::sha256_file;
-use bb_core::cell::{self, Cell, CellSpec, ENV, Kind, MODEL, Opened};
+use bb_core::cell::contract::{self, Input, Network};
+use bb_core::cell::env::{self, Clock, Env};
+use bb_core::cell::{self, Cell, CellSpec, Kind, MODEL, Opened};
 use bb_core::cli::{Coded, Failure, exit};
-use bb_core::events::env_facts;
 use bb_defense::harness::{SuspectCell, open_data, open_suspect};
 use bb_defense::results::Results;
 use bb_nn::{ArchSpec, Compute, eval};
@@ -115,10 +116,10 @@ pub fn import_repaired(
     request: &RepairedRequest,
     compute: &Compute,
 ) -> Result<(Cell, Report), Failure> {
+    let clock = Clock::start();
     let SuspectCell {
         cell: attack,
-        arch,
-        width,
+        network: Network { arch, width, .. },
     } = open_suspect(&request.attack)?;
     let wanted = Wanted {
         key: request.key.as_deref(),
@@ -171,11 +172,11 @@ pub fn import_repaired(
         arch: manifest.arch.clone(),
         settings: json!({
             "imported": origin(&found, wanted),
-            "compute": { "precision": "f32" },
+            "compute": contract::Compute::default(),
         }),
         inputs: BTreeMap::from([
-            ("attack".to_owned(), attack.digest()),
-            ("dataset".to_owned(), dataset.digest.clone()),
+            (Input::Attack.name().to_owned(), attack.digest()),
+            (Input::Dataset.name().to_owned(), dataset.digest.clone()),
             ("checkpoint".to_owned(), sha256_file(&found.file)?),
         ]),
         seed: 0,
@@ -206,11 +207,12 @@ pub fn import_repaired(
     };
     let before = measure(suspect, &path)?;
     let after = measure(net, &found.file)?;
-    let mut facts = env_facts();
-    facts["device"] = json!(compute.name());
-    facts["imported_from"] = json!(std::path::absolute(&found.file)?);
-    facts["attack_cell"] = json!(std::path::absolute(&attack.dir)?);
-    work.write(ENV, facts.to_string().as_bytes())?;
+    let env = Env {
+        imported_from: Some(env::absolute(&found.file)),
+        attack_cell: Some(env::absolute(&attack.dir)),
+        ..compute.env()
+    };
+    env.after(clock).write(&work)?;
     work.write(MODEL, &model)?;
     let cell = work.finish(json!(Results::of_another(before, after, method)))?;
     Ok((cell, report))
@@ -229,7 +231,7 @@ fn free(spec: &CellSpec, request: &RepairedRequest) -> Result<(), Failure> {
             continue;
         };
         if other.manifest.settings == spec.settings
-            && other.manifest.inputs.get("attack") == spec.inputs.get("attack")
+            && other.manifest.spec().input(Input::Attack) == spec.input(Input::Attack)
         {
             let name = spec.method.clone();
             return Err(RepairedError::Taken { name, path }.into());

@@ -6,6 +6,7 @@ mod vgg;
 
 use crate::error::NnError;
 use crate::graph::Graph;
+use bb_core::cell::contract::Network;
 use bb_core::cli::MOST_WIDTH;
 use bb_core::data::DatasetSpec;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,15 @@ impl TryFrom<Unchecked> for ArchSpec {
 }
 
 impl ArchSpec {
+    /// What a cell says of it.
+    pub fn in_cell(&self) -> Network {
+        Network {
+            arch: self.name().to_owned(),
+            width: self.width(),
+            classes: Some(self.classes()),
+        }
+    }
+
     /// `name` is one of [`NAMES`], `width` the channels of the first stage (64 is the standard network).
     pub fn new(name: &str, width: usize, classes: usize) -> Result<Self, NnError> {
         if !NAMES.contains(&name) {
