@@ -21,6 +21,7 @@
 //! label = "BadNets"                   # optional: what the table prints; needed if a method is there twice
 //! config = ["../attack/mine.toml"]    # optional: settings files, relative to this file
 //! set = { train.epochs = 3 }          # optional: single settings, over the files
+//! sweep = { ratio = [0.01, 0.1] }     # optional: one entry for each value, or for each combination of several
 //!
 //! [[model]]                           # a model that was trained elsewhere, in place of an attack or beside some
 //! path = "record/*"                   # what `bb-eval zoo import` takes, relative to this file; `*` and `?` stand for any
@@ -181,6 +182,8 @@ pub struct Entry {
     pub set: Vec<String>,
     /// Line of each of them in the grid file, counted from 1.
     pub set_lines: Vec<usize>,
+    /// What the table prints behind the label: the values of the sweep that this entry is of; empty without one.
+    pub variant: String,
     /// Line of the entry in the grid file, counted from 1.
     pub line: usize,
 }
@@ -203,6 +206,20 @@ pub struct Model {
 }
 
 impl Entry {
+    /// What the table prints, where `title` is the method's.
+    pub fn named(&self, title: &str) -> String {
+        let label = if self.label.is_empty() {
+            title
+        } else {
+            &self.label
+        };
+        if self.variant.is_empty() {
+            label.to_owned()
+        } else {
+            format!("{label} ({})", self.variant)
+        }
+    }
+
     /// Where a setting of [`Entry::set`] stands in the grid file at `path`.
     pub fn origin(&self, assignment: &str, path: &Path) -> Option<Origin> {
         let at = self.set.iter().position(|set| set == assignment)?;
@@ -313,38 +330,83 @@ fn entries(top: &Table<'_>, name: &str, path: &Path) -> Result<Vec<Entry>, GridE
     let mut seen = BTreeMap::<String, usize>::new();
     let mut entries = Vec::new();
     for t in top.tables(name)? {
-        t.only(&["method", "label", "config", "set"])?;
+        t.only(&["method", "label", "config", "set", "sweep"])?;
         let settings = t.table("set")?.map(|t| t.assignments()).unwrap_or_default();
-        let entry = Entry {
-            method: required(&t, "method")?.value,
-            label: word(&t, "label")?.map(|f| f.value).unwrap_or_default(),
-            config: t
-                .strs("config")?
-                .unwrap_or_default()
-                .into_iter()
-                .map(|f| folder.join(f.value))
-                .collect(),
-            set_lines: settings.iter().map(Field::line).collect(),
-            set: settings.into_iter().map(|f| f.value).collect(),
-            line: t.line(),
-        };
-        // Without a label the table prints the method's title, so the method stands for it here.
-        let label = if entry.label.is_empty() {
-            entry.method.clone()
-        } else {
-            entry.label.clone()
-        };
-        if let Some(first) = seen.insert(label.to_lowercase(), entry.line) {
-            return Err(GridError::SameLabel {
-                path: path.to_owned(),
-                label,
-                first,
-                line: entry.line,
-            });
+        let sweep = t.table("sweep")?.map(|t| t.alternatives()).transpose()?;
+        for sweep in combinations(&settings, &sweep.unwrap_or_default(), path)? {
+            let settings = settings.iter().chain(sweep.iter().copied());
+            let entry = Entry {
+                method: required(&t, "method")?.value,
+                label: word(&t, "label")?.map(|f| f.value).unwrap_or_default(),
+                config: t
+                    .strs("config")?
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(|f| folder.join(f.value))
+                    .collect(),
+                set_lines: settings.clone().map(Field::line).collect(),
+                set: settings.map(|f| f.value.clone()).collect(),
+                variant: variant(&sweep),
+                line: t.line(),
+            };
+            // Without a label the table prints the method's title, so the method stands for it here.
+            let label = entry.named(&entry.method);
+            if let Some(first) = seen.insert(label.to_lowercase(), entry.line) {
+                return Err(GridError::SameLabel {
+                    path: path.to_owned(),
+                    label,
+                    first,
+                    line: entry.line,
+                });
+            }
+            entries.push(entry);
         }
-        entries.push(entry);
     }
     Ok(entries)
+}
+
+/// One choice of each of the alternatives, for all choices; a single empty one where there are none.
+fn combinations<'a, 'b>(
+    set: &[Field<'b, String>],
+    sweep: &'a [Vec<Field<'b, String>>],
+    path: &Path,
+) -> Result<Vec<Vec<&'a Field<'b, String>>>, GridError> {
+    let key =
+        |field: &Field<'_, String>| field.value.split('=').next().unwrap_or_default().to_owned();
+    for values in sweep {
+        if let Some(first) = values.first()
+            && set.iter().any(|field| key(field) == key(first))
+        {
+            return Err(first
+                .refuse("a setting that is not in `set` as well")
+                .into());
+        }
+    }
+    let cells = sweep.iter().map(Vec::len).fold(1, usize::saturating_mul);
+    if cells > MOST_CELLS {
+        let path = path.to_owned();
+        return Err(GridError::TooManyCells { path, cells });
+    }
+    let mut all = vec![Vec::new()];
+    for values in sweep {
+        let longer = |one: &Vec<&'a Field<'b, String>>| {
+            let one = one.clone();
+            values
+                .iter()
+                .map(move |value| [&one[..], &[value]].concat())
+        };
+        all = all.iter().flat_map(longer).collect();
+    }
+    Ok(all)
+}
+
+/// `ratio=0.01, target=3`: what tells the entries of a sweep apart.
+fn variant(sweep: &[&Field<'_, String>]) -> String {
+    let words = sweep
+        .iter()
+        .map(|field| field.value.replace(['"', '\''], ""));
+    let text = words.collect::<Vec<_>>().join(", ");
+    text.replace(char::is_control, " ")
 }
 
 fn models(top: &Table<'_>, path: &Path) -> Result<Vec<Model>, StrictError> {
@@ -475,6 +537,62 @@ set.n = 0.3
         assert_eq!(split(GOOD), None);
         let chosen = GOOD.replace("train_limit = 100", "test_split = \"val\"");
         assert_eq!(split(&chosen).as_deref(), Some("val"));
+    }
+
+    #[test]
+    fn a_sweep_is_an_entry_for_each_combination() {
+        let text = GOOD.replace(
+            "set.n = 0.3",
+            "set.n = 0.3\nsweep = { unlearn.lr = [1e-3, 1e-4], \"scheme\" = [\"v1\", \"v2\"] }",
+        );
+        let grid = Grid::parse("g.toml", &text).expect("a good grid");
+        let names: Vec<String> = grid.defenses.iter().map(|e| e.named("TSBD")).collect();
+        assert_eq!(
+            names,
+            [
+                "TSBD (unlearn.lr=1e-3, scheme=v1)",
+                "TSBD (unlearn.lr=1e-3, scheme=v2)",
+                "TSBD (unlearn.lr=1e-4, scheme=v1)",
+                "TSBD (unlearn.lr=1e-4, scheme=v2)"
+            ]
+        );
+        let last = &grid.defenses[3];
+        assert_eq!(last.set, ["n=0.3", "unlearn.lr=1e-4", "scheme=\"v2\""]);
+        assert_eq!(last.set_lines, [20, 21, 21]);
+        assert_eq!(
+            grid.attacks[1].named("BadNets"),
+            "BadNets 5 %",
+            "none there"
+        );
+        for (sweep, expect) in [
+            (
+                "sweep.n = [1, 2]",
+                "`defense[0].sweep.n` is `1`, expected a setting that is not in `set` as well",
+            ),
+            (
+                "sweep.m = 1",
+                "`defense[0].sweep.m` is `1`, expected an array of the values to try",
+            ),
+            (
+                "sweep.m = []",
+                "`defense[0].sweep.m` is `[]`, expected an array of the values to try",
+            ),
+        ] {
+            let text = GOOD.replace("set.n = 0.3", &format!("set.n = 0.3\n{sweep}"));
+            let error = Grid::parse("g.toml", &text).expect_err(sweep);
+            assert_eq!(error.to_string(), format!("{expect}\n  in g.toml, line 21"));
+            assert_eq!(error.exit_code(), exit::USAGE);
+        }
+        let many = format!("{:?}", (0..101).collect::<Vec<_>>());
+        let text = GOOD.replace(
+            "set.n = 0.3",
+            &format!("sweep = {{ a = {many}, b = {many} }}"),
+        );
+        let error = Grid::parse("g.toml", &text).expect_err("ten thousand and more");
+        assert!(
+            error.to_string().starts_with("the grid has 10201 cells"),
+            "{error}"
+        );
     }
 
     #[test]

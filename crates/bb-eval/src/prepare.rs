@@ -525,7 +525,7 @@ fn attack(grid: &Grid, entry: &Entry) -> Result<PreparedAttack, Failure> {
     let ready = attack.resolve(&grid.dataset, &given);
     let ready = ready.map_err(|e| in_grid(e, grid, entry))?;
     Ok(PreparedAttack {
-        label: label(entry, attack.info().title),
+        label: entry.named(attack.info().title),
         source: Source::Trained(Trained {
             attack,
             given,
@@ -553,7 +553,7 @@ fn defense(
         other => other,
     })?;
     Ok(PreparedDefense {
-        label: label(entry, defense.info().title),
+        label: entry.named(defense.info().title),
         defense,
         given,
         ready,
@@ -568,14 +568,6 @@ fn in_grid(error: AttackError, grid: &Grid, entry: &Entry) -> AttackError {
             AttackError::Settings(error.relocated(&|set| entry.origin(set, &grid.path)))
         }
         other => other,
-    }
-}
-
-fn label(entry: &Entry, title: &str) -> String {
-    if entry.label.is_empty() {
-        title.to_owned()
-    } else {
-        entry.label.clone()
     }
 }
 

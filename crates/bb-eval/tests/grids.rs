@@ -155,6 +155,45 @@ fn a_panic_is_kept_as_a_failure_of_its_cell() {
 }
 
 #[test]
+fn each_value_of_a_sweep_has_its_row() {
+    let text = "
+        grid = { name = 'ratios', dataset = 'synthetic', width = 4, seeds = [0], train_limit = 100, test_limit = 40 }
+        attack = [{ method = 'badnets', sweep = { ratio = [0.05, 0.1] } }, { method = 'blended' }]
+    ";
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let places = Places {
+        out: Some(out.path().to_owned()),
+        data: None,
+    };
+    let prepared = |text: &str| {
+        Prepared::new(
+            Grid::parse("g.toml", text).expect("a good grid"),
+            &places,
+            &[],
+        )
+    };
+    let shown = prepared(text).expect("all is there");
+    let steps = plan(&shown).expect("a plan");
+    let titles: Vec<String> = steps.iter().map(|step| step.title(&shown)).collect();
+    assert_eq!(
+        titles,
+        [
+            "BadNets (ratio=0.05), seed 0",
+            "BadNets (ratio=0.1), seed 0",
+            "Blended, seed 0"
+        ]
+    );
+    let ids: std::collections::BTreeSet<_> =
+        steps.iter().filter_map(|step| step.place.clone()).collect();
+    assert_eq!(ids.len(), 3, "each is a cell of its own");
+    let error = prepared(&text.replace("[0.05, 0.1]", "[0.05, 7]"))
+        .err()
+        .expect("a ratio of 7");
+    let report = error.report(false);
+    assert!(report.contains("`ratio` is `7`"), "{report}");
+}
+
+#[test]
 fn a_cell_of_an_earlier_revision_is_named_and_not_taken() {
     // The images of a batch were decided otherwise by its first version.
     let text = "

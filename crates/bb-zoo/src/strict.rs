@@ -263,6 +263,30 @@ impl<'a, T> Field<'a, T> {
     }
 }
 
+/// A value of a table that is no table itself.
+struct Leaf<'a> {
+    document: &'a Document,
+    /// The key from the top of the document, for messages.
+    key: String,
+    /// The key from the table on, dotted and quoted where it must be.
+    path: String,
+    value: &'a Spanned<DeValue<'a>>,
+}
+
+impl<'a> Leaf<'a> {
+    /// `key=value` of the leaf's value, or of a part of it.
+    fn assignment(&self, value: &Spanned<DeValue<'a>>) -> Field<'a, String> {
+        let (path, span) = (&self.path, value.span());
+        let text = self.document.text.get(span.clone()).unwrap_or_default();
+        Field {
+            document: self.document,
+            key: self.key.clone(),
+            value: format!("{path}={text}"),
+            span,
+        }
+    }
+}
+
 impl<'a> Table<'a> {
     /// Line where the table begins, counted from 1.
     pub fn line(&self) -> usize {
@@ -394,13 +418,36 @@ impl<'a> Table<'a> {
 
     /// The leaves of this table as `key=value` with dotted keys and TOML values, as `--set` takes them.
     pub fn assignments(&self) -> Vec<Field<'a, String>> {
+        let leaf = |leaf: &Leaf<'a>| leaf.assignment(leaf.value);
+        self.all_leaves().iter().map(leaf).collect()
+    }
+
+    /// The leaves of this table, each an array, as one `key=value` for each of its elements.
+    ///
+    /// # Errors
+    /// A leaf that is no array, or has no element.
+    pub fn alternatives(&self) -> Result<Vec<Vec<Field<'a, String>>>, StrictError> {
+        let each = |leaf: &Leaf<'a>| {
+            let values = leaf.value.get_ref().as_array();
+            match values.filter(|values| !values.is_empty()) {
+                Some(values) => Ok(values.iter().map(|value| leaf.assignment(value)).collect()),
+                None => Err(leaf
+                    .assignment(leaf.value)
+                    .refuse("an array of the values to try")),
+            }
+        };
+        self.all_leaves().iter().map(each).collect()
+    }
+
+    /// In the order of the file.
+    fn all_leaves(&self) -> Vec<Leaf<'a>> {
         let mut leaves = Vec::new();
         self.leaves("", &mut leaves);
-        leaves.sort_by_key(|leaf| leaf.span.start);
+        leaves.sort_by_key(|leaf| leaf.value.span().start);
         leaves
     }
 
-    fn leaves(&self, path: &str, out: &mut Vec<Field<'a, String>>) {
+    fn leaves(&self, path: &str, out: &mut Vec<Leaf<'a>>) {
         for (key, value) in self.map {
             let name = quoted(key.get_ref());
             let path = if path.is_empty() {
@@ -417,12 +464,11 @@ impl<'a> Table<'a> {
                 };
                 below.leaves(&path, out);
             } else {
-                let text = self.document.text.get(value.span()).unwrap_or_default();
-                out.push(Field {
+                out.push(Leaf {
                     document: self.document,
                     key: self.key(key.get_ref()),
-                    span: value.span(),
-                    value: format!("{path}={text}"),
+                    path,
+                    value,
                 });
             }
         }
@@ -648,6 +694,39 @@ mod tests {
             found.expect("valid TOML"),
             ["b=1", "a.c=[1, 2]", "a.d.e=\"x\"", "\"k v\"=true"]
         );
+    }
+
+    #[test]
+    fn alternatives_are_the_elements_of_arrays() {
+        let all = |text: &str| {
+            let document = Document::new("t.toml", text);
+            let found = document.parse(|t| {
+                let all = t.alternatives()?.into_iter();
+                let values = |fields: Vec<Field<'_, String>>| {
+                    let fields = fields.into_iter().map(|f| (f.line(), f.value));
+                    fields.collect::<Vec<_>>()
+                };
+                Ok::<_, StrictError>(all.map(values).collect::<Vec<_>>())
+            });
+            found.map_err(|error| error.to_string())
+        };
+        let own = |line: usize, text: &str| (line, text.to_owned());
+        assert_eq!(
+            all("b = [1,\n 2]\na = { c = [[1, 2], []], d = [\"x\"] }"),
+            Ok(vec![
+                vec![own(1, "b=1"), own(2, "b=2")],
+                vec![own(3, "a.c=[1, 2]"), own(3, "a.c=[]")],
+                vec![own(3, "a.d=\"x\"")],
+            ])
+        );
+        for text in ["a.b = 1", "a.b = []"] {
+            let error = all(text).expect_err(text);
+            assert!(
+                error.starts_with("`a.b` is `")
+                    && error.contains("expected an array of the values to try"),
+                "{error}"
+            );
+        }
     }
 
     #[test]
