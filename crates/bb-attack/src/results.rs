@@ -1,5 +1,7 @@
 //! What the manifest of an attack's cell says under `results`.
 
+use bb_core::cell::contract::Wrong;
+use bb_core::cell::{Cell, CellError};
 use bb_core::data::NamedClass;
 use bb_core::metrics::{Ratio, Scores};
 use serde::{Deserialize, Serialize};
@@ -41,6 +43,25 @@ pub struct AttackResults {
 }
 
 impl AttackResults {
+    /// What an attack's cell says.
+    ///
+    /// # Errors
+    /// [`CellError::Results`] for what is none of this, [`CellError::Field`] if images are poisoned and their scores are
+    /// missing.
+    pub fn of(cell: &Cell) -> Result<Self, CellError> {
+        let results: Self = cell.results()?;
+        let scores = [("results.asr", results.asr), ("results.ra", results.ra)];
+        let missing = scores.iter().find(|(_, ratio)| ratio.is_none());
+        if let Some(&(field, _)) = missing.filter(|_| results.poison.test > 0) {
+            return Err(cell.refuse(Wrong {
+                field,
+                found: None,
+                expected: "how many of how many images".to_owned(),
+            }));
+        }
+        Ok(results)
+    }
+
     /// The three scores; ASR and RA are of no image where nothing is poisoned.
     pub fn scores(&self) -> Scores {
         Scores {
@@ -102,4 +123,70 @@ pub struct Tensors {
     pub loaded: u64,
     /// Those that were left out.
     pub ignored: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use bb_core::cell::{CellSpec, Kind, Opened, open};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn cell(results: Value) -> Result<AttackResults, String> {
+        let out = tempfile::tempdir().expect("a temporary folder");
+        let spec = CellSpec {
+            kind: Kind::Attack,
+            method: "badnets".to_owned(),
+            dataset: "synthetic".to_owned(),
+            arch: "x".to_owned(),
+            settings: json!({}),
+            inputs: BTreeMap::new(),
+            seed: 0,
+        };
+        let Ok(Opened::Work(work)) = open(out.path(), &spec) else {
+            panic!("nobody works on it");
+        };
+        let cell = work.finish(results).expect("complete");
+        AttackResults::of(&cell).map_err(|error| {
+            let text = error.to_string();
+            text.replace(&out.path().display().to_string(), "OUT")
+        })
+    }
+
+    #[test]
+    fn scores_of_poisoned_images_are_there_or_missed() {
+        let ratio = json!({ "hits": 3, "total": 4 });
+        let clean = cell(json!({ "acc": ratio, "asr": null, "ra": null })).expect("no images");
+        assert_eq!(clean.scores().acc.hits, 3);
+        assert_eq!(clean.scores().asr, Ratio::default());
+        let poison = json!({ "train": 1, "test": 4 });
+        let whole = json!({ "acc": ratio, "asr": ratio, "ra": ratio, "poison": poison });
+        assert_eq!(cell(whole.clone()).expect("whole").scores().ra.total, 4);
+        for name in ["asr", "ra"] {
+            let mut lacking = whole.clone();
+            lacking[name] = Value::Null;
+            let error = cell(lacking).expect_err(name);
+            assert!(
+                error.starts_with(&format!("`results.{name}` is missing in `OUT/attack/")),
+                "{error}"
+            );
+            let mut wrong = whole.clone();
+            wrong[name] = json!({ "hits": -1, "total": 4 });
+            let error = cell(wrong).expect_err(name);
+            assert!(
+                error.ends_with(&format!("has no valid `results.{name}.hits`")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let none = json!(AttackResults::default());
+        let keys: Vec<&String> = none.as_object().expect("an object").keys().collect();
+        assert_eq!(keys, ["acc", "asr", "ra", "classes", "target", "poison"]);
+        assert_eq!(none["poison"], json!({ "train": 0, "test": 0 }));
+    }
 }

@@ -82,7 +82,7 @@ impl Listed {
     pub fn scores(&self) -> Option<Scores> {
         let cell = self.cell()?;
         match self.kind {
-            Kind::Attack => Some(cell.results::<AttackResults>().ok()?.scores()),
+            Kind::Attack => Some(AttackResults::of(cell).ok()?.scores()),
             Kind::Defense => Some(cell.results::<Results>().ok()?.after),
         }
     }

@@ -727,7 +727,7 @@ fn execute_zoo(command: ZooCommand) -> Result<(), Failure> {
             log.info("imported", &text, &Value::Null)?;
             // A repaired model has the images of its attack.
             if cell.manifest.kind == Kind::Attack
-                && let Some(images) = cell.results::<AttackResults>()?.images
+                && let Some(images) = AttackResults::of(&cell)?.images
             {
                 let text = format!("images: {}", zoo::record::say(&images));
                 log.info("imported", &text, &images)?;

@@ -164,7 +164,7 @@ pub fn facts(cell: &Cell, paper: &Paper) -> Facts {
 /// The share of the training images that a record holds as poisoned ones, to three digits, since the benchmark rounds their
 /// number; `None` where it holds none of them, as of attacks that poison in the training loop.
 fn imported_ratio(cell: &Cell) -> Option<f64> {
-    let results: AttackResults = cell.results().ok()?;
+    let results = AttackResults::of(cell).ok()?;
     let poisoned = Some(results.poison.train).filter(|n| *n > 0)?;
     let all = Some(results.images?.train).filter(|n| *n > 0)?;
     format!("{:.2e}", poisoned as f64 / all as f64).parse().ok()
@@ -172,7 +172,7 @@ fn imported_ratio(cell: &Cell) -> Option<f64> {
 
 /// The class that poisoned images are to be given, where there is one and the manifest names it.
 fn target(cell: &Cell) -> Option<NamedClass> {
-    cell.results::<AttackResults>().ok()?.target
+    AttackResults::of(cell).ok()?.target
 }
 
 /// What the table compares with a paper's setting, of a defense with these settings.
@@ -520,7 +520,7 @@ impl Gathered {
     }
 
     fn attack(&mut self, attack: usize, seed: u64, cell: &Cell) -> Result<(), CollectError> {
-        let scores = cell.results::<AttackResults>()?.scores();
+        let scores = AttackResults::of(cell)?.scores();
         let (seconds, peak_kib) = spent(cell);
         self.observations.push(Observation {
             attack,

@@ -88,7 +88,7 @@ fn scores(out: &mut String, scores: &Scores) {
 }
 
 fn of_attack(out: &mut String, cell: &Cell) -> Result<(), Failure> {
-    let results: AttackResults = cell.results()?;
+    let results = AttackResults::of(cell)?;
     section(out, "scores of the trained model");
     scores(out, &results.scores());
     section(out, "what it was trained on");

@@ -243,7 +243,7 @@ type Claims = (Scores, Vec<Claim>, Vec<&'static str>);
 fn of_attack(cell: &Cell, (dataset, poisoned): (&Dataset, &PoisonSet)) -> Result<Claims, Failure> {
     let classes = dataset.spec.classes;
     let mut claims = Vec::new();
-    let results: AttackResults = cell.results()?;
+    let results = AttackResults::of(cell)?;
     claims.push(Claim::new(
         "poison.test",
         poisoned.len() as u64,
@@ -353,14 +353,14 @@ fn on_images_of(
     let same_data = ours.spec().input(Input::Dataset) == theirs.spec().input(Input::Dataset);
     let expected = same_data.then(|| -> Result<Scores, Failure> {
         Ok(Scores {
-            acc: cell.results::<AttackResults>()?.acc,
+            acc: AttackResults::of(cell)?.acc,
             ..found
         })
     });
     Ok(Verified {
         found,
         expected: expected.transpose()?,
-        der: der(&attack.results::<AttackResults>()?.scores(), &found),
+        der: der(&AttackResults::of(&attack)?.scores(), &found),
         claims: Vec::new(),
         unchecked: Vec::new(),
     })

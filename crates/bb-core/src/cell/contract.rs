@@ -196,7 +196,8 @@ impl Cell {
         })
     }
 
-    fn refuse(&self, wrong: Wrong) -> CellError {
+    /// The error that a field of this cell's manifest is not what it must be.
+    pub fn refuse(&self, wrong: Wrong) -> CellError {
         CellError::Field {
             path: self.file(MANIFEST),
             wrong,
