@@ -127,6 +127,8 @@ impl Listed {
 /// # Errors
 /// If a folder cannot be listed. Links are given as damaged cells, since nothing is read through them.
 pub fn list(out: &Path, filter: &Filter) -> Result<Vec<Listed>, CollectError> {
+    // A wrong name is no empty folder.
+    fs_err::read_dir(out)?;
     let mut found: Vec<Listed> = Vec::new();
     for kind in [Kind::Attack, Kind::Defense] {
         let folders = Folders::of(out, kind)?;

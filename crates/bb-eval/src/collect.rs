@@ -358,7 +358,7 @@ pub fn from_folder(
         });
     }
     let mut left_out: Vec<String> = unusable.lines().collect();
-    let mut tables = Vec::new();
+    let (mut tables, mut lacking) = (Vec::new(), None);
     for ((dataset, arch, data), attacks) in &groups {
         let key = (dataset.clone(), arch.clone(), data.clone());
         let defenses: Vec<&Cell> = defenses.iter().filter(|c| group(c) == key).collect();
@@ -372,8 +372,14 @@ pub fn from_folder(
         let precisions = precisions.collect();
         input.title = title(dataset, arch, train, test, &precisions, &input.seeds);
         (input.dataset, input.arch, input.data) = key;
-        input.select(selection)?;
-        tables.push(Table::new(&input));
+        // What one table lacks another one may have.
+        match input.select(selection) {
+            Ok(()) => tables.push(Table::new(&input)),
+            Err(error) => lacking = Some(error),
+        }
+    }
+    if let Some(error) = lacking.filter(|_| tables.is_empty()) {
+        return Err(error.into());
     }
     if let Some(last) = tables.last_mut() {
         last.left_out.extend(left_out);

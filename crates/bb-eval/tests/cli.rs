@@ -339,6 +339,29 @@ fn cells_are_listed_explained_and_compared_by_their_ids() {
     assert_eq!(none, "nothing differs in `manifest.json`\n");
 
     place.ok(&["verify", repair, "--store", "out"]);
+    let (code, _, stderr) = place.fails(&["ls", "absent"]);
+    assert_eq!(code, 3, "{stderr}");
+    assert!(stderr.contains("`absent`"), "{stderr}");
+    let narrow = place.ok(&[
+        "table",
+        "out",
+        "--attacks",
+        "blended",
+        "--layout",
+        "paper",
+        "--metrics",
+        "asr",
+    ]);
+    assert!(
+        narrow.contains("Blended") && !narrow.contains("BadNets") && !narrow.contains("ACC ↑"),
+        "{narrow}"
+    );
+    let (code, _, stderr) = place.fails(&["table", "out", "--attacks", "wanet"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(
+        stderr.contains("the table has no attack `wanet`, expected one of `BadNets`, `Blended`"),
+        "{stderr}"
+    );
     let (code, _, stderr) = place.fails(&["explain", "0000000000", "--store", "out"]);
     assert_eq!(code, 3, "{stderr}");
     assert!(
