@@ -40,9 +40,12 @@ pub fn explain(cell: &Cell, extra: &[&'static dyn AnyDefense]) -> Result<String,
     if let Some(env) = Env::read(cell) {
         of_run(out, &env);
     }
-    // A stranger's words are no commands for a terminal.
-    let plain = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
-    Ok(text.chars().map(plain).collect())
+    Ok(plain(&text))
+}
+
+/// A stranger's words are no commands for a terminal.
+fn plain(text: &str) -> String {
+    text.replace(|c: char| c.is_control() && c != '\n', " ")
 }
 
 fn section(out: &mut String, title: &str) {
@@ -349,6 +352,5 @@ pub fn diff(a: &Cell, b: &Cell) -> String {
     if text.is_empty() {
         let _ = writeln!(text, "nothing differs in `{MANIFEST}`");
     }
-    let plain = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
-    text.chars().map(plain).collect()
+    plain(&text)
 }

@@ -17,6 +17,7 @@ pub mod collect;
 pub mod explain;
 pub mod grid;
 mod leaves;
+mod markup;
 mod network;
 pub mod paper;
 pub mod part;

@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use crate::markup::escaped;
+
 /// A figure.
 #[derive(Clone, Debug)]
 pub struct Figure {
@@ -265,21 +267,6 @@ impl Axis {
         let tick = if tick.abs() < 1e-300 { 0.0 } else { tick };
         format!("{tick:.*}", self.decimals)
     }
-}
-
-/// Text in XML.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use super::sheet::{Band, Entry, Sheet};
 use super::text::groups;
 use super::{Layout, Table, View};
+use crate::markup::escaped;
 
 /// How the page looks, in light and in dark.
 const STYLE: &str = "
@@ -21,7 +22,7 @@ ul { padding-left: 1.2rem; }
 /// Writes the tables on one page; the best values are bold, the second best of [`Layout::Paper`] underlined.
 pub fn write(tables: &[Table], view: &View) -> String {
     let sheets: Vec<Sheet> = tables.iter().map(|table| Sheet::new(table, view)).collect();
-    let titles: Vec<String> = sheets.iter().map(|sheet| escape(&sheet.title)).collect();
+    let titles: Vec<String> = sheets.iter().map(|sheet| escaped(&sheet.title)).collect();
     let mut out = String::new();
     let _ = write!(
         out,
@@ -47,7 +48,7 @@ pub fn write(tables: &[Table], view: &View) -> String {
             .chain(&second)
             .chain(&sheet.notes)
         {
-            let _ = writeln!(out, "<li>{}</li>", escape(note));
+            let _ = writeln!(out, "<li>{}</li>", escaped(note));
         }
         out.push_str("</ul>\n");
     }
@@ -64,7 +65,7 @@ fn write_band(out: &mut String, band: &Band, layout: Layout) {
         let mut next = 0;
         for (name, first, last) in &groups {
             out.push_str(&"<th></th>".repeat(first - next));
-            let (span, name) = (last - first + 1, escape(name));
+            let (span, name) = (last - first + 1, escaped(name));
             let _ = write!(out, "<th class=\"g\" colspan=\"{span}\">{name}</th>");
             next = last + 1;
         }
@@ -73,7 +74,7 @@ fn write_band(out: &mut String, band: &Band, layout: Layout) {
     }
     out.push_str("<tr>");
     for head in &band.heads {
-        let (class, title) = (class(head.number), escape(&head.title));
+        let (class, title) = (class(head.number), escaped(&head.title));
         let _ = write!(out, "<th{class}>{title}</th>");
     }
     out.push_str("</tr>\n</thead>\n");
@@ -98,7 +99,7 @@ fn write_band(out: &mut String, band: &Band, layout: Layout) {
 }
 
 fn cell(entry: &Entry) -> String {
-    let (text, sign) = (escape(&entry.text), escape(&entry.sign));
+    let (text, sign) = (escaped(&entry.text), escaped(&entry.sign));
     if entry.best {
         format!("<b>{text}</b>{sign}")
     } else if entry.second {
@@ -106,20 +107,4 @@ fn cell(entry: &Entry) -> String {
     } else {
         format!("{text}{sign}")
     }
-}
-
-/// Keeps a label from being read as markup.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            c if c.is_control() => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out
 }
