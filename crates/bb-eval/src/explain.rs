@@ -177,7 +177,10 @@ fn of_defense(out: &mut String, cell: &Cell) -> Result<(), Failure> {
     }
     section(out, "what the defender was given");
     match &results.clean {
-        Some(clean) => field(out, "clean images", &json!(clean).to_string()),
+        Some(clean) => {
+            let say = format!("{} of {} training images", clean.images, clean.of);
+            field(out, "clean images", &say);
+        }
         None => field(out, "clean images", "none"),
     }
     if let Ok(attack) = cell.input(Input::Attack) {
@@ -233,6 +236,7 @@ fn settings(out: &mut String, cell: &Cell, extra: &[&'static dyn AnyDefense]) {
             Some((usual, origin)) => &format!("  # set for this run; {origin} has {usual}"),
             None => "  # set for this run",
         };
+        let value = if value.is_empty() { "\"\"" } else { &value };
         field(out, &name, &format!("{value}{origin}"));
     }
 }

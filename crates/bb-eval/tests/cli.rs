@@ -320,6 +320,7 @@ fn cells_are_listed_explained_and_compared_by_their_ids() {
         "# set for this run; ".to_owned(),
         "# recipe configs/defense/tsbd/synthetic.toml".to_owned(),
         "took  ".to_owned(),
+        " of 200 training images\n".to_owned(),
     ] {
         assert!(said.contains(&expect), "{expect}\n{said}");
     }
