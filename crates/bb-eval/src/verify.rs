@@ -218,6 +218,8 @@ pub fn verify(
         (Kind::Attack, None) => cell.clone(),
         (Kind::Defense, named) => find_attack(&cell, named)?,
     };
+    // Before the data, which take longer: what names no network is not measured.
+    attack.network()?;
     let dataset = open_data(&attack, data)?;
     let poisoned = test_set(&attack, &dataset)?;
     let images = (&dataset, &poisoned);
