@@ -46,8 +46,7 @@ impl AttackResults {
     /// What an attack's cell says.
     ///
     /// # Errors
-    /// [`CellError::Results`] for what is none of this, [`CellError::Field`] if images are poisoned and their scores are
-    /// missing.
+    /// [`CellError::Results`] if a field is wrong, [`CellError::Field`] if images are poisoned and have no scores.
     pub fn of(cell: &Cell) -> Result<Self, CellError> {
         let results: Self = cell.results()?;
         let scores = [("results.asr", results.asr), ("results.ra", results.ra)];

@@ -215,9 +215,9 @@ pub struct Left {
 impl Left {
     /// The time of one cell is the mean of the same attack, or defense, with other seeds or on other attacks; of an attack
     /// that was never trained that of all attacks.
-    pub fn of(steps: &[Step]) -> Self {
+    pub fn of<'a>(steps: impl Iterator<Item = &'a Step> + Clone) -> Self {
         let times: Vec<(&Step, f64)> = steps
-            .iter()
+            .clone()
             .filter_map(|step| Some((step, spent(step.cell()?).0?)))
             .collect();
         let mean = |like: &dyn Fn(&Step) -> bool| {
@@ -353,7 +353,7 @@ pub fn show(prepared: &Prepared, steps: &[Step]) -> String {
         }
     }
     text.push('\n');
-    if let Some(say) = Left::of(steps).say() {
+    if let Some(say) = Left::of(steps.iter()).say() {
         let _ = writeln!(text, "left: {say}");
     }
     text

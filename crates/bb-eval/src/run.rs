@@ -422,12 +422,9 @@ impl<'a> Runner<'a> {
 
     /// Says how long the cells that are asked for will take.
     fn say_left(&self) -> Result<(), Failure> {
-        let asked = self.steps.iter().zip(&self.asked);
-        let asked: Vec<Step> = asked
-            .filter(|(_, asked)| **asked)
-            .map(|(step, _)| step.clone())
-            .collect();
-        match Left::of(&asked).say() {
+        let steps = self.steps.iter().zip(&self.asked);
+        let asked = steps.filter(|(_, asked)| **asked).map(|(step, _)| step);
+        match Left::of(asked).say() {
             Some(say) => Ok(self
                 .log
                 .info("left", &format!("left: {say}"), &Value::Null)?),

@@ -1,5 +1,5 @@
-//! What differs from run to run: the machine, the program, the time. It lies in `env.json`, and never where results are
-//! compared.
+//! What differs from run to run: the machine, the program, the time. It is kept in `env.json`, apart from the results,
+//! which are compared.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

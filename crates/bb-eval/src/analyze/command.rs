@@ -76,7 +76,7 @@ pub(crate) struct CommonArgs {
 }
 
 impl CommonArgs {
-    /// Also gives the folder of results, in which other cells are looked for.
+    /// Also returns the folder of results, to find other cells in.
     fn start(self) -> Result<(Request, StoreArgs), Failure> {
         // What is there already is said before anything is computed.
         super::output::check(&self.out)?;
